@@ -1,0 +1,290 @@
+//! Every control message on one screen.
+//!
+//! Agents and clients each hold one WebSocket link to the broker ([`AGENT_LINK`], [`CLIENT_LINK`]) and exchange these
+//! as JSON text messages. Unknown fields are ignored so that a newer peer may add some; an unknown `type` is
+//! [`Code::MessageMalformed`](crate::Code). Times are Unix milliseconds, durations microseconds where the name says so.
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::code::Code;
+use crate::secret::Secret;
+
+/// Version of the messages below. The links' paths and ALPNs carry it.
+pub const PROTOCOL: u32 = 1;
+/// Path of the agents' link.
+pub const AGENT_LINK: &str = "/v1/link/agent";
+/// Path of the clients' link.
+pub const CLIENT_LINK: &str = "/v1/link/client";
+/// Largest message in bytes. The largest honest one, an agent's register with 100 resources, is about 16 KiB.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// Names a session. Chosen by the broker, stable over all legs and restarts. 12 lower-case base32 characters.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SessionId(pub String);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A DER SubjectPublicKeyInfo (RFC 7250 raw public key) in base64url: who the other end of a session must be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PublicKey(pub String);
+
+/// Proof, sealed by the broker, that a session was granted. Both ends keep it and show it to resume or re-register.
+pub type SealedGrant = Secret;
+
+/// What an agent offers under a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resource {
+    /// Unique name in the feed: 1 to 63 of `a-z 0-9 - _ .`.
+    pub name: String,
+    /// What it carries.
+    pub kind: ResourceKind,
+    /// Where the agent reaches it, `HOST:PORT`; shown to administrators only.
+    pub target: String,
+}
+
+/// What a resource carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResourceKind {
+    /// Byte streams: each application connection is a channel.
+    Tcp,
+}
+
+/// From an agent to the broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromAgent {
+    /// First message on a link.
+    Register {
+        /// [`PROTOCOL`].
+        protocol: u32,
+        /// Software version, for people.
+        version: String,
+        /// The agent's name.
+        name: String,
+        /// The agent's long-lived key.
+        key: PublicKey,
+        /// What it offers.
+        resources: Vec<Resource>,
+        /// Sessions it still holds: a restarted broker rebuilds its registry from these.
+        sessions: Vec<SealedGrant>,
+    },
+    /// Asks for tickets for this many warm legs.
+    WarmLegs {
+        /// How many.
+        count: u32,
+    },
+    /// Figures of sessions that moved since the last report.
+    Report {
+        /// One per session.
+        sessions: Vec<SessionReport>,
+    },
+    /// A session is over at the agent.
+    Ended {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        code: Code,
+    },
+}
+
+/// From the broker to an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToAgent {
+    /// Answer to `register`.
+    Registered,
+    /// The broker refuses the link or a request; after this on an unregistered link it closes.
+    Refused {
+        /// Symbolic code.
+        code: Code,
+        /// What happened.
+        message: String,
+    },
+    /// Answer to `warm_legs`: dial the gateway with each, and let the leg wait.
+    WarmTickets {
+        /// One per leg.
+        tickets: Vec<LegTicket>,
+    },
+    /// Expect a leg for this session.
+    Offer {
+        /// The session, whole, so that an agent that does not know it can create it.
+        session: SessionOffer,
+        /// How the leg comes about.
+        leg: AgentLeg,
+    },
+    /// End this session now.
+    End {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        code: Code,
+    },
+}
+
+/// A session as its agent must know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionOffer {
+    /// Its id.
+    pub id: SessionId,
+    /// Who uses it.
+    pub user: String,
+    /// What is used.
+    pub resource: String,
+    /// The client's key for this session.
+    pub client_key: PublicKey,
+    /// To be shown in `register` after a broker restart.
+    pub grant: SealedGrant,
+}
+
+/// How an agent's leg for an offer comes about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "snake_case")]
+pub enum AgentLeg {
+    /// Dial the gateway with this ticket.
+    Dial {
+        /// The ticket.
+        ticket: LegTicket,
+    },
+    /// The warm leg under this pair will be used.
+    Warm {
+        /// [`LegTicket::pair`] of the warm leg.
+        pair: String,
+    },
+}
+
+/// One-time admission to a gateway for one leg.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LegTicket {
+    /// The meeting, 32 hex digits.
+    pub pair: String,
+    /// The ticket's server name: goes into the ClientHello.
+    pub server_name: Secret,
+    /// `HOST:PORT` of the gateway; absent: the broker's own address, as the peer dialled it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+}
+
+/// From a client to the broker. `request` numbers are the client's own and come back in the answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromClient {
+    /// Asks for a session.
+    Open {
+        /// Request number.
+        request: u64,
+        /// [`PROTOCOL`].
+        protocol: u32,
+        /// Resource name.
+        resource: String,
+        /// The client's key for this session.
+        key: PublicKey,
+    },
+    /// Asks for another leg for a session that was granted before.
+    Leg {
+        /// Request number.
+        request: u64,
+        /// The session's proof.
+        grant: SealedGrant,
+    },
+    /// Figures of sessions that moved since the last report.
+    Report {
+        /// One per session.
+        sessions: Vec<SessionReport>,
+    },
+    /// The client ended a session.
+    Ended {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        code: Code,
+    },
+}
+
+/// From the broker to a client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToClient {
+    /// Answer to `open`.
+    Granted {
+        /// Request number.
+        request: u64,
+        /// The new session's id.
+        session: SessionId,
+        /// Name of the agent that serves it.
+        agent: String,
+        /// The agent's key.
+        agent_key: PublicKey,
+        /// The session's proof, for `leg`.
+        grant: SealedGrant,
+        /// Admission of the first leg.
+        ticket: LegTicket,
+    },
+    /// Answer to `leg`.
+    Leg {
+        /// Request number.
+        request: u64,
+        /// Admission of the leg.
+        ticket: LegTicket,
+    },
+    /// The request is refused.
+    Refused {
+        /// Request number; 0 when the refusal answers no particular request.
+        request: u64,
+        /// Symbolic code.
+        code: Code,
+        /// What happened.
+        message: String,
+    },
+    /// End this session now.
+    End {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        code: Code,
+    },
+}
+
+/// An endpoint's view of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionReport {
+    /// Which.
+    pub session: SessionId,
+    /// The session's proof; sent in the first report on each link, so that a restarted broker knows the session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<SealedGrant>,
+    /// Transport label, e.g. `TCP (Reverse-Connect)`; absent while no leg carries the session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<String>,
+    /// End-to-end round trip, measured by the session layer's PING.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt: Option<RttView>,
+    /// Application bytes from client to target.
+    pub client_to_target: u64,
+    /// Application bytes from target to client.
+    pub target_to_client: u64,
+    /// Open channels.
+    pub channels: u32,
+    /// Legs lost and replaced so far.
+    pub resumes: u32,
+}
+
+/// A round-trip time over its recent samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RttView {
+    /// Exponentially smoothed (RFC 6298 weights), microseconds.
+    pub smoothed_us: u32,
+    /// Smallest ever, microseconds.
+    pub min_us: u32,
+    /// Median of the recent samples, microseconds.
+    pub p50_us: u32,
+    /// 99th percentile of the recent samples, microseconds.
+    pub p99_us: u32,
+}

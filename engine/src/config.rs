@@ -1,0 +1,25 @@
+//! What a gateway can be told.
+use crate::Limits;
+
+/// Where readiness comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoChoice {
+    /// io_uring where the kernel has what we need (6.1 and later, not forbidden by seccomp or sysctl), else epoll.
+    #[default]
+    Auto,
+    /// io_uring, or refuse to start.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+/// Configuration of a [`crate::Gateway`].
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Where readiness comes from. Default: [`IoChoice::Auto`].
+    pub io: IoChoice,
+    /// Relay workers: one pinned thread and one ring each. Default: the number of cores this process may use.
+    pub workers: usize,
+    /// What the gateway holds at most.
+    pub limits: Limits,
+}

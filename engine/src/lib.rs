@@ -1,0 +1,26 @@
+//! Gateway data plane: admits legs, pairs them and moves their bytes.
+//!
+//! Two TCP connections, one from the client and one from the agent, each open with a TLS ClientHello whose server
+//! name carries a ticket. The [`gateway`] reads that hello, asks an [`Admission`] about it, and hands the leg to a
+//! relay worker; the worker pairs it with its mate and splices the two until both directions have ended. The engine
+//! never holds a key and never sees plaintext.
+//!
+//! The engine knows nothing of users, resources or sessions: its nouns are *leg*, *pair* and *flow*.
+
+mod admission;
+mod config;
+mod event;
+mod id;
+mod limits;
+mod outcome;
+
+pub use admission::{Admission, Admitted, Refusal, Verdict};
+pub use config::{EngineConfig, IoChoice};
+pub use event::{ForeignConnection, GatewayEvent};
+pub use id::{LegSide, PairId};
+pub use limits::Limits;
+pub use outcome::{Cause, Outcome, Phase};
+
+/// Live figures of one pair, shared with the owner.
+#[derive(Debug, Default)]
+pub struct PairMeter;
