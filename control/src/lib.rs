@@ -1,10 +1,11 @@
 //! Control plane: who may reach what, and the conversation between broker, agent and client.
 //!
-//! * [`wire`] holds every message, [`code`] every error.
+//! * [`wire`] holds every message, [`api`] the HTTP API, [`code`] every error.
 //! * `broker` signs in, decides, orchestrates; it owns the database, the registry of sessions and the gateway.
 //! * `agent` keeps a link and warm legs, and connects sessions to targets.
 //! * `client` asks for sessions and carries application connections into them.
 
+pub mod api;
 pub mod code;
 pub mod invite;
 pub mod secret;
