@@ -50,7 +50,8 @@ fn crates_depend_only_downwards() {
         .current_dir(root())
         .output()
         .expect("cargo metadata runs");
-    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let metadata: Value =
+        serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
     let allowed: &[(&str, &[&str])] = &[
         ("switchback-engine", &[]),
         ("switchback-shortpath", &[]),
@@ -85,7 +86,11 @@ fn unsafe_lives_in_the_ring_only_and_every_block_says_why() {
         let blocks = text
             .lines()
             .filter(|line| !line.trim_start().starts_with("//"))
-            .filter(|line| line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl"))
+            .filter(|line| {
+                line.contains("unsafe {")
+                    || line.contains("unsafe fn")
+                    || line.contains("unsafe impl")
+            })
             .count();
         if name.starts_with("engine/src/ring/") {
             let reasons = text.matches("// SAFETY:").count() + text.matches("# Safety").count();
@@ -113,11 +118,19 @@ const PURE: &[&str] = &[
 
 #[test]
 fn pure_modules_never_read_a_clock_or_touch_a_socket() {
-    const ACTS: &[&str] =
-        &["Instant::now", "SystemTime::now", "std::net::Tcp", "std::net::Udp", "tokio::", "std::thread", "rustix::"];
+    const ACTS: &[&str] = &[
+        "Instant::now",
+        "SystemTime::now",
+        "std::net::Tcp",
+        "std::net::Udp",
+        "tokio::",
+        "std::thread",
+        "rustix::",
+    ];
     let files = rust_files();
     for pure in PURE {
-        let matching: Vec<_> = files.iter().filter(|path| relative(path).starts_with(pure)).collect();
+        let matching: Vec<_> =
+            files.iter().filter(|path| relative(path).starts_with(pure)).collect();
         assert!(!matching.is_empty(), "{pure} is listed as pure but does not exist");
         for path in matching.into_iter().filter(|path| !path.ends_with("tests.rs")) {
             let code = production_code(&fs::read_to_string(path).unwrap());
@@ -130,7 +143,12 @@ fn pure_modules_never_read_a_clock_or_touch_a_socket() {
 
 #[test]
 fn nothing_is_left_to_do_in_the_text() {
-    let markers = ["TO".to_owned() + "DO", "FIX".to_owned() + "ME", "XX".to_owned() + "X", "todo".to_owned() + "!("];
+    let markers = [
+        "TO".to_owned() + "DO",
+        "FIX".to_owned() + "ME",
+        "XX".to_owned() + "X",
+        "todo".to_owned() + "!(",
+    ];
     for path in rust_files() {
         let text = fs::read_to_string(&path).unwrap();
         for marker in &markers {
@@ -141,9 +159,17 @@ fn nothing_is_left_to_do_in_the_text() {
 
 #[test]
 fn every_crate_denies_what_the_workspace_denies() {
-    for manifest in ["Cargo.toml", "engine/Cargo.toml", "shortpath/Cargo.toml", "control/Cargo.toml", "bench/Cargo.toml"]
-    {
+    for manifest in [
+        "Cargo.toml",
+        "engine/Cargo.toml",
+        "shortpath/Cargo.toml",
+        "control/Cargo.toml",
+        "bench/Cargo.toml",
+    ] {
         let text = fs::read_to_string(root().join(manifest)).unwrap();
-        assert!(text.contains("[lints]\nworkspace = true"), "{manifest} must inherit the workspace's lints");
+        assert!(
+            text.contains("[lints]\nworkspace = true"),
+            "{manifest} must inherit the workspace's lints"
+        );
     }
 }

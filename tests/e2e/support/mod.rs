@@ -1,0 +1,58 @@
+//! Starts, stops and observes real `switchback` processes.
+mod bed;
+mod process;
+mod proxy;
+mod targets;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+pub use bed::{Bed, IOS, Io};
+pub use process::{Output, Process, switchback};
+pub use proxy::FreezingProxy;
+pub use targets::{EchoTarget, SinkTarget};
+
+/// Waits until `probe` gives a value, and says what it waited for when it does not.
+pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited {limit:?} in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The path of a program, or `None` after printing that the test is skipped.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|dir| dir.join(name))
+        .find(|candidate| candidate.is_file());
+    if found.is_none() {
+        println!("SKIPPED: `{name}` is not installed (scripts/test installs it when run as root)");
+    }
+    found
+}
+
+/// A deterministic, incompressible byte stream: the same seed gives the same bytes.
+pub struct Bytes(u64);
+
+impl Bytes {
+    pub fn seeded(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn fill(&mut self, buffer: &mut [u8]) {
+        for chunk in buffer.chunks_mut(8) {
+            // xorshift64: cheap and plenty random to catch lost, doubled or reordered bytes.
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            let word = self.0.to_le_bytes();
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+    }
+}

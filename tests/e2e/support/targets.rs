@@ -1,0 +1,92 @@
+//! Services for agents to reach.
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+/// Sends back what it receives, and ends its side when the peer has ended its own.
+pub struct EchoTarget {
+    addr: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl EchoTarget {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = listener.local_addr().unwrap();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&accepted);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                count.fetch_add(1, Ordering::Relaxed);
+                thread::Builder::new()
+                    .stack_size(128 * 1024)
+                    .spawn(move || echo(stream))
+                    .expect("a thread");
+            }
+        });
+        Self { addr, accepted }
+    }
+
+    pub fn resource(&self, name: &str) -> String {
+        format!("{name}=tcp:{}", self.addr)
+    }
+
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+}
+
+fn echo(mut stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let mut buffer = [0; 32 * 1024];
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..count]).is_err() {
+            return;
+        }
+    }
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// Accepts and reads only while allowed to: a slow service.
+pub struct SinkTarget {
+    addr: SocketAddr,
+    reading: Arc<AtomicBool>,
+}
+
+impl SinkTarget {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = listener.local_addr().unwrap();
+        let reading = Arc::new(AtomicBool::new(false));
+        let allowed = Arc::clone(&reading);
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let allowed = Arc::clone(&allowed);
+                thread::spawn(move || {
+                    let (mut total, mut buffer) = (0u64, [0; 64 * 1024]);
+                    loop {
+                        while !allowed.load(Ordering::Relaxed) {
+                            thread::sleep(std::time::Duration::from_millis(5));
+                        }
+                        match stream.read(&mut buffer) {
+                            Ok(count @ 1..) => total += count as u64,
+                            _ => break,
+                        }
+                    }
+                    let _ = stream.write_all(&total.to_be_bytes());
+                });
+            }
+        });
+        Self { addr, reading }
+    }
+
+    pub fn resource(&self, name: &str) -> String {
+        format!("{name}=tcp:{}", self.addr)
+    }
+
+    pub fn start_reading(&self) {
+        self.reading.store(true, Ordering::Relaxed);
+    }
+}
