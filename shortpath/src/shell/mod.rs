@@ -1,0 +1,21 @@
+//! The session layer's tokio shell: tasks that move frames between a session and its legs, and handles for channels.
+//!
+//! One `std` mutex guards the core; it is never held across an await, and every use of it ends with the drain the core's
+//! contract asks for. Each leg has a reading and a writing task; the writer pulls up to 64 KiB of frames per round, so a
+//! leg that cannot write pulls nothing and the application waits. One task keeps time, one delivers events.
+//!
+//! Dialling, TLS and `TCP_NODELAY` are the owner's: it attaches established streams.
+
+mod carry;
+mod channel;
+mod handle;
+mod leg;
+mod rope;
+mod shared;
+
+#[cfg(test)]
+mod tests;
+
+pub use carry::{CarryEnd, CarryOutcome, carry, carry_stdio};
+pub use channel::{Channel, ChannelReader, ChannelWriter};
+pub use handle::{LinkState, SessionEvent, SessionHandle, SessionStats};
