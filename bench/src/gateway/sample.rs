@@ -40,8 +40,8 @@ pub(crate) struct Sample {
     pub(crate) unanswered: u64,
 }
 
-/// Flows opened and closed before memory is looked at, so that what is made once is not counted.
-const WARM_FLOWS: usize = 10;
+/// Sessions open already when memory is first looked at, so that what is made once is not counted.
+const FIRST_SESSIONS: usize = 10;
 
 /// Rest before memory is read: closed sessions are gone, opened ones have settled.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -71,6 +71,7 @@ fn round_trips(
     rate: f64,
     conditions: Conditions,
 ) -> Result<Sample> {
+    let has_process = !peer.pids().is_empty();
     let flows = peer.open(connections)?;
     let (near, far): (Vec<_>, Vec<_>) = flows.into_iter().map(|f| (f.near, f.far)).unzip();
     let load = RequestResponse {
@@ -85,12 +86,12 @@ fn round_trips(
     let outcome = request_response::run(&near, &far, &load, &Meter::new(peer.pids()))?;
     let (figures, usage) = (outcome.figures, outcome.usage);
     let messages = figures.counts.sent.max(1) as f64;
+    let mut values = vec![(Metric::RttP50, figures.p50_us), (Metric::RttP99, figures.p99_us)];
+    if has_process {
+        values.push((Metric::CpuPerMessage, usage.peer_cpu_s * 1e6 / messages));
+    }
     Ok(Sample {
-        values: vec![
-            (Metric::RttP50, figures.p50_us),
-            (Metric::RttP99, figures.p99_us),
-            (Metric::CpuPerMessage, usage.peer_cpu_s * 1e6 / messages),
-        ],
+        values,
         usage,
         late_share: figures.late_share(),
         unanswered: figures.counts.unanswered,
@@ -98,20 +99,17 @@ fn round_trips(
 }
 
 fn bulk_flows(peer: &mut dyn Peer, flows: usize, conditions: Conditions) -> Result<Sample> {
+    let has_process = !peer.pids().is_empty();
     let flows = peer.open(flows)?;
     let load = Bulk { warmup: WARMUP, window: conditions.window };
     let outcome = bulk::run(flows, load, &Meter::new(peer.pids()))?;
     let (bytes, usage) = (outcome.window_bytes as f64, outcome.usage);
     anyhow::ensure!(bytes > 0.0, "no byte arrived within the window");
-    Ok(Sample {
-        values: vec![
-            (Metric::Throughput, bytes * 8.0 / 1e9 / usage.wall_s),
-            (Metric::CpuPerGib, usage.peer_cpu_s / (bytes / GIB)),
-        ],
-        usage,
-        late_share: 0.0,
-        unanswered: 0,
-    })
+    let mut values = vec![(Metric::Throughput, bytes * 8.0 / 1e9 / usage.wall_s)];
+    if has_process {
+        values.push((Metric::CpuPerGib, usage.peer_cpu_s / (bytes / GIB)));
+    }
+    Ok(Sample { values, usage, late_share: 0.0, unanswered: 0 })
 }
 
 /// Restarts the peer, so that no earlier load counts, and fills it with resting sessions.
@@ -119,20 +117,23 @@ fn idle(peer: &mut dyn Peer, sessions: usize) -> Result<Sample> {
     peer.stop()?;
     peer.start()?;
     let meter = Meter::new(peer.pids());
-    touch_all(&peer.open(WARM_FLOWS)?)?;
+    // Kept open: closed ones would leave memory behind for the others to use.
+    let first = peer.open(FIRST_SESSIONS)?;
+    touch_all(&first)?;
     sleep(SETTLE);
-    let empty_kib = resident_kib(&peer.pids())?;
+    let base_kib = resident_kib(&peer.pids())?;
     let begun = meter.read()?;
     let flows = peer.open(sessions)?;
     touch_all(&flows)?;
     sleep(SETTLE);
     let full_kib = resident_kib(&peer.pids())?;
     let usage = meter.read()?.since(&begun);
-    let grown_kib = full_kib.saturating_sub(empty_kib);
+    drop(first);
+    let grown_kib = full_kib.saturating_sub(base_kib);
     Ok(Sample {
         values: vec![
             (Metric::RssPerSession, grown_kib as f64 / sessions.max(1) as f64),
-            (Metric::RssEmpty, empty_kib as f64 / 1024.0),
+            (Metric::RssBase, base_kib as f64 / 1024.0),
         ],
         usage,
         late_share: 0.0,

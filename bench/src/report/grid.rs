@@ -1,7 +1,10 @@
 //! Rows and columns of a scenario, rendered as a terminal table or as markdown.
 
+use std::collections::BTreeSet;
+
 use comfy_table::{ContentArrangement, Table, presets};
 
+use super::metric::Metric;
 use super::{MetricResult, Noise, PeerResult, ScenarioReport};
 use crate::stats::Ratio;
 
@@ -15,13 +18,12 @@ pub(crate) struct Grid {
 impl Grid {
     /// Peers down, metrics across, noise last.
     pub(crate) fn of(scenario: &ScenarioReport) -> Grid {
+        let known: BTreeSet<Metric> =
+            scenario.results.iter().flat_map(|r| r.metrics.iter().map(|m| m.metric)).collect();
         let mut header = vec!["peer".to_owned()];
-        if let Some(first) = scenario.results.first() {
-            let heading = |m: &MetricResult| format!("{} {}", m.metric.heading(), m.unit);
-            header.extend(first.metrics.iter().map(heading));
-        }
+        header.extend(known.iter().map(|m| format!("{} {}", m.heading(), m.unit())));
         header.push("noise".to_owned());
-        Grid { header, rows: scenario.results.iter().map(row).collect() }
+        Grid { header, rows: scenario.results.iter().map(|result| row(result, &known)).collect() }
     }
 
     /// A table for a terminal.
@@ -49,9 +51,11 @@ impl Grid {
     }
 }
 
-fn row(result: &PeerResult) -> Vec<Vec<String>> {
+/// A dash where a metric has no meaning for this peer (CPU of no process).
+fn row(result: &PeerResult, known: &BTreeSet<Metric>) -> Vec<Vec<String>> {
     let mut cells = vec![vec![result.peer.clone()]];
-    cells.extend(result.metrics.iter().map(cell));
+    let find = |wanted: &Metric| result.metrics.iter().find(|m| m.metric == *wanted);
+    cells.extend(known.iter().map(|m| find(m).map_or_else(|| vec!["-".to_owned()], cell)));
     cells.push(noise(&result.noise));
     cells
 }
@@ -104,7 +108,6 @@ pub(crate) fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::metric::Metric;
     use crate::stats::Summary;
 
     fn scenario() -> ScenarioReport {

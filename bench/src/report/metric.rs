@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 /// One measured quantity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Metric {
     /// Round trip from the intended send time, median.
@@ -22,8 +22,8 @@ pub(crate) enum Metric {
     CpuPerGib,
     /// Growth of resident memory per idle session.
     RssPerSession,
-    /// Resident memory without sessions, after a few were opened and closed.
-    RssEmpty,
+    /// Resident memory with the first 10 sessions open.
+    RssBase,
 }
 
 impl Metric {
@@ -38,7 +38,7 @@ impl Metric {
             Metric::Throughput => "Gbit/s",
             Metric::CpuPerGib => "s/GiB",
             Metric::RssPerSession => "KiB",
-            Metric::RssEmpty => "MiB",
+            Metric::RssBase => "MiB",
         }
     }
 
@@ -53,7 +53,7 @@ impl Metric {
             Metric::Throughput => "throughput",
             Metric::CpuPerGib => "CPU/GiB",
             Metric::RssPerSession => "RSS/session",
-            Metric::RssEmpty => "RSS empty",
+            Metric::RssBase => "RSS base",
         }
     }
 
