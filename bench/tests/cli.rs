@@ -111,6 +111,34 @@ fn a_gateway_that_does_not_start_is_a_failure_beside_the_others_figures() {
 }
 
 #[test]
+fn the_markdown_report_has_a_table_per_scenario_and_the_method() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let output = bench(&[
+        "gateway",
+        "--peers",
+        "direct,tokio-copy",
+        "--only",
+        "bulk1,idle",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.05",
+        "--idle-sessions",
+        "5",
+        "--markdown",
+        path,
+    ]);
+    assert_eq!(output.status.code(), Some(0));
+    let markdown = std::fs::read_to_string(path).unwrap();
+    for part in ["\n## Bulk, 1 flow\n", "\n| tokio-copy | ", "congestion control: generator reno"] {
+        assert!(markdown.contains(part), "{part:?} in {markdown}");
+    }
+    let tables = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(tables.contains("RSS/session KiB") && tables.contains("Warnings"), "{tables}");
+}
+
+#[test]
 fn wrong_usage_and_a_missing_gateway_are_told_apart() {
     for wrong in
         [&["gateway", "--rounds", "0"][..], &["gateway", "--seconds", "NaN"], &["nonsense"]]

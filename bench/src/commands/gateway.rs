@@ -268,7 +268,10 @@ fn warnings(settings: &Settings, host: &Host, binary: Option<&Path>) -> Vec<Stri
 /// What the marks in the tables mean, once per scenario and mark.
 fn late_warnings(scenarios: &[ScenarioReport]) -> Vec<String> {
     const MEANINGS: [(&str, &str); 4] = [
-        ("noisy", "other work or the hypervisor took over 5 % of the machine in some round"),
+        (
+            "noisy",
+            "over 5 % of the machine went to others in some round: do not quote these figures",
+        ),
         ("generator-bound", "throughput is limited by the generator's core; compare CPU/GiB"),
         ("late-sends", "over 1 % of messages were sent late: percentiles include the generator"),
         ("unanswered", "messages never came back; they count with the age they had reached"),

@@ -48,6 +48,7 @@ impl Io {
 /// What `switchback serve --json` prints when it is ready. Holds a login secret: no Debug.
 #[derive(Deserialize)]
 struct Ready {
+    #[serde(alias = "address")]
     local_addr: SocketAddr,
     io: String,
     login: String,
@@ -120,7 +121,7 @@ impl Peer for Switchback {
             bail!("the first line of {} is not the expected JSON", self.name);
         };
         let (wanted, got) = (self.io.flag(), &ready.io);
-        ensure!(got == wanted, "asked for --io {wanted}, the gateway runs on {got}");
+        ensure!(got.ends_with(wanted), "asked for --io {wanted}, the gateway runs on {got}");
         self.running = Some(Running { process, ready, _data: data });
         Ok(())
     }
