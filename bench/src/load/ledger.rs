@@ -28,6 +28,8 @@ pub(crate) struct Ledger {
     warmup_ns: u64,
     /// Intended times of the messages not yet answered, oldest first, one queue per connection.
     outstanding: Vec<VecDeque<u64>>,
+    /// How many are in `outstanding`, over all connections.
+    open: usize,
     /// Bytes of the oldest outstanding answer that have come already.
     partial: Vec<usize>,
     latency: Histogram<u64>,
@@ -78,6 +80,7 @@ impl Ledger {
             message_bytes,
             warmup_ns,
             outstanding: vec![VecDeque::new(); connections],
+            open: 0,
             partial: vec![0; connections],
             latency: histogram(),
             send_lag: histogram(),
@@ -88,6 +91,7 @@ impl Ledger {
     /// A message intended for `due_ns` is handed to the socket (or queued behind it) at `now_ns`.
     pub(crate) fn sent(&mut self, connection: usize, due_ns: u64, now_ns: u64) {
         self.outstanding[connection].push_back(due_ns);
+        self.open += 1;
         if due_ns < self.warmup_ns {
             return;
         }
@@ -108,6 +112,7 @@ impl Ledger {
         while self.partial[connection] >= self.message_bytes {
             self.partial[connection] -= self.message_bytes;
             let due_ns = self.outstanding[connection].pop_front().ok_or(TooManyBytes)?;
+            self.open -= 1;
             if due_ns >= self.warmup_ns {
                 self.counts.answered += 1;
                 self.latency.saturating_record(now_ns.saturating_sub(due_ns));
@@ -118,12 +123,7 @@ impl Ledger {
 
     /// Messages sent and not answered yet, warm-up included.
     pub(crate) fn outstanding(&self) -> usize {
-        self.outstanding.iter().map(VecDeque::len).sum()
-    }
-
-    /// Messages sent on `connection` and not answered yet.
-    pub(crate) fn outstanding_on(&self, connection: usize) -> usize {
-        self.outstanding[connection].len()
+        self.open
     }
 
     /// Closes the books at `now_ns`; what is still open is charged with its age.

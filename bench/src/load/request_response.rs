@@ -3,6 +3,7 @@
 //! One thread, non-blocking sockets, one epoll set. With `spin` it never sleeps, so that the wake-up
 //! of the generator is not part of the latency.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::iter::Peekable;
 use std::net::TcpStream;
@@ -92,6 +93,8 @@ struct Run<'a> {
     near: usize,
     /// Bytes each socket has not accepted yet. Every byte is alike, so a count is enough.
     backlog: Vec<usize>,
+    /// Sockets with a backlog.
+    stuck: BTreeSet<usize>,
     schedule: Peekable<Schedule>,
     message_bytes: usize,
     end_ns: u64,
@@ -114,6 +117,7 @@ impl<'a> Run<'a> {
         let end = load.warmup + load.window;
         Ok(Run {
             backlog: vec![0; sockets.len()],
+            stuck: BTreeSet::new(),
             sockets,
             near: near.len(),
             schedule: Schedule::new(load.arrivals, load.rate, near.len(), load.seed).peekable(),
@@ -143,10 +147,8 @@ impl<'a> Run<'a> {
         {
             self.send_due(due)?;
         }
-        for token in 0..self.sockets.len() {
-            if self.backlog[token] > 0 {
-                self.flush(token)?;
-            }
+        for token in std::mem::take(&mut self.stuck) {
+            self.flush(token)?;
         }
         let mut events = std::mem::take(&mut self.events);
         epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&Timespec::default()))?;
@@ -159,7 +161,7 @@ impl<'a> Run<'a> {
     }
 
     fn send_due(&mut self, due: Due) -> Result<()> {
-        if self.ledger.outstanding_on(due.connection) >= OUTSTANDING_MAX / self.near {
+        if self.ledger.outstanding() >= OUTSTANDING_MAX {
             bail!("the target is {OUTSTANDING_MAX} messages behind: lower the rate");
         }
         self.ledger.sent(due.connection, due.at_ns, self.now_ns());
@@ -176,6 +178,9 @@ impl<'a> Run<'a> {
                 Err(error) if is_transient(&error) => break,
                 Err(error) => return Err(error).context("sending a message"),
             }
+        }
+        if self.backlog[token] > 0 {
+            self.stuck.insert(token);
         }
         Ok(())
     }
@@ -249,6 +254,15 @@ mod tests {
         let outcome = run(&near, &far, &load(), &Meter::of_generator()).unwrap();
         assert!(outcome.figures.counts.sent > 300);
         assert_eq!(outcome.figures.counts.answered, outcome.figures.counts.sent);
+        assert_eq!(outcome.figures.counts.unanswered, 0);
+    }
+
+    #[test]
+    fn messages_larger_than_the_socket_buffers_are_sent_whole() {
+        let (near, far) = flows(2);
+        let load = RequestResponse { rate: 20.0, message_bytes: 16 << 20, ..load() };
+        let outcome = run(&near, &far, &load, &Meter::of_generator()).unwrap();
+        assert!(outcome.figures.counts.sent > 0);
         assert_eq!(outcome.figures.counts.unanswered, 0);
     }
 
