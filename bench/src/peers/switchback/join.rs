@@ -80,23 +80,32 @@ fn is_alert(bytes: &[u8]) -> bool {
     bytes.len() == ALERT_BYTES && bytes[0] == ALERT
 }
 
-/// Alert descriptions of RFC 8446 (section 6.2) that a gateway has use for.
+/// The gateway's refusals: alert description 224 and up, which RFC 8446 (section 6) leaves unassigned.
+const REFUSALS: [&str; 15] = [
+    "HELLO_NOT_TLS",
+    "HELLO_MALFORMED",
+    "HELLO_TOO_LARGE",
+    "HELLO_TIMEOUT",
+    "HELLO_TRUNCATED",
+    "HELLO_LIMIT",
+    "TICKET_INVALID",
+    "TICKET_EXPIRED",
+    "TICKET_REPLAYED",
+    "TICKET_WRONG_SIDE",
+    "LEG_UNPAIRED",
+    "LEG_DUPLICATE",
+    "LEG_LIMIT",
+    "PAIR_LIMIT",
+    "GATEWAY_DRAINING",
+];
+
+/// Where [`REFUSALS`] begin.
+const REFUSALS_FROM: u8 = 224;
+
 fn alert_name(description: u8) -> String {
-    let name = match description {
-        10 => "unexpected_message",
-        40 => "handshake_failure",
-        47 => "illegal_parameter",
-        48 => "unknown_ca",
-        49 => "access_denied",
-        50 => "decode_error",
-        80 => "internal_error",
-        86 => "inappropriate_fallback",
-        90 => "user_canceled",
-        112 => "unrecognized_name",
-        116 => "certificate_required",
-        _ => "other",
-    };
-    format!("TLS alert {description} ({name})")
+    let index = description.checked_sub(REFUSALS_FROM).map(usize::from);
+    let name = index.and_then(|index| REFUSALS.get(index)).unwrap_or(&"not one of its refusals");
+    format!("{name} (TLS alert {description})")
 }
 
 fn base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
@@ -151,13 +160,13 @@ mod tests {
 
     #[test]
     fn a_refusal_on_either_leg_is_named() {
-        let (addr, _) = gateway(|mut agent, _| agent.write_all(&[21, 3, 3, 0, 2, 2, 49]).unwrap());
+        let (addr, _) = gateway(|mut agent, _| agent.write_all(&[21, 3, 3, 0, 2, 2, 231]).unwrap());
         let error = join(&Dialer::system_default(), addr, &pair()).unwrap_err().to_string();
-        assert!(error.contains("agent's leg") && error.contains("access_denied"), "{error}");
+        assert!(error.contains("agent's leg") && error.contains("TICKET_EXPIRED"), "{error}");
         let (addr, _) =
             gateway(|_, mut client| client.write_all(&[21, 3, 3, 0, 2, 2, 112]).unwrap());
         let error = join(&Dialer::system_default(), addr, &pair()).unwrap_err().to_string();
-        assert!(error.contains("client's leg") && error.contains("unrecognized_name"), "{error}");
+        assert!(error.contains("client's leg") && error.contains("alert 112"), "{error}");
     }
 
     #[test]
