@@ -1,2 +1,59 @@
-//! Placeholder.
-fn main() {}
+//! Measures gateways: added latency, throughput and CPU beside their peers.
+//!
+//! No product crate is linked: ours runs as a process, like every peer.
+//! `commands` reads flags and reports; `gateway` is the comparison, built on `peers` (one trait for
+//! all rivals), `load` (what is sent), `measure` (what it cost), `stats` and `report`.
+
+mod commands;
+mod gateway;
+mod load;
+mod measure;
+mod peers;
+mod report;
+mod stats;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::Verdict;
+
+/// Measures gateways: added latency, throughput and CPU beside their peers
+#[derive(Parser, Debug)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Compare our gateway with a direct connection and a tokio copy loop
+    #[command(after_help = commands::gateway::EXAMPLES)]
+    Gateway(commands::gateway::GatewayArgs),
+    /// Send messages on schedule to an echo and report latency percentiles
+    #[command(after_help = commands::load::EXAMPLES)]
+    Load(commands::load::LoadArgs),
+    /// Send back whatever comes
+    #[command(after_help = commands::echo::EXAMPLES)]
+    Echo(commands::echo::EchoArgs),
+    /// Relay TCP with a tokio copy loop: the peer to compare with
+    TokioCopy(commands::tokio_copy::TokioCopyArgs),
+}
+
+fn main() -> ExitCode {
+    let verdict = match Cli::parse().command {
+        Command::Gateway(args) => commands::gateway::run(&args),
+        Command::Load(args) => commands::load::run(&args),
+        Command::Echo(args) => commands::echo::run(&args).map(|()| Verdict::Complete),
+        Command::TokioCopy(args) => commands::tokio_copy::run(&args).map(|()| Verdict::Complete),
+    };
+    match verdict {
+        Ok(Verdict::Complete) => ExitCode::SUCCESS,
+        Ok(Verdict::Incomplete) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

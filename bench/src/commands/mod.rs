@@ -1,0 +1,40 @@
+//! One file per subcommand.
+
+pub(crate) mod echo;
+pub(crate) mod gateway;
+pub(crate) mod load;
+pub(crate) mod tokio_copy;
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+/// Whether everything that was asked for was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Exit code 0.
+    Complete,
+    /// Exit code 1: figures are printed, but something has none.
+    Incomplete,
+}
+
+/// Warning of every command that measures, when it was built without optimisation.
+pub(crate) const DEBUG_BUILD: &str =
+    "this bench is a debug build: its generator is slow; use cargo run --release";
+
+/// Writes `value` as one indented JSON document to `path`, or to stdout for `-`.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    write_text(path, &text)
+}
+
+/// Writes `text` to `path`, or to stdout for `-`.
+pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
+    if path == Path::new("-") {
+        return std::io::stdout().write_all(text.as_bytes()).context("writing to stdout");
+    }
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}

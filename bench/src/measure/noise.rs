@@ -1,0 +1,94 @@
+//! What else the machine was doing, from `/proc/stat`: printed beside every figure.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// The machine's CPU time by kind, in ticks since boot, over all CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MachineTicks {
+    busy: u64,
+    idle: u64,
+    steal: u64,
+}
+
+impl MachineTicks {
+    /// Reads `/proc/stat`.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted or has another shape.
+    pub(crate) fn read() -> Result<MachineTicks> {
+        let text = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+        Self::parse(&text).context("/proc/stat has no cpu line")
+    }
+
+    /// The `cpu` line (proc_stat(5)): user nice system idle iowait irq softirq steal guest ...
+    ///
+    /// Guest time is part of user time already.
+    fn parse(text: &str) -> Option<MachineTicks> {
+        let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
+        let ticks: Vec<u64> =
+            line.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [user, nice, system, idle, iowait, irq, softirq, steal, ..] = ticks[..] else {
+            return None;
+        };
+        Some(MachineTicks {
+            busy: user + nice + system + irq + softirq,
+            idle: idle + iowait,
+            steal,
+        })
+    }
+
+    /// Ticks from `earlier` until this. Idle counters may step back; that counts as no time.
+    pub(crate) fn since(&self, earlier: &MachineTicks) -> MachineTicks {
+        MachineTicks {
+            busy: self.busy.saturating_sub(earlier.busy),
+            idle: self.idle.saturating_sub(earlier.idle),
+            steal: self.steal.saturating_sub(earlier.steal),
+        }
+    }
+
+    /// Share of all CPU time spent working, 0 to 1.
+    pub(crate) fn busy_share(&self) -> f64 {
+        self.share(self.busy)
+    }
+
+    /// Share of all CPU time the hypervisor kept for others, 0 to 1.
+    pub(crate) fn steal_share(&self) -> f64 {
+        self.share(self.steal)
+    }
+
+    fn share(&self, part: u64) -> f64 {
+        let total = self.busy + self.idle + self.steal;
+        if total == 0 { 0.0 } else { part as f64 / total as f64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_line_is_read_by_kind() {
+        let text = "cpu  10 1 20 60 4 2 3 7 5 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        let ticks = MachineTicks::parse(text).unwrap();
+        assert_eq!(ticks, MachineTicks { busy: 36, idle: 64, steal: 7 });
+        assert_eq!(MachineTicks::parse("cpu  1 2 3\n"), None);
+        assert_eq!(MachineTicks::parse("intr 5\n"), None);
+    }
+
+    #[test]
+    fn shares_are_of_the_time_between_two_readings() {
+        let earlier = MachineTicks { busy: 100, idle: 100, steal: 0 };
+        let later = MachineTicks { busy: 130, idle: 160, steal: 10 };
+        let between = later.since(&earlier);
+        assert!((between.busy_share() - 0.3).abs() < 1e-9);
+        assert!((between.steal_share() - 0.1).abs() < 1e-9);
+        assert!((later.since(&later).steal_share()).abs() < 1e-9);
+    }
+
+    #[test]
+    fn this_machine_can_be_read() {
+        assert_ne!(MachineTicks::read().unwrap(), MachineTicks::default());
+    }
+}

@@ -1,0 +1,49 @@
+//! No peer at all: one TCP connection over loopback. The floor everything is compared with.
+
+use anyhow::Result;
+use rustix::process::Pid;
+
+use super::socket::Dialer;
+use super::{Flow, Peer};
+
+/// Name in reports; ratios and added latency refer to it.
+pub(crate) const DIRECT: &str = "direct";
+
+/// The kernel's loopback.
+#[derive(Debug)]
+pub(crate) struct Direct {
+    dialer: Dialer,
+}
+
+impl Direct {
+    /// Flows made by `dialer`.
+    pub(crate) fn new(dialer: Dialer) -> Direct {
+        Direct { dialer }
+    }
+}
+
+impl Peer for Direct {
+    fn name(&self) -> &str {
+        DIRECT
+    }
+
+    fn version(&self) -> &str {
+        "kernel loopback"
+    }
+
+    fn start(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn open(&mut self, count: usize) -> Result<Vec<Flow>> {
+        (0..count).map(|_| self.dialer.direct_flow()).collect()
+    }
+
+    fn pids(&self) -> Vec<Pid> {
+        Vec::new()
+    }
+}

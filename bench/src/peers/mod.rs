@@ -1,0 +1,43 @@
+//! Every rival through the same door: ours is a process like the others.
+
+pub(crate) mod child;
+pub(crate) mod direct;
+pub(crate) mod socket;
+pub(crate) mod switchback;
+pub(crate) mod tokio_copy;
+pub(crate) mod verify;
+
+use std::net::TcpStream;
+
+use anyhow::Result;
+use rustix::process::Pid;
+
+/// A connected pair through a peer: what is written into one end comes out of the other.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    /// Where the load enters: the client's side.
+    pub(crate) near: TcpStream,
+    /// Where it comes out: the service's side.
+    pub(crate) far: TcpStream,
+}
+
+/// Something that carries TCP from one socket to another.
+pub(crate) trait Peer {
+    /// Unique name in reports.
+    fn name(&self) -> &str;
+
+    /// What exactly was measured; known after [`Peer::start`].
+    fn version(&self) -> &str;
+
+    /// Starts it, pinned to the relay's CPU, and returns when it is ready for flows.
+    fn start(&mut self) -> Result<()>;
+
+    /// Ends it and everything it started. Harmless when it is not running.
+    fn stop(&mut self) -> Result<()>;
+
+    /// Opens `count` flows, ready for bytes both ways, with blocking sockets.
+    fn open(&mut self, count: usize) -> Result<Vec<Flow>>;
+
+    /// Its processes, whose CPU and memory are counted. Empty for a direct connection.
+    fn pids(&self) -> Vec<Pid>;
+}
