@@ -1,0 +1,5 @@
+//! The broker.
+mod admission;
+mod clock;
+mod orchestrator;
+mod seal;
