@@ -28,3 +28,8 @@ pub(crate) fn random_name(chars: usize) -> String {
     name.truncate(chars);
     name
 }
+
+/// The monotonic clock.
+pub(crate) fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}

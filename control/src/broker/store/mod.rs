@@ -17,7 +17,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use directory::{Access, AgentRecord, Listed};
+pub(crate) use directory::{AgentRecord, Listed};
 pub(crate) use tokens::{Issued, NewSubject, Owner, Removed};
 
 use crate::broker::data::DataDir;

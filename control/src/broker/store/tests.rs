@@ -3,6 +3,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use super::directory::Access;
 use super::*;
 use crate::api::{GrantView, TokenKind};
 use crate::broker::seal::Grant;
