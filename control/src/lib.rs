@@ -6,9 +6,11 @@
 //! * `client` asks for sessions and carries application connections into them.
 
 pub mod api;
+pub mod broker;
 pub mod code;
 pub mod invite;
 pub mod secret;
+pub mod ticket;
 pub mod wire;
 
 pub use code::{Code, Exit, Fault};
