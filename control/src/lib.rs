@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod code;
+pub mod dial;
 pub mod invite;
 pub mod secret;
 pub mod wire;
