@@ -9,6 +9,7 @@ pub mod api;
 pub mod code;
 pub mod dial;
 pub mod invite;
+pub mod link;
 pub mod secret;
 pub mod wire;
 
