@@ -55,10 +55,12 @@ where
     loop {
         let started = Instant::now();
         let fault = tokio::select! {
-            fault = attempt(invite, path, &events) => fault,
-            () = stop.cancelled() => return Ok(()),
+            fault = attempt(invite, path, &events, &stop) => fault,
             () = events.closed() => return Ok(()),
         };
+        if stop.is_cancelled() {
+            return Ok(());
+        }
         if is_final(fault.code) {
             return Err(fault);
         }
@@ -66,12 +68,13 @@ where
             backoff.reset();
         }
         tracing::debug!(code = %fault.code, detail = fault.detail, "no link to the broker");
+        let pause = async {
+            // Whether the owner still listens is noticed at the top of the loop.
+            let _ = events.send(LinkEvent::Down(fault)).await;
+            sleep(backoff.pause(rand::random())).await;
+        };
         tokio::select! {
-            sent = events.send(LinkEvent::Down(fault)) => if sent.is_err() { return Ok(()) },
-            () = stop.cancelled() => return Ok(()),
-        }
-        tokio::select! {
-            () = sleep(backoff.pause(rand::random())) => {}
+            () = pause => {}
             () = stop.cancelled() => return Ok(()),
         }
     }
@@ -94,20 +97,29 @@ async fn attempt<Out: Serialize, In: DeserializeOwned>(
     invite: &Invite,
     path: &'static str,
     events: &mpsc::Sender<LinkEvent<Out, In>>,
+    stop: &CancellationToken,
 ) -> Fault {
-    let stream = match dial::connect_broker(invite).await {
-        Ok(stream) => stream,
-        Err(fault) => return fault,
+    let opening = async {
+        let stream = dial::connect_broker(invite).await?;
+        socket::upgrade(stream, invite, path).await
     };
-    let socket = match socket::upgrade(stream, invite, path).await {
+    let opened = tokio::select! {
+        opened = opening => opened,
+        () = stop.cancelled() => return stopped(),
+    };
+    let socket = match opened {
         Ok(socket) => socket,
         Err(fault) => return fault,
     };
     let (sender, outgoing) = mpsc::channel(OUTGOING_MAX);
     if events.send(LinkEvent::Up(sender)).await.is_err() {
-        return Code::SessionClosed.because("the link's owner left");
+        return stopped();
     }
-    socket::converse(socket, outgoing, events).await
+    socket::converse(socket, outgoing, events, stop).await
+}
+
+fn stopped() -> Fault {
+    Code::SessionClosed.because("the link was stopped")
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::wire::{SealedGrant, SessionId, SessionReport};
+use switchback_shortpath::{RttFigures, SessionStats};
+
+use crate::wire::{RttView, SealedGrant, SessionId, SessionReport};
 
 /// Pause between reports.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -44,6 +46,37 @@ impl Reporter {
     }
 }
 
+/// A session's figures as reported; the byte counts are each end's own.
+#[must_use]
+pub fn figures(
+    session: SessionId,
+    stats: &SessionStats,
+    client_to_target: u64,
+    target_to_client: u64,
+) -> SessionReport {
+    SessionReport {
+        session,
+        grant: None,
+        transport: stats.leg.map(|leg| leg.label().to_owned()),
+        rtt: stats.rtt.map(rtt_view),
+        client_to_target,
+        target_to_client,
+        channels: stats.channels,
+        resumes: stats.legs_lost,
+    }
+}
+
+/// The session layer's round-trip times as messages carry them.
+#[must_use]
+pub fn rtt_view(rtt: RttFigures) -> RttView {
+    RttView {
+        smoothed_us: rtt.smoothed_us,
+        min_us: rtt.min_us,
+        p50_us: rtt.p50_us,
+        p99_us: rtt.p99_us,
+    }
+}
+
 /// As many grants as a `register` has room for. The others reach the broker in the first report.
 pub fn register_grants(grants: impl Iterator<Item = SealedGrant>) -> Vec<SealedGrant> {
     let mut room = REGISTER_GRANT_BYTES;
@@ -60,7 +93,7 @@ pub fn register_grants(grants: impl Iterator<Item = SealedGrant>) -> Vec<SealedG
 mod tests {
     use super::*;
     use crate::secret::Secret;
-    use crate::wire::{FromAgent, MESSAGE_BYTES_MAX, RttView};
+    use crate::wire::{FromAgent, MESSAGE_BYTES_MAX};
 
     fn figures(number: usize, bytes: u64) -> (SessionReport, SealedGrant) {
         let rtt = RttView { smoothed_us: u32::MAX, min_us: u32::MAX, p50_us: 9, p99_us: u32::MAX };

@@ -21,6 +21,7 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_util::sync::CancellationToken;
 
 use super::LinkEvent;
 use crate::api::ErrorBody;
@@ -37,6 +38,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(15);
 const IDLE_MAX: Duration = Duration::from_secs(45);
 /// A message that cannot be written for this long ends the link.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Last words on a link that is being closed.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A thousand idle links must be cheap; messages are small.
 const BUFFER_BYTES: usize = 4096;
 
@@ -114,6 +117,7 @@ pub(super) async fn converse<Out: Serialize, In: DeserializeOwned>(
     mut socket: Socket,
     mut outgoing: mpsc::Receiver<Out>,
     events: &mpsc::Sender<LinkEvent<Out, In>>,
+    stop: &CancellationToken,
 ) -> Fault {
     let mut heard = Instant::now();
     let mut ping_at = heard + PING_INTERVAL;
@@ -136,12 +140,9 @@ pub(super) async fn converse<Out: Serialize, In: DeserializeOwned>(
                     tracing::warn!(%fault, "message not sent");
                     continue;
                 }
-                None => {
-                    // The owner let go of this link: say goodbye, and make another.
-                    let _ = timeout(WRITE_TIMEOUT, socket.close(None)).await;
-                    return ended(None);
-                }
+                None => return goodbye(socket, outgoing).await,
             },
+            () = stop.cancelled() => return goodbye(socket, outgoing).await,
             () = sleep_until(ping_at) => {
                 if heard.elapsed() >= IDLE_MAX {
                     return unreachable("the link fell silent");
@@ -156,6 +157,21 @@ pub(super) async fn converse<Out: Serialize, In: DeserializeOwned>(
             Err(_) => return unreachable("the link takes no more messages"),
         }
     }
+}
+
+/// Says what is still queued, and closes.
+async fn goodbye<Out: Serialize>(mut socket: Socket, mut outgoing: mpsc::Receiver<Out>) -> Fault {
+    let last_words = async {
+        while let Ok(message) = outgoing.try_recv() {
+            if let Ok(message) = write(&message) {
+                socket.send(message).await?;
+            }
+        }
+        socket.close(None).await
+    };
+    // A link in trouble keeps nobody from leaving.
+    let _ = timeout(GOODBYE_TIMEOUT, last_words).await;
+    ended(None)
 }
 
 fn read<In: DeserializeOwned>(
