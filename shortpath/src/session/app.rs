@@ -119,7 +119,7 @@ impl Session {
     }
 
     /// Why the application gets no further, if the session is ending.
-    fn closed_error(&self) -> Option<ChannelError> {
+    pub(super) fn closed_error(&self) -> Option<ChannelError> {
         match self.stage {
             Stage::Open => None,
             Stage::Closed(CloseReason::Lost, _) => Some(ChannelError::Lost),

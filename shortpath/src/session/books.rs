@@ -6,7 +6,7 @@ use super::limits::{CHUNK_COST, INTERACTIVE_BYTES, WINDOW_IMPLIED};
 use super::receive::ReceiveHalf;
 use super::select::{Candidate, select};
 use super::send::SendHalf;
-use super::words::{ChannelId, LegId};
+use super::words::{ChannelError, ChannelId, LegId};
 
 impl Session {
     pub(super) fn selected(&self) -> Option<LegId> {
@@ -25,6 +25,9 @@ impl Session {
         self.wake_all();
         let ids: Vec<_> = self.channels.keys().copied().collect();
         for id in ids {
+            if let Some(error) = self.closed_error() {
+                self.note_failed(id, error);
+            }
             self.with_send(id, |send| send.drop_bytes(|_, _| ()));
             self.forget_if_done(id);
         }
@@ -127,6 +130,13 @@ impl Session {
         self.wake_starved();
     }
 
+    /// Tells those who wait for neither a read nor a write.
+    pub(super) fn note_failed(&mut self, channel: ChannelId, error: ChannelError) {
+        let Some(state) = self.channels.get(&channel) else { return };
+        let cut = matches!(error, ChannelError::Reset(_)) && !state.receive.is_complete();
+        self.events.push_back(Event::Failed { channel, error, cut });
+    }
+
     /// Lets writers on that waited for the replay limit.
     pub(super) fn wake_starved(&mut self) {
         if self.replay + CHUNK_COST < self.config.replay_bytes_max {
@@ -206,6 +216,6 @@ impl Session {
         let held: usize = self.channels.values().map(|channel| channel.receive.held()).sum();
         let bound = self.config.receive_bytes_max + WINDOW_IMPLIED * self.channels.len() as u64;
         assert!(held as u64 <= bound);
-        assert!(self.legs.len() <= LEGS_MAX);
+        assert!(self.legs.len() <= super::limits::LEGS_MAX);
     }
 }

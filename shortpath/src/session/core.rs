@@ -10,10 +10,10 @@ use super::frame::ID_MAX;
 use super::leg::Leg;
 use super::limits::{LEGS_MAX, SessionConfig};
 use super::rtt::RttFigures;
-use super::words::{ChannelId, LegId, LegKind, Role};
+use super::words::{ChannelError, ChannelId, LegId, LegKind, Role};
 
-/// What the owner must learn. Bounded: at most two per channel (the application is told once for each time it waited),
-/// and a few per attached leg.
+/// What the owner must learn. Bounded: at most four per channel (the application is told once for each time it waited, and
+/// once of failure), and a few per attached leg.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The peer opened a channel; [`Session::release`] it when done.
@@ -22,6 +22,15 @@ pub enum Event {
     Readable(ChannelId),
     /// A write that waited may go on.
     Writable(ChannelId),
+    /// Writing has failed, by RESET of the peer or the session's end: for those who wait for something else.
+    Failed {
+        /// Which channel.
+        channel: ChannelId,
+        /// How.
+        error: ChannelError,
+        /// Nothing is left to read either.
+        cut: bool,
+    },
     /// A leg owes an answer and is silent. It stays in use until another leg is ready.
     LegSuspect(LegId),
     /// A leg is detached.

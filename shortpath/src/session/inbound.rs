@@ -8,7 +8,7 @@ use super::close::{CloseReason, ProtocolError};
 use super::core::{Event, Session};
 use super::frame::{Frame, FrameError, Hello, Received, VERSION};
 use super::receive::Arrival;
-use super::words::{ChannelId, LegId};
+use super::words::{ChannelError, ChannelId, LegId};
 
 /// Forgotten channels remembered for an answer. A correct peer asks about no more than it holds; beyond, the lowest
 /// (oldest) go, and its next HELLO settles them.
@@ -205,6 +205,7 @@ impl Session {
             }
         });
         self.wake_starved();
+        self.note_failed(id, ChannelError::Reset(code));
         self.wake(id);
         self.enqueue_control(id);
         self.forget_if_done(id);

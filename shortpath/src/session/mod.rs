@@ -30,7 +30,14 @@ mod select;
 mod send;
 mod words;
 
-pub use close::{CLOSE_NORMAL, CLOSE_PROTOCOL, CloseReason, ProtocolError, RESET_DROPPED};
+#[cfg(test)]
+mod pair;
+#[cfg(test)]
+mod tests;
+
+pub use close::{
+    CLOSE_NORMAL, CLOSE_PROTOCOL, CloseReason, ProtocolError, RESET_DROPPED, RESET_SOCKET,
+};
 pub use core::{Event, Figures, ReadOutcome, Session};
 pub use limits::SessionConfig;
 pub use rtt::RttFigures;

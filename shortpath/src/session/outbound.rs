@@ -167,11 +167,11 @@ impl Session {
 
     /// Interactive channels first; bulk gets a turn after [`INTERACTIVE_RUN`] of them.
     fn next_in_lane(&mut self) -> Option<(ChannelId, Lane)> {
-        if self.interactive_run < INTERACTIVE_RUN || self.bulk.is_empty() {
-            if let Some(id) = self.interactive.pop_front() {
-                self.interactive_run += 1;
-                return Some((id, Lane::Interactive));
-            }
+        if (self.interactive_run < INTERACTIVE_RUN || self.bulk.is_empty())
+            && let Some(id) = self.interactive.pop_front()
+        {
+            self.interactive_run += 1;
+            return Some((id, Lane::Interactive));
         }
         self.interactive_run = 0;
         self.bulk.pop_front().map(|id| (id, Lane::Bulk))
