@@ -5,10 +5,15 @@
 //! * `agent` keeps a link and warm legs, and connects sessions to targets.
 //! * `client` asks for sessions and carries application connections into them.
 
+pub mod agent;
 pub mod api;
 pub mod broker;
+pub mod client;
 pub mod code;
+pub mod dial;
 pub mod invite;
+pub mod link;
+pub mod reason;
 pub mod secret;
 pub mod ticket;
 pub mod wire;

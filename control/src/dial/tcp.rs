@@ -1,0 +1,108 @@
+//! One TCP connection by name or address, under a deadline, with the options every connection of ours has.
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// Idle time before the kernel probes: NAT and firewall entries live 30 s or longer.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
+/// Between probes of a silent peer.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Unacknowledged data or probes for this long end a connection: four probes, or five retransmissions at 300 ms RTT.
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
+/// A name's next address is tried after this long, RFC 8305 section 8 "Connection Attempt Delay".
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Addresses of one name tried at most: more only adds load to a service that is down.
+const ADDRESSES_MAX: usize = 8;
+
+/// Dials `HOST:PORT`, racing the name's addresses (RFC 8305) in the resolver's order.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] once `within` is over; the resolver's error; else the last address's error.
+pub async fn connect(host_port: &str, within: Duration) -> io::Result<TcpStream> {
+    timeout(within, async {
+        let addresses: Vec<_> = lookup_host(host_port).await?.take(ADDRESSES_MAX).collect();
+        race(&addresses).await
+    })
+    .await
+    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Sets TCP_NODELAY and keepalive: small writes leave at once, a peer that vanished while idle is noticed.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// Sets TCP_USER_TIMEOUT (RFC 5482; Linux only) for connections whose peer always reads: legs and links.
+///
+/// Not for an application's socket: Linux also ends a connection whose peer keeps its window shut for this long, and
+/// an application may pause as long as it likes.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn give_up_on_silence(stream: &TcpStream) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = (stream, USER_TIMEOUT);
+    Ok(())
+}
+
+async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut waiting = addresses.iter();
+    let mut running = FuturesUnordered::new();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut next_at = Instant::now();
+    loop {
+        if running.is_empty() && waiting.len() == 0 {
+            return Err(last);
+        }
+        tokio::select! {
+            Some(result) = running.next() => match result {
+                Ok(stream) => return tune(&stream).map(|()| stream),
+                Err(error) => {
+                    last = error;
+                    next_at = Instant::now();
+                }
+            },
+            () = sleep_until(next_at), if waiting.len() > 0 => {
+                running.extend(waiting.next().map(TcpStream::connect));
+                next_at = Instant::now() + ATTEMPT_DELAY;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_second_address_is_reached_when_the_first_refuses() {
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = listener.local_addr().unwrap();
+        let stream = race(&[gone, here]).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), here);
+        assert!(stream.nodelay().unwrap());
+        assert!(SockRef::from(&stream).keepalive().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_from_a_missing_name() {
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let error = connect(&gone.to_string(), Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(race(&[]).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}
