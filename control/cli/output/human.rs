@@ -1,6 +1,4 @@
 //! Figures as people read them: three significant digits and a unit.
-use std::time::Duration;
-
 use switchback_control::wire::RttView;
 
 /// Stands for a figure that is not known yet.
@@ -15,11 +13,6 @@ pub(crate) fn micros(us: u64) -> String {
         100_000..10_000_000 => format!("{ms:.0} ms"),
         _ => format!("{:.1} s", ms / 1e3),
     }
-}
-
-/// A duration like [`micros`].
-pub(crate) fn duration(duration: Duration) -> String {
-    micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// The smoothed value of a round-trip time, or `-`.
@@ -71,7 +64,6 @@ mod tests {
             [0, 340, 3_414, 34_140, 341_400, 3_414_000, 34_140_000].map(micros).into();
         let wanted = ["0.00 ms", "0.34 ms", "3.41 ms", "34.1 ms", "341 ms", "3414 ms", "34.1 s"];
         assert_eq!(shown, wanted);
-        assert_eq!(duration(Duration::from_millis(12)), "12.0 ms");
     }
 
     #[test]
