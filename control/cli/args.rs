@@ -9,8 +9,8 @@ use switchback_control::secret::Secret;
 use switchback_control::{Code, Fault};
 
 use crate::{
-    account, agent, connect, demo, errors, grants, output, pairs, resources, serve, sessions,
-    tokens,
+    account, agent, connect, demo, errors, grants, logging, output, pairs, resources, serve,
+    sessions, tokens,
 };
 
 /// Version and commit.
@@ -49,10 +49,10 @@ Options:
 
 const QUICK_START: &str = "\
 Quick start:
-  switchback demo                                       all parts on this machine, nothing to set up
-  switchback serve                                      on a host that both sides reach; prints the next two
+  switchback demo         all parts on this machine, nothing to set up
+  switchback serve        on a host that both sides reach; prints the strings for:
   switchback agent --join sbjoin1_... --resource ssh=tcp:127.0.0.1:22
-  switchback login sblogin1_...                         then:
+  switchback login sblogin1_...
   ssh -o ProxyCommand='switchback connect ssh --stdio' user@ssh
 
 `switchback COMMAND --help` explains each command with examples.";
@@ -138,9 +138,13 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Whether it keeps running and tells what it does.
-    pub(crate) const fn is_service(&self) -> bool {
-        matches!(self, Self::Serve(_) | Self::Agent(_))
+    /// How much it logs unless asked: services tell what they do, the demo's picture is not to be scrawled on.
+    pub(crate) const fn log_level(&self) -> u8 {
+        match self {
+            Self::Serve(_) | Self::Agent(_) => logging::INFO,
+            Self::Demo(_) => logging::ERROR,
+            _ => logging::WARN,
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The log: on standard error, as text or JSON lines, at the level of the command unless `RUST_LOG` says otherwise.
+//! The log: on standard error, as text or JSON lines, at the level of the command unless `RUST_LOG` says
+//! otherwise.
 use std::io;
 
 use tracing_subscriber::EnvFilter;
@@ -6,11 +7,18 @@ use tracing_subscriber::EnvFilter;
 use crate::args::{Global, LogFormat};
 use crate::output;
 
-/// Starts logging. `running` commands (serve, agent) tell what they do; the others only warn.
-pub(crate) fn start(global: &Global, running: bool) {
+/// Failures only.
+pub(crate) const ERROR: u8 = 0;
+/// What a person should know.
+pub(crate) const WARN: u8 = 1;
+/// What a service does.
+pub(crate) const INFO: u8 = 2;
+
+/// Starts logging at the command's own level.
+pub(crate) fn start(global: &Global, level: u8) {
     let filter = match std::env::var("RUST_LOG") {
         Ok(wanted) if !wanted.is_empty() => EnvFilter::new(wanted),
-        _ => EnvFilter::new(directives(global.verbose, global.quiet, running)),
+        _ => EnvFilter::new(directives(global.verbose, global.quiet, level)),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     // A second start (tests in one process) keeps the first subscriber.
@@ -21,9 +29,8 @@ pub(crate) fn start(global: &Global, running: bool) {
 }
 
 /// Our own crates speak at the chosen level, the libraries one step quieter.
-fn directives(verbose: u8, quiet: u8, running: bool) -> &'static str {
-    let base = if running { 2 } else { 1 };
-    match base + i16::from(verbose) - i16::from(quiet) {
+fn directives(verbose: u8, quiet: u8, level: u8) -> &'static str {
+    match i16::from(level) + i16::from(verbose) - i16::from(quiet) {
         i16::MIN..=-1 => "off",
         0 => "error",
         1 => "warn",
@@ -35,15 +42,15 @@ fn directives(verbose: u8, quiet: u8, running: bool) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::directives;
+    use super::{ERROR, INFO, WARN, directives};
 
     #[test]
     fn every_v_is_one_level_more_and_every_q_one_less() {
-        assert_eq!(directives(0, 0, true), "warn,switchback=info");
-        assert_eq!(directives(0, 0, false), "warn");
-        assert_eq!(directives(1, 0, true), "info,switchback=debug");
-        assert_eq!(directives(255, 0, true), "debug,switchback=trace");
-        assert_eq!(directives(0, 1, false), "error");
-        assert_eq!(directives(0, 255, false), "off");
+        assert_eq!(directives(0, 0, INFO), "warn,switchback=info");
+        assert_eq!(directives(0, 0, WARN), "warn");
+        assert_eq!(directives(1, 0, INFO), "info,switchback=debug");
+        assert_eq!(directives(255, 0, INFO), "debug,switchback=trace");
+        assert_eq!(directives(0, 1, WARN), "error");
+        assert_eq!(directives(0, 255, ERROR), "off");
     }
 }

@@ -33,14 +33,14 @@ fn main() -> ExitCode {
         Err(status) => return status,
     };
     let json = cli.global.json;
-    logging::start(&cli.global, cli.command.is_service());
+    logging::start(&cli.global, cli.command.log_level());
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(fault) => output::fault::report(fault, json),
     }
 }
 
-fn run(cli: Cli) -> Result<(), Fault> {
+fn run(cli: Cli) -> Result<ExitCode, Fault> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -50,11 +50,11 @@ fn run(cli: Cli) -> Result<(), Fault> {
     outcome
 }
 
-async fn dispatch(Cli { global, command }: Cli) -> Result<(), Fault> {
-    match command {
+async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode, Fault> {
+    let done = match command {
         Command::Serve(args) => serve::run(args, &global).await,
         Command::Agent(args) => agent::run(args, &global).await,
-        Command::Demo(args) => demo::run(args, &global).await,
+        Command::Demo(args) => return demo::run(args, &global).await,
         Command::Login(args) => account::login(args, &global).await,
         Command::Logout(_) => account::logout(&global),
         Command::Whoami(_) => account::whoami(&global).await,
@@ -67,5 +67,6 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<(), Fault> {
         Command::Grant(args) => grants::run(args, &global).await,
         Command::Pairs(args) => pairs::run(args, &global).await,
         Command::Errors(args) => errors::run(&args, &global),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

@@ -1,4 +1,6 @@
 //! `demo`: everything at once on this machine, under real traffic, through a restart.
+use std::process::ExitCode;
+
 use clap::Args;
 use switchback_control::Fault;
 use tokio::task::JoinSet;
@@ -22,6 +24,9 @@ mod summary;
 mod target;
 mod traffic;
 mod view;
+
+/// Exit status of an interrupted run, as shells give it for SIGINT: nothing was proven, nothing was refuted.
+const INTERRUPTED: u8 = 130;
 
 /// See it all work on this machine, without root.
 ///
@@ -52,7 +57,7 @@ pub(crate) struct DemoArgs {
 }
 
 /// Runs `demo`.
-pub(crate) async fn run(args: DemoArgs, global: &Global) -> Result<(), Fault> {
+pub(crate) async fn run(args: DemoArgs, global: &Global) -> Result<ExitCode, Fault> {
     let mut stop = Stop::listen()?;
     // The own server ends with its tasks, at the end of this function.
     let (target, own, _server) = match &args.target {
@@ -64,7 +69,7 @@ pub(crate) async fn run(args: DemoArgs, global: &Global) -> Result<(), Fault> {
     };
     let mut stage = tokio::select! {
         stage = Stage::start(target.clone(), args.io.into()) => stage?,
-        () = stop.wait() => return Ok(()),
+        () = stop.wait() => return Ok(INTERRUPTED.into()),
     };
     let show = Show::new(&args, global.json, target);
     let outcome = tokio::select! {
@@ -72,12 +77,12 @@ pub(crate) async fn run(args: DemoArgs, global: &Global) -> Result<(), Fault> {
         () = stop.wait() => {
             output::note("interrupted");
             stage.finish().await;
-            return Ok(());
+            return Ok(INTERRUPTED.into());
         }
     };
     if outcome.is_ok() && args.hold {
         stop.wait().await;
     }
     stage.finish().await;
-    outcome
+    outcome.map(|()| ExitCode::SUCCESS)
 }

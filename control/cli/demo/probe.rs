@@ -57,10 +57,21 @@ pub(crate) struct Findings {
     pub(crate) through: Latency,
     pub(crate) direct: Latency,
     pub(crate) down_bytes: u64,
-    pub(crate) checks: Checks,
+    pub(crate) connections: Connections,
     pub(crate) notes: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hold: Option<Hold>,
+}
+
+/// What became of the connections; their content was not compared.
+#[derive(Debug, Serialize)]
+pub(crate) struct Connections {
+    /// Answered through the gateway.
+    pub(crate) answered: u64,
+    /// Failed, either way.
+    pub(crate) failed: u64,
+    /// What the first of these said.
+    pub(crate) first_trouble: Option<String>,
 }
 
 /// Finds out, through `address`, how the target behaves.
@@ -162,7 +173,8 @@ impl Findings {
         session: SessionFacts,
         hold: Option<Hold>,
     ) -> Self {
-        let checks = board.checks();
+        let Checks { right, broken, first_trouble, .. } = board.checks();
+        let connections = Connections { answered: right, failed: broken, first_trouble };
         let mut notes = vec![
             "your target's content was not compared: only the own target's is known",
             "broker and gateway were not restarted: run without --target to see that",
@@ -171,7 +183,7 @@ impl Findings {
             notes.push("your target said nothing: only that it accepts connections is known");
         }
         Self {
-            ok: checks.broken == 0 && checks.right > 0,
+            ok: broken == 0 && right > 0,
             target,
             manner,
             gateway,
@@ -179,7 +191,7 @@ impl Findings {
             through: board.latency(Way::Through, Load::Quiet),
             direct: board.latency(Way::Direct, Load::Quiet),
             down_bytes: board.down.load(Ordering::Relaxed),
-            checks,
+            connections,
             notes,
             hold,
         }
@@ -196,7 +208,7 @@ impl Findings {
             }
             Manner::Silent => ("silent".into(), "connect and wait 0.5 s"),
         };
-        let Self { gateway, session, checks, .. } = self;
+        let Self { gateway, session, connections, .. } = self;
         let mut rows = vec![
             ("target", format!("{} ({manner})", self.target)),
             ("gateway", format!("{} with {}: {}", gateway.address, gateway.io, gateway.io_reason)),
@@ -204,9 +216,12 @@ impl Findings {
             ("round trip", rtt_in_words(&session.rtt)),
             (measured, pair(&self.through, &self.direct)),
             ("read through it", human::bytes(self.down_bytes)),
-            ("connections", format!("{} well, {} in trouble", checks.right, checks.broken)),
+            (
+                "connections",
+                format!("{} answered, {} failed", connections.answered, connections.failed),
+            ),
         ];
-        rows.extend(checks.first_trouble.iter().map(|trouble| ("trouble", trouble.clone())));
+        rows.extend(connections.first_trouble.iter().map(|trouble| ("trouble", trouble.clone())));
         rows.extend(self.notes.iter().map(|note| ("note", (*note).to_owned())));
         table(&rows)
     }

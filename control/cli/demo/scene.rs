@@ -18,15 +18,22 @@ pub(crate) struct Scene {
     place: String,
     begin: Instant,
     planned: Duration,
+    counted: &'static str,
 }
 
 impl Scene {
     /// Begins now and is planned to last this long.
-    pub(crate) fn new(stage: &Stage, board: Arc<Board>, planned: Duration, silent: bool) -> Self {
+    pub(crate) fn new(
+        stage: &Stage,
+        board: Arc<Board>,
+        planned: Duration,
+        counted: &'static str,
+        silent: bool,
+    ) -> Self {
         let (io, _) = &stage.io;
         let place = format!("gateway {} ({io})  local port {}", stage.gateway(), stage.forward);
         let view = View::new(board, silent);
-        Self { view, sessions: stage.sessions(), place, begin: Instant::now(), planned }
+        Self { view, sessions: stage.sessions(), place, begin: Instant::now(), planned, counted }
     }
 
     /// Shows `phase` until `work` is done.
@@ -51,6 +58,7 @@ impl Scene {
             elapsed: now - self.begin,
             planned: self.planned,
             phase,
+            counted: self.counted,
             place: self.place.clone(),
             sessions: self.sessions.borrow().clone(),
         };

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::DemoArgs;
-use super::board::{Board, Checks, Way};
+use super::board::{Board, Way};
 use super::probe::{self, Findings};
 use super::scene::Scene;
 use super::stage::Stage;
@@ -56,7 +56,7 @@ impl Show {
                 let (gateway, hold) = (gateway(stage), self.hold(stage));
                 let summary = Summary::of(&self.board, moved, gateway, facts(stage).await, hold);
                 self.tell(&summary, summary.in_words(), summary.hold.as_ref())?;
-                verdict(summary.ok, &summary.checks)
+                verdict(summary.ok, summary.checks.first_trouble.as_deref())
             }
             None => {
                 let manner = self.visit(stage).await?;
@@ -65,7 +65,7 @@ impl Show {
                 let findings =
                     Findings::of(&self.board, self.target.clone(), manner, gateway, session, hold);
                 self.tell(&findings, findings.in_words(), findings.hold.as_ref())?;
-                verdict(findings.ok, &findings.checks)
+                verdict(findings.ok, findings.connections.first_trouble.as_deref())
             }
         }
     }
@@ -81,7 +81,7 @@ impl Show {
             let (busy, stop) = (busy.clone(), stop.clone());
             requests.spawn(traffic::request_stream(way, address, board.clone(), busy, stop));
         }
-        let mut scene = self.scene(stage);
+        let mut scene = self.scene(stage, "transfers checked by SHA-256");
         scene.play("small requests only", sleep(self.planned.mul_f64(QUIET_SHARE))).await;
         busy.cancel();
         let begin = Instant::now();
@@ -120,15 +120,15 @@ impl Show {
         let (target, board) = (self.target.clone(), self.board.clone());
         let mut measuring = JoinSet::new();
         measuring.spawn(probe::measure(manner.clone(), target, stage.forward, board, stop.clone()));
-        let mut scene = self.scene(stage);
+        let mut scene = self.scene(stage, "connections answered");
         scene.play("visiting your target", sleep(self.planned)).await;
         stop.cancel();
         scene.play("last visit", measuring.join_all()).await;
         Ok(manner)
     }
 
-    fn scene(&self, stage: &Stage) -> Scene {
-        Scene::new(stage, self.board.clone(), self.planned, self.json)
+    fn scene(&self, stage: &Stage, counted: &'static str) -> Scene {
+        Scene::new(stage, self.board.clone(), self.planned, counted, self.json)
     }
 
     fn hold(&self, stage: &Stage) -> Option<Hold> {
@@ -159,11 +159,10 @@ async fn facts(stage: &Stage) -> SessionFacts {
     stage.session().await.map(|view| SessionFacts::from(&view)).unwrap_or_default()
 }
 
-fn verdict(ok: bool, checks: &Checks) -> Result<(), Fault> {
+fn verdict(ok: bool, trouble: Option<&str>) -> Result<(), Fault> {
     if ok {
         return Ok(());
     }
-    let trouble =
-        checks.first_trouble.as_deref().unwrap_or("too little was transferred to check anything");
-    Err(Code::CheckFailed.because(trouble))
+    Err(Code::CheckFailed
+        .because(trouble.unwrap_or("too little was transferred to check anything")))
 }

@@ -229,7 +229,7 @@ pub(crate) fn rtt_in_words(rtt: &SessionRtt) -> String {
 
 /// Two columns.
 pub(crate) fn table(rows: &[(&str, String)]) -> String {
-    let lines: Vec<_> = rows.iter().map(|(name, value)| format!("  {name:<22} {value}")).collect();
+    let lines: Vec<_> = rows.iter().map(|(name, value)| format!("  {name:<24} {value}")).collect();
     lines.join("\n")
 }
 

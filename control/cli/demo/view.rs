@@ -26,6 +26,8 @@ pub(crate) struct Caption {
     pub(crate) phase: &'static str,
     /// Gateway and local port.
     pub(crate) place: String,
+    /// What a completed transfer is called.
+    pub(crate) counted: &'static str,
     /// Sessions, as the broker last told.
     pub(crate) sessions: Vec<SessionView>,
 }
@@ -154,7 +156,7 @@ impl Picture {
             format!("requests  {:>8.0}/s", self.rates.requests),
             format!("  through the gateway  {}", quantiles(&self.through)),
             format!("  straight             {}", quantiles(&self.direct)),
-            format!("transfers  {} checked by SHA-256, {} in trouble", self.checked, self.troubles),
+            format!("{} {}, {} in trouble", self.checked, self.caption.counted, self.troubles),
         ]);
         lines
     }
@@ -165,7 +167,7 @@ impl Picture {
         let state =
             self.caption.sessions.first().map_or(human::UNKNOWN, |session| session.state.as_str());
         format!(
-            "{:>3} s  {}  session {state}  RTT {}  down {}  up {}  {:.0} requests/s {}  {} transfers checked",
+            "{:>3} s  {}  session {state}  RTT {}  down {}  up {}  {:.0} requests/s {}  {} {}",
             self.caption.elapsed.as_secs(),
             self.caption.phase,
             human::rtt(rtt),
@@ -174,6 +176,7 @@ impl Picture {
             self.rates.requests,
             quantiles(&self.through),
             self.checked,
+            self.caption.counted,
         )
     }
 }
