@@ -170,3 +170,17 @@ fn login_string(url: &str) -> String {
     let invite = Invite { kind: InviteKind::Login, url: url.into(), pin, token: Secret::new("t") };
     invite.to_text().reveal().to_owned()
 }
+
+#[test]
+fn the_demo_survives_its_restart_and_every_hash_holds() {
+    let output = run(&["demo", "--seconds", "3", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["ok"], true);
+    assert!(summary["checks"]["right"].as_u64().unwrap() > 0, "{summary}");
+    assert_eq!(summary["checks"]["wrong"], 0);
+    assert_eq!(summary["checks"]["broken"], 0);
+    assert!(summary["restart"]["pause_ms"].is_u64(), "{summary}");
+    assert!(summary["session"]["resumes"].as_u64().unwrap() > 0, "{summary}");
+    assert_eq!(summary["session"]["transport"], "TCP (Reverse-Connect)");
+}
