@@ -6,9 +6,12 @@
 //! * `client` asks for sessions and carries application connections into them.
 
 pub mod api;
+pub mod client;
 pub mod code;
 pub mod dial;
 pub mod invite;
+pub mod link;
+pub mod reason;
 pub mod secret;
 pub mod wire;
 

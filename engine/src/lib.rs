@@ -10,17 +10,27 @@
 mod admission;
 mod config;
 mod event;
+mod gateway;
 mod id;
 mod limits;
 mod outcome;
+mod relay;
+#[allow(unsafe_code)]
+mod ring;
+mod rtt;
+mod stats;
+mod worker;
 
 pub use admission::{Admission, Admitted, Refusal, Verdict};
 pub use config::{EngineConfig, IoChoice};
 pub use event::{ForeignConnection, GatewayEvent};
+pub use gateway::hello;
+pub use gateway::{
+    Backend, BackendKind, Gateway, StartError, StunCounters, StunResponder, bind_listener,
+};
 pub use id::{LegSide, PairId};
 pub use limits::Limits;
 pub use outcome::{Cause, Outcome, Phase};
-
-/// Live figures of one pair, shared with the owner.
-#[derive(Debug, Default)]
-pub struct PairMeter;
+pub use relay::{PairFigures, PairMeter};
+pub use rtt::RttFigures;
+pub use stats::Metrics;

@@ -52,3 +52,50 @@ pub struct Outcome {
     /// From the pair's start to its end.
     pub duration: Duration,
 }
+
+impl Cause {
+    /// Every cause, for counters and tables.
+    pub const ALL: [Self; 9] = [
+        Self::ClientFinished,
+        Self::AgentFinished,
+        Self::ClientReset,
+        Self::AgentReset,
+        Self::ClientTimeout,
+        Self::AgentTimeout,
+        Self::Killed,
+        Self::Shutdown,
+        Self::Internal,
+    ];
+
+    /// Lower-case name, as in metrics and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientFinished => "client_finished",
+            Self::AgentFinished => "agent_finished",
+            Self::ClientReset => "client_reset",
+            Self::AgentReset => "agent_reset",
+            Self::ClientTimeout => "client_timeout",
+            Self::AgentTimeout => "agent_timeout",
+            Self::Killed => "killed",
+            Self::Shutdown => "shutdown",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl Phase {
+    /// Every phase, for counters and tables.
+    pub const ALL: [Self; 4] = [Self::Joined, Self::Relaying, Self::HalfClosed, Self::Finished];
+
+    /// Lower-case name, as in metrics and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Joined => "joined",
+            Self::Relaying => "relaying",
+            Self::HalfClosed => "half_closed",
+            Self::Finished => "finished",
+        }
+    }
+}

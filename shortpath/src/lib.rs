@@ -1,1 +1,26 @@
-//! Placeholder.
+//! Session layer: channels that survive the legs that carry them.
+//!
+//! Three layers, each usable and tested without the ones above it:
+//!
+//! * [`session`] decides. Frames, offsets, acknowledgements, windows, legs and timers, in pure code: no clock, no
+//!   socket, no task. Its tests run two sessions in virtual time.
+//! * [`tls`] authenticates. TLS 1.3 configurations with raw public keys (RFC 7250) pinned at both ends.
+//! * [`shell`] acts. Tokio tasks that move frames between the session and its legs, and bytes between channels and
+//!   sockets. It dials nothing: the owner makes legs and attaches them.
+//!
+//! Byte offsets belong to channels, never to legs, so any leg may carry any frame: a planned move is "next frames go to
+//! the new leg", a failure is "re-send from the last acknowledgement", a duplicate is dropped by its offset.
+
+pub mod session;
+pub mod shell;
+pub mod tls;
+
+pub use session::{
+    ChannelError, ChannelId, CloseReason, LegId, LegKind, OpenError, Role, RttFigures,
+    SessionConfig,
+};
+pub use shell::{
+    CarryEnd, CarryOutcome, Channel, ChannelReader, ChannelWriter, LinkState, SessionEvent,
+    SessionHandle, SessionStats, carry, carry_stdio,
+};
+pub use tls::{KeyError, SessionKey, client_config, server_config};

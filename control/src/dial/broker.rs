@@ -70,6 +70,7 @@ pub async fn connect_broker(invite: &Invite) -> Result<BrokerStream, Fault> {
     let host_port = address.host_port();
     let opened = timeout(CONNECT_TIMEOUT, async {
         let stream = tcp::connect(&host_port, CONNECT_TIMEOUT).await?;
+        tcp::give_up_on_silence(&stream)?;
         TlsConnector::from(config).connect(name, stream).await
     });
     match opened.await {

@@ -5,6 +5,7 @@
 
 mod backoff;
 mod broker;
+pub(crate) mod leg;
 mod pin;
 pub mod tcp;
 

@@ -32,17 +32,28 @@ pub async fn connect(host_port: &str, within: Duration) -> io::Result<TcpStream>
     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Sets TCP_NODELAY, keepalive and (on Linux) TCP_USER_TIMEOUT: small writes leave at once, a dead path is noticed.
+/// Sets TCP_NODELAY and keepalive: small writes leave at once, a peer that vanished while idle is noticed.
 ///
 /// # Errors
 /// Those of setsockopt(2).
 pub fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
-    socket.set_tcp_keepalive(&keepalive)?;
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// Sets TCP_USER_TIMEOUT (RFC 5482; Linux only) for connections whose peer always reads: legs and links.
+///
+/// Not for an application's socket: Linux also ends a connection whose peer keeps its window shut for this long, and
+/// an application may pause as long as it likes.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn give_up_on_silence(stream: &TcpStream) -> io::Result<()> {
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = (stream, USER_TIMEOUT);
     Ok(())
 }
 

@@ -1,0 +1,261 @@
+//! A client's desk at the broker: one link, the requests in flight on it, and the sessions that live.
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use switchback_shortpath::SessionHandle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::code::{Code, Fault};
+use crate::invite::Invite;
+use crate::link::report::{REPORT_INTERVAL, Reporter, figures};
+use crate::link::{self, LinkEvent};
+use crate::wire::{CLIENT_LINK, FromClient, SealedGrant, SessionId, ToClient};
+
+/// A broker answers in one round trip; a slow one is asked again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests in flight: a thousand sessions that lost the same gateway ask at once.
+const REQUESTS_MAX: usize = 4096;
+/// Events of the link that wait for the desk.
+const EVENTS_MAX: usize = 64;
+
+/// The link as others see it.
+#[derive(Clone, Debug)]
+pub(super) enum LinkState {
+    /// It is being made; the last attempt failed with this.
+    Down(Option<Fault>),
+    /// It is up: send here.
+    Up(mpsc::Sender<FromClient>),
+    /// It will not come back.
+    Over(Fault),
+}
+
+/// What the desk knows of a session.
+pub(super) struct Live {
+    /// For its figures.
+    pub(super) handle: SessionHandle,
+    /// To prove it to a broker that restarted.
+    pub(super) grant: SealedGrant,
+    /// Ends it.
+    pub(super) end: mpsc::Sender<Ending>,
+}
+
+/// An order to end a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// By this end's user.
+    ByUs,
+    /// By the broker.
+    ByBroker(Code),
+}
+
+pub(super) struct Desk {
+    invite: Invite,
+    home: String,
+    link: watch::Sender<LinkState>,
+    requests: Mutex<HashMap<u64, oneshot::Sender<Result<ToClient, Fault>>>>,
+    next_request: AtomicU64,
+    sessions: Mutex<HashMap<SessionId, Live>>,
+}
+
+impl Desk {
+    /// A desk that is not open yet; `home` is the broker's `HOST:PORT`.
+    pub(super) fn new(invite: Invite, home: String) -> Arc<Self> {
+        Arc::new(Self {
+            invite,
+            home,
+            link: watch::Sender::new(LinkState::Down(None)),
+            requests: Mutex::default(),
+            // 0 is the broker's for "no request".
+            next_request: AtomicU64::new(1),
+            sessions: Mutex::default(),
+        })
+    }
+
+    /// Where legs go whose ticket names no gateway.
+    pub(super) fn home(&self) -> &str {
+        &self.home
+    }
+
+    /// The link's state, to watch.
+    pub(super) fn link(&self) -> watch::Receiver<LinkState> {
+        self.link.subscribe()
+    }
+
+    /// Asks the broker and waits for the answer: for the link to come up as long as it takes, then 10 s.
+    ///
+    /// # Errors
+    /// The broker's refusal; [`Code::BrokerUnreachable`] if the link breaks or falls silent; [`Code::RateLimited`] if too
+    /// many requests are in flight; the link's final fault.
+    pub(super) async fn ask(
+        &self,
+        message: impl FnOnce(u64) -> FromClient,
+    ) -> Result<ToClient, Fault> {
+        let queue = self.up().await?;
+        let (request, answer) = self.enlist()?;
+        let unreachable = |detail| Code::BrokerUnreachable.because(detail);
+        if queue.send(message(request.number)).await.is_err() {
+            return Err(unreachable("the link to the broker broke"));
+        }
+        match timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(unreachable("the link to the broker broke")),
+            Err(_) => Err(unreachable("the broker did not answer in time")),
+        }
+    }
+
+    /// Waits for the link to be up.
+    async fn up(&self) -> Result<mpsc::Sender<FromClient>, Fault> {
+        let mut link = self.link();
+        let state = link.wait_for(|state| !matches!(state, LinkState::Down(_))).await;
+        match state.as_deref() {
+            Ok(LinkState::Up(queue)) => Ok(queue.clone()),
+            Ok(LinkState::Over(fault)) => Err(fault.clone()),
+            Ok(LinkState::Down(_)) | Err(_) => Err(Code::BrokerUnreachable.into()),
+        }
+    }
+
+    fn enlist(&self) -> Result<(Request<'_>, Answer), Fault> {
+        let mut requests = lock(&self.requests);
+        if requests.len() >= REQUESTS_MAX {
+            return Err(Code::RateLimited.because("too many requests wait for the broker"));
+        }
+        let number = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        requests.insert(number, sender);
+        Ok((Request { desk: self, number }, answer))
+    }
+
+    /// A session begins to live.
+    pub(super) fn admit(&self, id: SessionId, live: Live) {
+        lock(&self.sessions).insert(id, live);
+    }
+
+    /// A session is over; unless the broker said so itself, it is told when the link is up.
+    pub(super) fn dismiss(&self, id: &SessionId, tell: Option<Code>) {
+        lock(&self.sessions).remove(id);
+        if let Some(code) = tell {
+            self.tell(FromClient::Ended { session: id.clone(), code });
+        }
+    }
+
+    /// Says something that needs no answer and is worth nothing on a later link.
+    fn tell(&self, message: FromClient) {
+        if let LinkState::Up(queue) = &*self.link.borrow() {
+            // A full queue means a link in trouble; the agent tells the broker of an end as well.
+            let _ = queue.try_send(message);
+        }
+    }
+
+    /// Runs the desk until `stop`, or until the link is over.
+    pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let (sender, mut events) = mpsc::channel(EVENTS_MAX);
+        let link = link::run(&self.invite, CLIENT_LINK, sender, stop);
+        tokio::pin!(link);
+        let mut reporter = Reporter::default();
+        let mut tick = interval(REPORT_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                ended = &mut link => {
+                    let fault = ended.err().unwrap_or_else(|| Code::SessionClosed.into());
+                    self.link.send_replace(LinkState::Over(fault.clone()));
+                    return self.fail_requests(&fault);
+                }
+                Some(event) = events.recv() => self.handle(event, &mut reporter),
+                _ = tick.tick() => self.report(&mut reporter),
+            }
+        }
+    }
+
+    fn handle(&self, event: LinkEvent<FromClient, ToClient>, reporter: &mut Reporter) {
+        match event {
+            LinkEvent::Up(queue) => {
+                reporter.link_up();
+                self.link.send_replace(LinkState::Up(queue));
+                self.report(reporter);
+            }
+            LinkEvent::Down(fault) => {
+                self.link.send_replace(LinkState::Down(Some(fault.clone())));
+                self.fail_requests(&fault);
+            }
+            LinkEvent::Message(ToClient::End { session, code }) => {
+                if let Some(live) = lock(&self.sessions).get(&session) {
+                    // Full: it is ending already.
+                    let _ = live.end.try_send(Ending::ByBroker(code));
+                }
+            }
+            LinkEvent::Message(ToClient::Refused { request, code, message }) => {
+                self.answer(request, Err(code.because(message)));
+            }
+            LinkEvent::Message(
+                answer @ (ToClient::Granted { request, .. } | ToClient::Leg { request, .. }),
+            ) => self.answer(request, Ok(answer)),
+        }
+    }
+
+    fn answer(&self, request: u64, answer: Result<ToClient, Fault>) {
+        let waiting = lock(&self.requests).remove(&request);
+        let unwanted = match waiting {
+            Some(waiting) => match waiting.send(answer) {
+                Ok(()) => return,
+                Err(answer) => answer,
+            },
+            None => answer,
+        };
+        match unwanted {
+            // Whoever asked has given up since.
+            Ok(ToClient::Granted { session, .. }) => {
+                self.tell(FromClient::Ended { session, code: Code::SessionClosed });
+            }
+            Err(fault) if request == 0 => tracing::warn!(%fault, "refused by the broker"),
+            _ => {}
+        }
+    }
+
+    fn fail_requests(&self, fault: &Fault) {
+        for (_, waiting) in lock(&self.requests).drain() {
+            // The asker may have left.
+            let _ = waiting.send(Err(fault.clone()));
+        }
+    }
+
+    fn report(&self, reporter: &mut Reporter) {
+        let LinkState::Up(queue) = &*self.link.borrow() else { return };
+        let sessions = lock(&self.sessions);
+        let live = sessions.iter().map(|(id, live)| {
+            let stats = live.handle.stats();
+            (
+                figures(id.clone(), &stats, stats.bytes_sent, stats.bytes_received),
+                live.grant.clone(),
+            )
+        });
+        for sessions in reporter.due(live) {
+            if queue.try_send(FromClient::Report { sessions }).is_err() {
+                // A link in trouble: say everything again.
+                return reporter.link_up();
+            }
+        }
+    }
+}
+
+type Answer = oneshot::Receiver<Result<ToClient, Fault>>;
+
+/// A request in flight; it is forgotten when its asker leaves.
+struct Request<'desk> {
+    desk: &'desk Desk,
+    number: u64,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        lock(&self.desk.requests).remove(&self.number);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

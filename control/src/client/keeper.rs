@@ -1,0 +1,181 @@
+//! Keeps one session carried: makes its legs, follows its events, and ends it once.
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use switchback_shortpath::{LegKind, SessionEvent, SessionHandle};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::DropGuard;
+
+use crate::client::desk::{Desk, Ending};
+use crate::client::legs::{Action, LegPlan};
+use crate::code::{Code, Fault};
+use crate::dial::leg;
+use crate::reason;
+use crate::wire::{FromClient, LegTicket, SealedGrant, SessionId, ToClient};
+
+/// From our close to the session layer's last word: it gives its own CLOSE 2 s.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How far a session is.
+#[derive(Clone, Debug)]
+pub(super) enum Phase {
+    /// Its first leg is being made.
+    Starting,
+    /// It was carried, and may be again.
+    Up,
+    /// It is over.
+    Over(Fault),
+}
+
+pub(super) struct Keeper {
+    pub(super) desk: Arc<Desk>,
+    /// The desk stays open until the broker was told of the end.
+    pub(super) guard: Arc<DropGuard>,
+    pub(super) id: SessionId,
+    pub(super) grant: SealedGrant,
+    pub(super) tls: Arc<ClientConfig>,
+    pub(super) handle: SessionHandle,
+    pub(super) phase: watch::Sender<Phase>,
+}
+
+type Attempt = Pin<Box<dyn Future<Output = Result<TlsStream<TcpStream>, Fault>> + Send>>;
+
+/// What ended the loop, and whom to tell.
+struct End {
+    fault: Fault,
+    tell_broker: bool,
+    close: bool,
+}
+
+impl Keeper {
+    /// Keeps the session until it is over. `ticket` admits its first leg, which must be up at `start_by`.
+    pub(super) async fn run(
+        self,
+        ticket: LegTicket,
+        start_by: Instant,
+        mut events: mpsc::Receiver<SessionEvent>,
+        mut orders: mpsc::Receiver<Ending>,
+    ) {
+        let mut plan = LegPlan::new(Instant::now(), start_by);
+        let mut ticket = Some(ticket);
+        let mut attempt: Option<Attempt> = None;
+        let end = loop {
+            let wake = match plan.poll(Instant::now()) {
+                Action::GiveUp(fault) => break End { fault, tell_broker: true, close: true },
+                Action::Wait(until) => until,
+                Action::Dial => {
+                    attempt = Some(self.attempt(ticket.take()));
+                    continue;
+                }
+            };
+            tokio::select! {
+                event = events.recv() => {
+                    if let Some(fault) = self.follow(event, &mut plan) {
+                        break End { fault, tell_broker: true, close: false };
+                    }
+                }
+                made = next(&mut attempt) => {
+                    attempt = None;
+                    self.settle(made, &mut plan);
+                }
+                order = orders.recv() => break match order {
+                    Some(Ending::ByBroker(code)) => {
+                        End { fault: code.into(), tell_broker: false, close: true }
+                    }
+                    Some(Ending::ByUs) | None => {
+                        End { fault: Code::SessionClosed.into(), tell_broker: true, close: true }
+                    }
+                },
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            }
+        };
+        self.end(end, events).await;
+    }
+
+    /// Takes in an event; a fault if it was the session's last.
+    fn follow(&self, event: Option<SessionEvent>, plan: &mut LegPlan) -> Option<Fault> {
+        let (now, dice) = (Instant::now(), rand::random());
+        match event {
+            Some(SessionEvent::Down) => plan.down(now, dice),
+            Some(SessionEvent::LegSuspect(leg)) => {
+                tracing::debug!(session = %self.id, %leg, "leg suspect, dialling another");
+                plan.suspect(now, dice);
+            }
+            Some(SessionEvent::LegLost { leg, error }) => {
+                tracing::info!(session = %self.id, %leg, error, "leg lost");
+            }
+            Some(SessionEvent::Resumed) => tracing::info!(session = %self.id, "session carried"),
+            Some(SessionEvent::Incoming(mut channel)) => {
+                // Agents open no channels; one that does is refused, not obeyed.
+                channel.reset(reason::to_wire(Code::ChannelLimit));
+            }
+            Some(SessionEvent::Closed(why)) => return Some(reason::of_session(&why)),
+            None => return Some(Code::SessionClosed.into()),
+        }
+        None
+    }
+
+    /// Gives a new leg to the session, or notes why there is none.
+    fn settle(&self, made: Result<TlsStream<TcpStream>, Fault>, plan: &mut LegPlan) {
+        let attached = made.and_then(|stream| {
+            let attached = self.handle.attach(stream, LegKind::TcpReverse);
+            attached.map_err(|error| Code::LegFailed.because(error.to_string()))
+        });
+        match attached {
+            Ok(leg) => {
+                tracing::debug!(session = %self.id, %leg, "leg attached");
+                plan.attached(Instant::now());
+                self.phase.send_replace(Phase::Up);
+            }
+            Err(fault) => {
+                tracing::debug!(session = %self.id, code = %fault.code, detail = fault.detail, "no leg");
+                plan.failed(Instant::now(), rand::random(), fault);
+            }
+        }
+    }
+
+    fn attempt(&self, ticket: Option<LegTicket>) -> Attempt {
+        let (desk, grant, tls) = (self.desk.clone(), self.grant.clone(), self.tls.clone());
+        Box::pin(async move {
+            let ticket = match ticket {
+                Some(ticket) => ticket,
+                None => ask_ticket(&desk, grant).await?,
+            };
+            leg::connect(&ticket, desk.home(), tls).await
+        })
+    }
+
+    async fn end(self, end: End, mut events: mpsc::Receiver<SessionEvent>) {
+        let code = end.fault.code;
+        tracing::debug!(session = %self.id, %code, "session over");
+        if end.close {
+            self.handle.close(reason::to_wire(code));
+            let last_word = async { while events.recv().await.is_some() {} };
+            // Later, the peer learns it from its broker or its resume window.
+            let _ = timeout(CLOSE_TIMEOUT, last_word).await;
+        }
+        self.desk.dismiss(&self.id, end.tell_broker.then_some(code));
+        self.phase.send_replace(Phase::Over(end.fault));
+        drop(self.guard);
+    }
+}
+
+async fn ask_ticket(desk: &Desk, grant: SealedGrant) -> Result<LegTicket, Fault> {
+    match desk.ask(|request| FromClient::Leg { request, grant }).await? {
+        ToClient::Leg { ticket, .. } => Ok(ticket),
+        _ => Err(Code::MessageMalformed.because("the broker answered another question")),
+    }
+}
+
+async fn next(attempt: &mut Option<Attempt>) -> Result<TlsStream<TcpStream>, Fault> {
+    match attempt {
+        Some(attempt) => attempt.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,244 @@
+//! A session as its user holds it: channels, local ports, standard input and output.
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::SockRef;
+use switchback_shortpath::{
+    CarryEnd, CarryOutcome, Channel, ChannelError, OpenError, SessionHandle, carry, carry_stdio,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+use tokio_util::sync::DropGuard;
+
+use crate::client::desk::Ending;
+use crate::client::keeper::Phase;
+use crate::code::{Code, Fault};
+use crate::dial::tcp;
+use crate::link::report::rtt_view;
+use crate::reason;
+use crate::wire::{RttView, SessionId};
+
+/// Pause after a failed accept: out of descriptors, as a rule, and one must be closed first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Figures of a session at this moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionFigures {
+    /// Label of the transport that carries it; absent while none does.
+    pub transport: Option<String>,
+    /// End-to-end round trip; absent until measured.
+    pub rtt: Option<RttView>,
+    /// Application bytes from client to target.
+    pub client_to_target: u64,
+    /// Application bytes from target to client.
+    pub target_to_client: u64,
+    /// Open channels.
+    pub channels: u32,
+    /// Legs lost so far.
+    pub resumes: u32,
+}
+
+/// A session. Clones are the same one; it is closed when the last is dropped.
+#[derive(Clone, Debug)]
+pub struct ClientSession(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    id: SessionId,
+    agent: String,
+    handle: SessionHandle,
+    phase: watch::Receiver<Phase>,
+    orders: mpsc::Sender<Ending>,
+    /// The desk stays open while a session needs it.
+    _desk: Arc<DropGuard>,
+}
+
+impl ClientSession {
+    pub(super) fn new(
+        id: SessionId,
+        agent: String,
+        handle: SessionHandle,
+        phase: watch::Receiver<Phase>,
+        orders: mpsc::Sender<Ending>,
+        desk: Arc<DropGuard>,
+    ) -> Self {
+        Self(Arc::new(Inner { id, agent, handle, phase, orders, _desk: desk }))
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &SessionId {
+        &self.0.id
+    }
+
+    /// Name of the agent that serves it.
+    #[must_use]
+    pub fn agent(&self) -> &str {
+        &self.0.agent
+    }
+
+    /// Its figures.
+    #[must_use]
+    pub fn stats(&self) -> SessionFigures {
+        let stats = self.0.handle.stats();
+        SessionFigures {
+            transport: stats.leg.map(|leg| leg.label().to_owned()),
+            rtt: stats.rtt.map(rtt_view),
+            client_to_target: stats.bytes_sent,
+            target_to_client: stats.bytes_received,
+            channels: stats.channels,
+            resumes: stats.legs_lost,
+        }
+    }
+
+    /// Opens a channel: one connection from the agent to the target. Does not wait for it.
+    ///
+    /// # Errors
+    /// [`Code::ChannelLimit`], or why the session is over.
+    pub fn open_channel(&self) -> Result<Channel, Fault> {
+        self.0.handle.open().map_err(|error| match error {
+            OpenError::ChannelLimit => Code::ChannelLimit.into(),
+            OpenError::Closed => self.over().unwrap_or_else(|| Code::SessionClosed.into()),
+        })
+    }
+
+    /// Carries every connection to `listener` as a channel until the session is over.
+    ///
+    /// # Errors
+    /// Why the session ended, unless [`Self::close`] ended it.
+    pub async fn forward(&self, listener: TcpListener) -> Result<(), Fault> {
+        loop {
+            tokio::select! {
+                fault = self.closed() => return unless_ours(fault),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => self.carry(stream),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a local connection");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries standard input and output over one channel until the target has finished.
+    ///
+    /// # Errors
+    /// What ended it before: a refusal of the target, the end of the session, or the local stream's failure.
+    pub async fn stdio(&self) -> Result<(), Fault> {
+        let channel = self.open_channel()?;
+        let outcome = carry_stdio(channel, tokio::io::stdin(), tokio::io::stdout()).await;
+        self.judge(outcome).await
+    }
+
+    /// Waits until the session is over and says why; [`Code::SessionClosed`] if one of its ends closed it.
+    pub async fn closed(&self) -> Fault {
+        let mut phase = self.0.phase.clone();
+        let over = phase.wait_for(|phase| matches!(phase, Phase::Over(_))).await;
+        match over.as_deref() {
+            Ok(Phase::Over(fault)) => fault.clone(),
+            _ => Code::SessionClosed.into(),
+        }
+    }
+
+    /// Ends the session for both ends; returns when the other end was told or cannot be.
+    pub async fn close(&self) {
+        // Full or closed: it is ending already.
+        let _ = self.0.orders.try_send(Ending::ByUs);
+        self.closed().await;
+    }
+
+    /// Waits for the first leg.
+    pub(super) async fn carried(&self) -> Result<(), Fault> {
+        let mut phase = self.0.phase.clone();
+        let known = phase.wait_for(|phase| !matches!(phase, Phase::Starting)).await;
+        match known.as_deref() {
+            Ok(Phase::Up) => Ok(()),
+            Ok(Phase::Over(fault)) => Err(fault.clone()),
+            _ => Err(Code::Internal.because("the session's keeper is gone")),
+        }
+    }
+
+    fn carry(&self, stream: TcpStream) {
+        let channel = match tcp::tune(&stream) {
+            Ok(()) => self.open_channel(),
+            Err(error) => Err(Code::Internal.because(error.to_string())),
+        };
+        let channel = match channel {
+            Ok(channel) => channel,
+            Err(fault) => {
+                tracing::warn!(session = %self.0.id, %fault, "local connection turned away");
+                return reset(&stream);
+            }
+        };
+        let (id, phase) = (self.0.id.clone(), self.0.phase.clone());
+        tokio::spawn(async move {
+            if let Err(fault) = fault_of(carry(channel, stream).await, &phase) {
+                tracing::warn!(session = %id, %fault, "connection ended early");
+            }
+        });
+    }
+
+    /// The end of standard input and output; when the session ended with the channel, the session's reason.
+    async fn judge(&self, outcome: CarryOutcome) -> Result<(), Fault> {
+        match outcome.end {
+            CarryEnd::Channel(ChannelError::Closed | ChannelError::Lost) => {
+                Err(self.closed().await)
+            }
+            _ => fault_of(outcome, &self.0.phase),
+        }
+    }
+
+    fn over(&self) -> Option<Fault> {
+        over(&self.0.phase)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Full or closed: it is ending already.
+        let _ = self.orders.try_send(Ending::ByUs);
+    }
+}
+
+fn over(phase: &watch::Receiver<Phase>) -> Option<Fault> {
+    match &*phase.borrow() {
+        Phase::Over(fault) => Some(fault.clone()),
+        _ => None,
+    }
+}
+
+fn fault_of(outcome: CarryOutcome, phase: &watch::Receiver<Phase>) -> Result<(), Fault> {
+    match outcome.end {
+        CarryEnd::Finished => Ok(()),
+        CarryEnd::Channel(ChannelError::Reset(number)) => Err(reason::of_reset(number).into()),
+        CarryEnd::Channel(ChannelError::Lost) => Err(Code::SessionLost.into()),
+        CarryEnd::Channel(ChannelError::Closed) => {
+            Err(over(phase).unwrap_or_else(|| Code::SessionClosed.into()))
+        }
+        CarryEnd::Channel(ChannelError::Finished) => {
+            Err(Code::Internal.because("the channel was used after its end"))
+        }
+        CarryEnd::Socket(error) => local(&error),
+    }
+}
+
+/// A local application may leave when it likes; anything else is worth telling.
+fn local(error: &io::Error) -> Result<(), Fault> {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(()),
+        _ => Err(Code::Internal.because(format!("local connection: {error}"))),
+    }
+}
+
+fn unless_ours(fault: Fault) -> Result<(), Fault> {
+    if fault.code == Code::SessionClosed { Ok(()) } else { Err(fault) }
+}
+
+/// Closes with a reset, so that the application learns that nothing was carried.
+fn reset(stream: &TcpStream) {
+    // If the option cannot be set the application sees an end instead of a reset.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}

@@ -1,0 +1,136 @@
+//! An endpoint's WebSocket link to the broker: made, watched, and made again until someone stops it.
+//!
+//! The owner gets a fresh outgoing queue with every [`LinkEvent::Up`]: what was queued on a link that broke is gone
+//! with it, so no message meant for one link (a `register`, an answer) can slip onto the next.
+
+pub mod report;
+mod socket;
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::code::{Code, Fault};
+use crate::dial::{self, Backoff};
+use crate::invite::Invite;
+
+/// Pauses between attempts: quick after a broker restart, gentle on a broker that thousands have lost.
+const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+const BACKOFF_CAP: Duration = Duration::from_secs(10);
+/// A link that lived this long was a good one: the next attempt starts with a short pause again.
+const GOOD_LINK: Duration = Duration::from_secs(5);
+/// Messages queued per link at most; whoever sends more waits.
+const OUTGOING_MAX: usize = 256;
+
+/// What an owner learns of its link.
+#[derive(Debug)]
+pub enum LinkEvent<Out, In> {
+    /// The link is up; send on this queue until it is down.
+    Up(mpsc::Sender<Out>),
+    /// A message came.
+    Message(In),
+    /// The link broke, or an attempt failed; another follows.
+    Down(Fault),
+}
+
+/// Keeps a link to `path` at the invitation's broker until `stop`, or until the owner drops the events' receiver.
+///
+/// # Errors
+/// The fault that no retry will mend, see [`is_final`].
+pub async fn run<Out, In>(
+    invite: &Invite,
+    path: &'static str,
+    events: mpsc::Sender<LinkEvent<Out, In>>,
+    stop: CancellationToken,
+) -> Result<(), Fault>
+where
+    Out: Serialize,
+    In: DeserializeOwned,
+{
+    let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_CAP);
+    loop {
+        let started = Instant::now();
+        let fault = tokio::select! {
+            fault = attempt(invite, path, &events, &stop) => fault,
+            () = events.closed() => return Ok(()),
+        };
+        if stop.is_cancelled() {
+            return Ok(());
+        }
+        if is_final(fault.code) {
+            return Err(fault);
+        }
+        if started.elapsed() >= GOOD_LINK {
+            backoff.reset();
+        }
+        tracing::debug!(code = %fault.code, detail = fault.detail, "no link to the broker");
+        let pause = async {
+            // Whether the owner still listens is noticed at the top of the loop.
+            let _ = events.send(LinkEvent::Down(fault)).await;
+            sleep(backoff.pause(rand::random())).await;
+        };
+        tokio::select! {
+            () = pause => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+    }
+}
+
+/// Whether a link that failed with this code will fail again whatever time passes.
+#[must_use]
+pub fn is_final(code: Code) -> bool {
+    matches!(
+        code,
+        Code::BrokerPinMismatch
+            | Code::TokenInvalid
+            | Code::TokenRevoked
+            | Code::InviteInvalid
+            | Code::ProtocolVersion
+    )
+}
+
+async fn attempt<Out: Serialize, In: DeserializeOwned>(
+    invite: &Invite,
+    path: &'static str,
+    events: &mpsc::Sender<LinkEvent<Out, In>>,
+    stop: &CancellationToken,
+) -> Fault {
+    let opening = async {
+        let stream = dial::connect_broker(invite).await?;
+        socket::upgrade(stream, invite, path).await
+    };
+    let opened = tokio::select! {
+        opened = opening => opened,
+        () = stop.cancelled() => return stopped(),
+    };
+    let socket = match opened {
+        Ok(socket) => socket,
+        Err(fault) => return fault,
+    };
+    let (sender, outgoing) = mpsc::channel(OUTGOING_MAX);
+    if events.send(LinkEvent::Up(sender)).await.is_err() {
+        return stopped();
+    }
+    socket::converse(socket, outgoing, events, stop).await
+}
+
+fn stopped() -> Fault {
+    Code::SessionClosed.because("the link was stopped")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_no_time_mends_is_final() {
+        assert!(is_final(Code::TokenRevoked) && is_final(Code::BrokerPinMismatch));
+        for code in [Code::BrokerUnreachable, Code::RateLimited, Code::GatewayDraining] {
+            assert!(!is_final(code), "{code}");
+        }
+    }
+}

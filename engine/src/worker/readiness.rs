@@ -1,0 +1,51 @@
+//! The seam between a worker and what tells it that sockets are ready.
+//!
+//! Edge-triggered in both backends: an event says that something became possible; the worker remembers it until a call
+//! says `EAGAIN`. Whatever a backend reports, the worker does the same with it.
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use crate::relay::Readiness as Ready;
+
+/// A source of readiness. Used by the thread that made it.
+pub(crate) trait Readiness {
+    /// Watches a socket, or an eventfd, in both directions.
+    fn register(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()>;
+
+    /// Stops watching. Call before closing the descriptor.
+    fn deregister(&mut self, fd: BorrowedFd<'_>, token: u64);
+
+    /// Appends what became ready; sleeps for at most `timeout` (`None`: until something does).
+    fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()>;
+}
+
+/// Something became ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) token: u64,
+    pub(crate) ready: Ready,
+    /// The socket has an error to report (`SO_ERROR`).
+    pub(crate) failed: bool,
+}
+
+impl Event {
+    /// The event behind `poll(2)` bits, which `epoll(7)` shares.
+    pub(crate) fn of_poll(token: u64, bits: u32) -> Self {
+        let has = |wanted: i16| bits & u32::from(wanted.unsigned_abs()) != 0;
+        let failed = has(libc::POLLERR);
+        let hangup = has(libc::POLLHUP | libc::POLLRDHUP);
+        Self {
+            token,
+            ready: Ready {
+                readable: has(libc::POLLIN) || hangup || failed,
+                writable: has(libc::POLLOUT) || has(libc::POLLHUP) || failed,
+                hangup: hangup || failed,
+            },
+            failed,
+        }
+    }
+}
+
+/// Token of the worker's wake-up eventfd. Legs have slot and generation, and never this many slots.
+pub(crate) const WAKE: u64 = u64::MAX - 1;
