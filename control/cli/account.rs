@@ -51,7 +51,8 @@ pub(crate) fn api(global: &Global) -> Result<ApiClient, Fault> {
 
 /// The login string: flag or environment, else the stored one.
 pub(crate) fn invite(global: &Global) -> Result<Invite, Fault> {
-    profile::load(global.login.as_ref().map(Secret::reveal))
+    // An empty variable is as good as none.
+    profile::load(global.login.as_ref().map(Secret::reveal).filter(|text| !text.is_empty()))
 }
 
 /// Runs `login`.

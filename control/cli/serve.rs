@@ -109,13 +109,14 @@ impl ServeArgs {
         if self.workers == Some(0) {
             return Err(Code::ConfigInvalid.because("--workers must be at least 1"));
         }
+        let listen = self.listen.unwrap_or(DEFAULT_LISTEN);
+        let data = self.data.map_or_else(default_data, Ok)?;
         Ok(ServeConfig {
-            listen: self.listen.unwrap_or(DEFAULT_LISTEN),
-            data: self.data.map_or_else(default_data, Ok)?,
             io: self.io.unwrap_or_default().into(),
             workers: self.workers,
             tls,
             public: self.public,
+            ..ServeConfig::new(listen, data)
         })
     }
 }
@@ -165,8 +166,8 @@ fn announce(broker: &Broker, global: &Global) -> Result<(), Fault> {
     let serving = Serving {
         url: broker.url().to_string(),
         address: broker.local_addr(),
-        io: backend.name().to_string(),
-        io_reason: backend.reason().to_string(),
+        io: backend.kind.as_str().to_owned(),
+        io_reason: backend.reason.clone(),
         first_start: first.is_some(),
         join: first.map(|invites| invites.join.clone()),
         login: first.map(|invites| invites.login.clone()),

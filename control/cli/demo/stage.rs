@@ -1,7 +1,6 @@
 //! All parts of Switchback in this process, on loopback, in a directory that goes away with them.
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use switchback_control::agent::{self, AgentConfig};
@@ -48,7 +47,7 @@ pub(crate) struct Stage {
     broker: Option<Broker>,
     address: SocketAddr,
     io_choice: IoChoice,
-    session: Arc<ClientSession>,
+    session: ClientSession,
     forwarding: JoinHandle<Result<(), Fault>>,
     agent: JoinHandle<Result<(), Fault>>,
     agent_stop: CancellationToken,
@@ -77,14 +76,14 @@ impl Stage {
         let config = agent_config(&join, target, directory.path().join("agent"))?;
         let agent = tokio::spawn(agent::run(config, agent_stop.clone()));
         let invite = Invite::parse(login.reveal(), InviteKind::Login)?;
-        let session = Arc::new(open_session(invite.clone()).await?);
+        let session = open_session(invite.clone()).await?;
         let (forward, forwarding) = forward(session.clone()).await?;
         let backend = broker.io_backend();
         let (sessions, _asking) = ask_for_sessions(invite.clone());
         Ok(Self {
             forward,
             login,
-            io: (backend.name().to_string(), backend.reason().to_string()),
+            io: (backend.kind.as_str().to_owned(), backend.reason.clone()),
             api: ApiClient::new(invite),
             address: broker.local_addr(),
             broker: Some(broker),
@@ -157,7 +156,7 @@ fn ask_for_sessions(invite: Invite) -> (watch::Receiver<Vec<SessionView>>, JoinS
 }
 
 fn serve_config(listen: SocketAddr, data: PathBuf, io: IoChoice) -> ServeConfig {
-    ServeConfig { listen, data, io, workers: None, tls: None, public: None }
+    ServeConfig { io, ..ServeConfig::new(listen, data) }
 }
 
 fn agent_config(join: &Secret, target: String, state_dir: PathBuf) -> Result<AgentConfig, Fault> {
@@ -190,7 +189,7 @@ fn is_early(code: Code) -> bool {
 }
 
 async fn forward(
-    session: Arc<ClientSession>,
+    session: ClientSession,
 ) -> Result<(SocketAddr, JoinHandle<Result<(), Fault>>), Fault> {
     let failed = |error: std::io::Error| Code::Internal.because(format!("demo: {error}"));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed)?;
