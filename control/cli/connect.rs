@@ -9,7 +9,7 @@ use switchback_control::invite::Invite;
 use switchback_control::wire::RttView;
 use switchback_control::{Code, Fault};
 use tokio::net::TcpListener;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::args::Global;
 use crate::output::human;
@@ -18,6 +18,8 @@ use crate::{account, output};
 
 /// How long the status line waits for the first round-trip time, which one PING gives.
 const RTT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the other end may take to hear that the session is over: a person waits for the prompt.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 const RTT_POLL: Duration = Duration::from_millis(20);
 
 /// Reach a resource by a local port or standard input and output.
@@ -30,7 +32,7 @@ const RTT_POLL: Duration = Duration::from_millis(20);
 Examples:
   switchback connect web --listen 127.0.0.1:8080      then: curl http://127.0.0.1:8080/
   switchback connect db --listen 127.0.0.1:0 --json   one line says which port it became
-  ssh -o ProxyCommand='switchback connect ssh --stdio' user@ssh")]
+  ssh -o ProxyCommand='switchback connect ssh --stdio -q' user@ssh")]
 pub(crate) struct ConnectArgs {
     /// Resource, from `switchback resources`
     name: String,
@@ -71,7 +73,8 @@ pub(crate) async fn run(args: ConnectArgs, global: &Global) -> Result<(), Fault>
         outcome = carry(&session, listener, &args.name, global) => outcome,
         () = stop.wait() => Ok(()),
     };
-    session.close().await;
+    // The other end learns of a lost farewell by itself.
+    let _ = timeout(CLOSE_PATIENCE, session.close()).await;
     outcome
 }
 
@@ -100,18 +103,19 @@ async fn carry(
         let status = status(session, resource, local).await;
         announce(&status, global)
     };
-    let Some(listener) = listener else {
-        // ProxyCommand: the bytes must not wait for the status, nor end with it.
-        let (_, outcome) = tokio::join!(tell, session.stdio());
-        return outcome;
+    let work = async {
+        match listener {
+            Some(listener) => session.forward(listener).await,
+            None => session.stdio().await,
+        }
     };
-    let forward = session.forward(listener);
-    tokio::pin!(forward);
+    tokio::pin!(work);
+    // The application's bytes neither wait for the status nor, if they are few, does the end.
     tokio::select! {
         told = tell => told?,
-        ended = &mut forward => return ended,
+        ended = &mut work => return ended,
     }
-    forward.await
+    work.await
 }
 
 /// The session's figures, once the first round-trip time is known or has let us wait too long.
@@ -134,7 +138,9 @@ async fn status(session: &ClientSession, resource: &str, listen: Option<SocketAd
 /// On standard output, where scripts look for it, unless the application's bytes go there.
 fn announce(status: &Status, global: &Global) -> Result<(), Fault> {
     if !global.json {
-        output::note(&in_words(status));
+        if global.quiet == 0 {
+            output::note(&in_words(status));
+        }
         return Ok(());
     }
     if status.listen.is_some() {

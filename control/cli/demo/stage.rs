@@ -27,7 +27,7 @@ pub(crate) const RESOURCE: &str = "demo";
 /// How long the agent may take to offer it: its link needs a few milliseconds on loopback.
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
 const AGENT_POLL: Duration = Duration::from_millis(20);
-/// How long the agent may take to close its link.
+/// How long the session and the agent each may take to say farewell.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 /// One leg ready is enough for one session.
 const WARM_LEGS: u32 = 1;
@@ -129,9 +129,9 @@ impl Stage {
     /// Ends everything in the order in which nobody has to wait for anybody.
     pub(crate) async fn finish(self) {
         self.forwarding.abort();
-        self.session.close().await;
+        // Who does not end in time is ended with the process.
+        let _ = timeout(STOP_PATIENCE, self.session.close()).await;
         self.agent_stop.cancel();
-        // An agent that does not end is ended with the process.
         let _ = timeout(STOP_PATIENCE, self.agent).await;
         if let Some(broker) = self.broker {
             broker.shutdown().await;
