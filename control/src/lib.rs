@@ -5,6 +5,7 @@
 //! * `agent` keeps a link and warm legs, and connects sessions to targets.
 //! * `client` asks for sessions and carries application connections into them.
 
+pub mod agent;
 pub mod api;
 pub mod client;
 pub mod code;

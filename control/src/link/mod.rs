@@ -3,8 +3,12 @@
 //! The owner gets a fresh outgoing queue with every [`LinkEvent::Up`]: what was queued on a link that broke is gone
 //! with it, so no message meant for one link (a `register`, an answer) can slip onto the next.
 
+#[cfg(test)]
+pub(crate) mod fake_broker;
 pub mod report;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -120,17 +124,4 @@ async fn attempt<Out: Serialize, In: DeserializeOwned>(
 
 fn stopped() -> Fault {
     Code::SessionClosed.because("the link was stopped")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_no_time_mends_is_final() {
-        assert!(is_final(Code::TokenRevoked) && is_final(Code::BrokerPinMismatch));
-        for code in [Code::BrokerUnreachable, Code::RateLimited, Code::GatewayDraining] {
-            assert!(!is_final(code), "{code}");
-        }
-    }
 }

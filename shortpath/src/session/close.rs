@@ -7,6 +7,9 @@ pub const CLOSE_PROTOCOL: u16 = 0xff00;
 /// RESET: the application dropped the channel before both directions had ended.
 pub const RESET_DROPPED: u16 = 0xff01;
 
+/// RESET: the socket behind the channel failed.
+pub const RESET_SOCKET: u16 = 0xff02;
+
 /// Why a session is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CloseReason {

@@ -121,7 +121,7 @@ pub struct Received {
     pub limit: u64,
     /// Every byte up to the final offset has arrived.
     pub fin_seen: bool,
-    /// The channel is reset, here or by the peer.
+    /// The RESET of the receiver of this frame has arrived. With `fin_seen`: the channel is over and forgotten.
     pub reset_seen: bool,
 }
 

@@ -1,0 +1,175 @@
+//! The agent's end of the sessions it serves.
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use data_encoding::BASE64URL_NOPAD;
+use rustls::ServerConfig;
+use switchback_shortpath::{
+    Role, SessionConfig, SessionEvent, SessionHandle, SessionKey, server_config,
+};
+use tokio::sync::mpsc;
+
+use crate::agent::legs::Purpose;
+use crate::agent::target;
+use crate::code::{Code, Fault};
+use crate::link::report::figures;
+use crate::reason;
+use crate::wire::{PublicKey, Resource, SealedGrant, SessionId, SessionOffer, SessionReport};
+
+/// A session ended by itself or by its client.
+#[derive(Debug)]
+pub(super) struct SessionOver {
+    pub(super) id: SessionId,
+    pub(super) code: Code,
+}
+
+/// The live sessions.
+pub(super) struct Sessions {
+    key: SessionKey,
+    targets: HashMap<String, Arc<str>>,
+    config: SessionConfig,
+    sessions_max: usize,
+    live: HashMap<SessionId, Live>,
+    over: mpsc::Sender<SessionOver>,
+}
+
+struct Live {
+    handle: SessionHandle,
+    tls: Arc<ServerConfig>,
+    client_key: PublicKey,
+    grant: SealedGrant,
+}
+
+impl Sessions {
+    pub(super) fn new(
+        key: SessionKey,
+        resources: &[Resource],
+        config: SessionConfig,
+        sessions_max: usize,
+        over: mpsc::Sender<SessionOver>,
+    ) -> Self {
+        let target = |resource: &Resource| (resource.name.clone(), resource.target.as_str().into());
+        let targets = resources.iter().map(target).collect();
+        Self { key, targets, config, sessions_max, live: HashMap::new(), over }
+    }
+
+    /// The session of an offer, as its leg must know it; created if it is new.
+    ///
+    /// # Errors
+    /// [`Code::PeerKeyMismatch`] if the session is known with another client's key; [`Code::ResourceUnknown`],
+    /// [`Code::SessionLimit`], [`Code::MessageMalformed`].
+    pub(super) fn accept(&mut self, offer: SessionOffer) -> Result<Purpose, Fault> {
+        let id = offer.id.clone();
+        if let Some(live) = self.live.get_mut(&id) {
+            if live.client_key != offer.client_key {
+                return Err(Code::PeerKeyMismatch.because("the session has another client"));
+            }
+            live.grant = offer.grant;
+            return Ok(live.purpose(id));
+        }
+        if self.live.len() >= self.sessions_max {
+            return Err(Code::SessionLimit.because("this agent serves as many as it may"));
+        }
+        let live = self.create(offer)?;
+        let purpose = live.purpose(id.clone());
+        self.live.insert(id, live);
+        Ok(purpose)
+    }
+
+    fn create(&self, offer: SessionOffer) -> Result<Live, Fault> {
+        let SessionOffer { id, user, resource, client_key, grant } = offer;
+        let target = self.targets.get(&resource).ok_or_else(|| {
+            Code::ResourceUnknown.because(format!("this agent does not offer `{resource}`"))
+        })?;
+        let tls = BASE64URL_NOPAD
+            .decode(client_key.0.as_bytes())
+            .ok()
+            .and_then(|spki| server_config(&self.key, &spki).ok())
+            .ok_or_else(|| Code::MessageMalformed.because("the client's key is malformed"))?;
+        let (handle, events) = SessionHandle::start(Role::Agent, &id.0, self.config.clone());
+        tracing::info!(session = %id, user, resource, "session offered");
+        tokio::spawn(follow(id, events, target.clone(), self.over.clone()));
+        Ok(Live { handle, tls, client_key, grant })
+    }
+
+    /// Ends a session at the broker's word; its last event then forgets it.
+    pub(super) fn end(&mut self, id: &SessionId, code: Code) {
+        if let Some(live) = self.live.remove(id) {
+            tracing::info!(session = %id, %code, "session ended by the broker");
+            live.handle.close(reason::to_wire(code));
+        }
+    }
+
+    /// Ends all sessions: the agent stops.
+    pub(super) fn end_all(&mut self) {
+        for (_, live) in self.live.drain() {
+            live.handle.close(reason::to_wire(Code::SessionClosed));
+        }
+    }
+
+    /// Forgets a session that is over; false if it was forgotten before.
+    pub(super) fn forget(&mut self, id: &SessionId) -> bool {
+        self.live.remove(id).is_some()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    /// The agent's public key.
+    pub(super) fn public_key(&self) -> PublicKey {
+        PublicKey(BASE64URL_NOPAD.encode(&self.key.public()))
+    }
+
+    /// Proof of every live session.
+    pub(super) fn grants(&self) -> impl Iterator<Item = SealedGrant> {
+        self.live.values().map(|live| live.grant.clone())
+    }
+
+    /// Figures and proof of every live session.
+    pub(super) fn figures(&self) -> impl Iterator<Item = (SessionReport, SealedGrant)> {
+        self.live.iter().map(|(id, live)| {
+            let stats = live.handle.stats();
+            let report = figures(id.clone(), &stats, stats.bytes_received, stats.bytes_sent);
+            (report, live.grant.clone())
+        })
+    }
+}
+
+impl Live {
+    fn purpose(&self, id: SessionId) -> Purpose {
+        Purpose { id, session: self.handle.clone(), tls: self.tls.clone() }
+    }
+}
+
+/// Connects a session's channels to their target until it is over.
+async fn follow(
+    id: SessionId,
+    mut events: mpsc::Receiver<SessionEvent>,
+    target: Arc<str>,
+    over: mpsc::Sender<SessionOver>,
+) {
+    let mut fault = Fault::from(Code::SessionClosed);
+    while let Some(event) = events.recv().await {
+        match event {
+            SessionEvent::Incoming(channel) => {
+                // Bounded by the session's own limit of channels.
+                let (id, target) = (id.clone(), target.clone());
+                tokio::spawn(async move { target::serve(channel, &target, &id).await });
+            }
+            SessionEvent::LegSuspect(leg) => tracing::debug!(session = %id, %leg, "leg suspect"),
+            SessionEvent::LegLost { leg, error } => {
+                tracing::info!(session = %id, %leg, error, "leg lost");
+            }
+            SessionEvent::Down => tracing::info!(session = %id, "session paused"),
+            SessionEvent::Resumed => tracing::info!(session = %id, "session carried"),
+            SessionEvent::Closed(why) => {
+                fault = reason::of_session(&why);
+                break;
+            }
+        }
+    }
+    tracing::info!(session = %id, %fault, "session over");
+    // The agent is stopping.
+    let _ = over.send(SessionOver { id, code: fault.code }).await;
+}

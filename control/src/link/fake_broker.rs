@@ -1,0 +1,108 @@
+//! A broker's front for tests: real TLS, real WebSocket, and whatever the test wants behind it.
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::BASE64URL_NOPAD;
+use futures_util::{SinkExt, StreamExt};
+use rcgen::PublicKeyData;
+use rustls::pki_types::PrivateKeyDer;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
+use tokio_tungstenite::{WebSocketStream, accept_hdr_async};
+
+use crate::api::ErrorBody;
+use crate::code::Fault;
+use crate::invite::{Invite, InviteKind};
+use crate::secret::Secret;
+
+pub(crate) const TOKEN: &str = "t0ken";
+
+pub(crate) struct FakeBroker {
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    pin: String,
+}
+
+pub(crate) struct FakeLink(WebSocketStream<TlsStream<TcpStream>>);
+
+impl FakeBroker {
+    pub(crate) async fn start() -> Self {
+        let certified = rcgen::generate_simple_self_signed(["switchback".to_owned()]).unwrap();
+        let spki = certified.signing_key.subject_public_key_info();
+        let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certified.cert.der().clone()], key)
+            .unwrap();
+        Self {
+            listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            tls: TlsAcceptor::from(Arc::new(config)),
+            pin: BASE64URL_NOPAD.encode(digest(&SHA256, &spki).as_ref()),
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
+    pub(crate) fn invite(&self, kind: InviteKind) -> Invite {
+        let (url, pin) = (format!("https://{}", self.address()), self.pin.clone());
+        Invite { kind, url, pin, token: Secret::new(TOKEN) }
+    }
+
+    /// The next connection, TLS done; `None` if its handshake fails.
+    pub(crate) async fn accept(&self) -> Option<TlsStream<TcpStream>> {
+        let (stream, _) = self.listener.accept().await.unwrap();
+        self.tls.accept(stream).await.ok()
+    }
+
+    /// The next link.
+    pub(crate) async fn link(&self) -> FakeLink {
+        let stream = self.accept().await.unwrap();
+        let check = |request: &Request, response: Response| {
+            assert_eq!(request.headers()["authorization"], format!("Bearer {TOKEN}"));
+            Ok(response)
+        };
+        FakeLink(accept_hdr_async(stream, check).await.unwrap())
+    }
+
+    /// Refuses the next link with this fault, as the broker's API does.
+    pub(crate) async fn refuse(&self, status: u16, fault: Fault) {
+        let stream = self.accept().await.unwrap();
+        let body = serde_json::to_string(&ErrorBody::from(fault)).unwrap();
+        #[expect(clippy::result_large_err, reason = "tungstenite's signature")]
+        let refuse = |_: &Request, _: Response| -> Result<Response, ErrorResponse> {
+            let length = body.len();
+            let response = Response::builder().status(status).header("content-length", length);
+            Err(response.body(Some(body)).unwrap())
+        };
+        assert!(accept_hdr_async(stream, refuse).await.is_err());
+    }
+}
+
+impl FakeLink {
+    pub(crate) async fn receive<In: DeserializeOwned>(&mut self) -> In {
+        loop {
+            if let Message::Text(text) = self.0.next().await.unwrap().unwrap() {
+                return serde_json::from_str(&text).unwrap();
+            }
+        }
+    }
+
+    pub(crate) async fn send<Out: Serialize>(&mut self, message: &Out) {
+        self.send_text(serde_json::to_string(message).unwrap()).await;
+    }
+
+    pub(crate) async fn send_text(&mut self, text: String) {
+        self.0.send(Message::text(text)).await.unwrap();
+    }
+}

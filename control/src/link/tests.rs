@@ -1,0 +1,159 @@
+//! A link against a broker of the test's making.
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::fake_broker::FakeBroker;
+use super::{LinkEvent, is_final, run};
+use crate::code::{Code, Fault};
+use crate::invite::{Invite, InviteKind};
+use crate::wire::{CLIENT_LINK, FromClient, MESSAGE_BYTES_MAX, SessionId, ToClient};
+
+type Event = LinkEvent<FromClient, ToClient>;
+
+struct Owner {
+    events: mpsc::Receiver<Event>,
+    link: JoinHandle<Result<(), Fault>>,
+    stop: CancellationToken,
+}
+
+impl Owner {
+    fn of(invite: Invite) -> Self {
+        let (sender, events) = mpsc::channel(8);
+        let stop = CancellationToken::new();
+        let token = stop.clone();
+        let link = tokio::spawn(async move { run(&invite, CLIENT_LINK, sender, token).await });
+        Self { events, link, stop }
+    }
+
+    async fn event(&mut self) -> Event {
+        timeout(Duration::from_secs(20), self.events.recv()).await.unwrap().unwrap()
+    }
+
+    async fn up(&mut self) -> mpsc::Sender<FromClient> {
+        loop {
+            if let LinkEvent::Up(queue) = self.event().await {
+                return queue;
+            }
+        }
+    }
+
+    async fn down(&mut self) -> Fault {
+        loop {
+            if let LinkEvent::Down(fault) = self.event().await {
+                return fault;
+            }
+        }
+    }
+
+    async fn verdict(self) -> Result<(), Fault> {
+        drop(self.events);
+        timeout(Duration::from_secs(20), self.link).await.unwrap().unwrap()
+    }
+}
+
+fn ended(text: &str) -> FromClient {
+    FromClient::Ended { session: SessionId(text.into()), code: Code::SessionClosed }
+}
+
+fn end(text: &str) -> ToClient {
+    ToClient::End { session: SessionId(text.into()), code: Code::SessionKilled }
+}
+
+#[tokio::test]
+async fn messages_cross_both_ways_and_unknown_ones_are_ignored() {
+    let broker = FakeBroker::start().await;
+    let mut owner = Owner::of(broker.invite(InviteKind::Login));
+    let mut link = broker.link().await;
+    let queue = owner.up().await;
+    queue.send(ended("a")).await.unwrap();
+    assert_eq!(link.receive::<FromClient>().await, ended("a"));
+    link.send_text(r#"{"type":"from_the_future"}"#.into()).await;
+    link.send(&end("b")).await;
+    let LinkEvent::Message(message) = owner.event().await else { panic!("a message was sent") };
+    assert_eq!(message, end("b"));
+    owner.stop.cancel();
+    assert_eq!(owner.verdict().await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_broken_link_is_made_again_and_its_queue_dies_with_it() {
+    let broker = FakeBroker::start().await;
+    let mut owner = Owner::of(broker.invite(InviteKind::Login));
+    let link = broker.link().await;
+    let first = owner.up().await;
+    drop(link);
+    assert_eq!(owner.down().await.code, Code::BrokerUnreachable);
+    assert!(first.send(ended("lost")).await.is_err());
+    let mut link = broker.link().await;
+    owner.up().await.send(ended("new")).await.unwrap();
+    assert_eq!(link.receive::<FromClient>().await, ended("new"));
+}
+
+#[tokio::test]
+async fn what_is_queued_when_the_owner_stops_still_leaves() {
+    let broker = FakeBroker::start().await;
+    let mut owner = Owner::of(broker.invite(InviteKind::Login));
+    let mut link = broker.link().await;
+    let queue = owner.up().await;
+    for name in ["a", "b"] {
+        queue.try_send(ended(name)).unwrap();
+    }
+    owner.stop.cancel();
+    assert_eq!(link.receive::<FromClient>().await, ended("a"));
+    assert_eq!(link.receive::<FromClient>().await, ended("b"));
+    assert_eq!(owner.verdict().await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_revoked_token_ends_the_link_for_good() {
+    let broker = FakeBroker::start().await;
+    let owner = Owner::of(broker.invite(InviteKind::Login));
+    broker.refuse(401, Code::TokenRevoked.because("revoked yesterday")).await;
+    let fault = owner.link.await.unwrap().unwrap_err();
+    assert_eq!(fault, Code::TokenRevoked.because("revoked yesterday"));
+}
+
+#[tokio::test]
+async fn a_broker_with_another_key_ends_the_link_before_the_token_is_shown() {
+    let (broker, impostor) = (FakeBroker::start().await, FakeBroker::start().await);
+    let mut invite = broker.invite(InviteKind::Login);
+    invite.url = format!("https://{}", impostor.address());
+    let owner = Owner::of(invite);
+    assert!(impostor.accept().await.is_none());
+    let fault = owner.link.await.unwrap().unwrap_err();
+    assert_eq!(fault.code, Code::BrokerPinMismatch);
+}
+
+#[tokio::test]
+async fn a_refusal_that_may_pass_is_retried() {
+    let broker = FakeBroker::start().await;
+    let mut owner = Owner::of(broker.invite(InviteKind::Login));
+    broker.refuse(429, Code::RateLimited.into()).await;
+    assert_eq!(owner.down().await.code, Code::RateLimited);
+    let _link = broker.link().await;
+    owner.up().await;
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_breaks_the_link_and_nothing_else() {
+    let broker = FakeBroker::start().await;
+    let mut owner = Owner::of(broker.invite(InviteKind::Login));
+    let mut link = broker.link().await;
+    owner.up().await;
+    link.send_text("x".repeat(MESSAGE_BYTES_MAX + 1)).await;
+    assert_eq!(owner.down().await.code, Code::MessageTooLarge);
+    let _link = broker.link().await;
+    owner.up().await;
+}
+
+#[test]
+fn only_what_no_time_mends_is_final() {
+    assert!(is_final(Code::TokenRevoked) && is_final(Code::BrokerPinMismatch));
+    for code in [Code::BrokerUnreachable, Code::RateLimited, Code::GatewayDraining] {
+        assert!(!is_final(code), "{code}");
+    }
+}

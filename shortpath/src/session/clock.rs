@@ -1,0 +1,100 @@
+//! Everything that happens because time passes.
+use std::time::Instant;
+
+use super::channel::AckDue;
+use super::close::CloseReason;
+use super::core::{Event, Session, Stage};
+use super::words::LegId;
+
+impl Session {
+    /// When [`Self::handle_timeout`] is due next; it may lie in the past. `None`: nothing is waited for.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        if self.is_closed() {
+            return None;
+        }
+        self.trim_delayed();
+        let mut next = self.delayed.front().map(|(at, _)| *at);
+        let mut consider = |at: Option<Instant>| {
+            if let Some(at) = at {
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
+        };
+        for leg in self.legs.values() {
+            consider(leg.suspect_at(&self.config));
+            consider(leg.dead_at(&self.config).map(|(at, _)| at));
+            consider(leg.ping_at(&self.config).filter(|_| !leg.ping_wanted));
+        }
+        consider(self.down_since.map(|since| since + self.config.resume_window));
+        if let Stage::Closing(_, deadline) = self.stage {
+            consider(Some(deadline));
+        }
+        next
+    }
+
+    /// Does what is due at `now`. Calling it early or often is harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.is_closed() {
+            return;
+        }
+        if let Stage::Closing(code, deadline) = self.stage
+            && deadline <= now
+        {
+            return self.end(CloseReason::ByUs(code), Some(code));
+        }
+        if self.down_since.is_some_and(|since| since + self.config.resume_window <= now) {
+            return self.end(CloseReason::Lost, None);
+        }
+        self.release_acks(now);
+        let legs: Vec<_> = self.legs.keys().copied().collect();
+        legs.into_iter().for_each(|leg| self.check_leg(now, leg));
+    }
+
+    fn release_acks(&mut self, now: Instant) {
+        while self.delayed.front().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, id)) = self.delayed.pop_front() else { return };
+            if let Some(channel) = self.channels.get_mut(&id)
+                && channel.ack == AckDue::Delayed
+            {
+                channel.ack = AckDue::Now;
+                self.enqueue_control(id);
+            }
+        }
+    }
+
+    fn check_leg(&mut self, now: Instant, id: LegId) {
+        let Some(leg) = self.legs.get_mut(&id) else { return };
+        if let Some((at, error)) = leg.dead_at(&self.config)
+            && at <= now
+        {
+            return self.detach(now, id, error);
+        }
+        if leg.ping_at(&self.config).is_some_and(|at| at <= now) {
+            leg.ping_wanted = true;
+        }
+        if leg.suspect_at(&self.config).is_some_and(|at| at <= now) {
+            leg.suspect = true;
+            self.events.push_back(Event::LegSuspect(id));
+            self.move_from_suspects();
+        }
+    }
+
+    /// When a healthy leg is at hand, suspect ones' unacknowledged bytes go over it. They stay attached: they may
+    /// recover, and what they still deliver is dropped by offset at worst.
+    pub(super) fn move_from_suspects(&mut self) {
+        if self.legs.values().any(|leg| leg.ready && !leg.suspect) {
+            let suspects: Vec<_> =
+                self.legs.iter().filter(|(_, leg)| leg.suspect).map(|(id, _)| *id).collect();
+            suspects.into_iter().for_each(|leg| self.reclaim(leg));
+        }
+    }
+
+    /// Drops entries whose acknowledgement has left with other frames.
+    fn trim_delayed(&mut self) {
+        while let Some((_, id)) = self.delayed.front() {
+            if self.channels.get(id).is_some_and(|channel| channel.ack == AckDue::Delayed) {
+                return;
+            }
+            self.delayed.pop_front();
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The session itself: what the application and the owner of legs may ask of it.
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::channel::Channel;
+use super::close::CloseReason;
+use super::frame::ID_MAX;
+use super::leg::Leg;
+use super::limits::{LEGS_MAX, SessionConfig};
+use super::rtt::RttFigures;
+use super::words::{ChannelError, ChannelId, LegId, LegKind, Role};
+
+/// What the owner must learn. Bounded: at most four per channel (the application is told once for each time it waited, and
+/// once of failure), and a few per attached leg.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The peer opened a channel; [`Session::release`] it when done.
+    Incoming(ChannelId),
+    /// A read that waited may go on.
+    Readable(ChannelId),
+    /// A write that waited may go on.
+    Writable(ChannelId),
+    /// Writing has failed, by RESET of the peer or the session's end: for those who wait for something else.
+    Failed {
+        /// Which channel.
+        channel: ChannelId,
+        /// How.
+        error: ChannelError,
+        /// Nothing is left to read either.
+        cut: bool,
+    },
+    /// A leg owes an answer and is silent. It stays in use until another leg is ready.
+    LegSuspect(LegId),
+    /// A leg is detached.
+    LegLost {
+        /// Which.
+        leg: LegId,
+        /// What ended it.
+        error: String,
+    },
+    /// No leg carries the session; it is lost unless one does within the resume window.
+    Down,
+    /// A leg carries the session again.
+    Resumed,
+    /// The session is over; nothing follows.
+    Closed(CloseReason),
+}
+
+/// What a read yields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadOutcome {
+    /// The next bytes.
+    Bytes(Bytes),
+    /// The peer's direction has ended and every byte of it was read.
+    End,
+    /// Nothing yet: [`Event::Readable`] will come.
+    Wait,
+}
+
+/// Figures of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// A leg carries the session.
+    pub connected: bool,
+    /// Transport of the leg that carries it.
+    pub leg: Option<LegKind>,
+    /// Round-trip time of that leg.
+    pub rtt: Option<RttFigures>,
+    /// Application bytes taken.
+    pub bytes_sent: u64,
+    /// Application bytes handed out.
+    pub bytes_received: u64,
+    /// Channels held.
+    pub channels: usize,
+    /// Legs lost.
+    pub legs_lost: u32,
+}
+
+#[derive(Debug)]
+pub(super) enum Stage {
+    Open,
+    /// Queued frames leave first, until the deadline.
+    Closing(u16, Instant),
+    /// `Some` code: legs still get to say so.
+    Closed(CloseReason, Option<u16>),
+}
+
+/// One end of a session. See the module for the calling contract.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) role: Role,
+    pub(super) id: Bytes,
+    pub(super) config: SessionConfig,
+    pub(super) stage: Stage,
+    pub(super) legs: BTreeMap<LegId, Leg>,
+    next_leg: u64,
+    legs_lost: u32,
+    /// Since when no leg carries the session.
+    pub(super) down_since: Option<Instant>,
+    /// A HELLO has come on some leg, ever.
+    pub(super) begun: bool,
+    pub(super) channels: BTreeMap<ChannelId, Channel>,
+    /// Next id of our opening, and of the peer's.
+    pub(super) opened: u32,
+    pub(super) seen: u32,
+    pub(super) own_held: usize,
+    pub(super) peers_held: usize,
+    pub(super) control: VecDeque<ChannelId>,
+    pub(super) interactive: VecDeque<ChannelId>,
+    pub(super) bulk: VecDeque<ChannelId>,
+    pub(super) interactive_run: u32,
+    /// Forgotten channels the peer still asks about.
+    pub(super) over: BTreeSet<ChannelId>,
+    /// When delayed acknowledgements fall due, in order.
+    pub(super) delayed: VecDeque<(Instant, ChannelId)>,
+    pub(super) events: VecDeque<Event>,
+    /// Sum of what unacknowledged bytes cost.
+    pub(super) replay: usize,
+    pub(super) starved: BTreeSet<ChannelId>,
+    /// Sum of windows beyond the implied ones.
+    pub(super) windows: u64,
+    pub(super) bytes_sent: u64,
+    pub(super) bytes_received: u64,
+}
+
+impl Session {
+    /// A session without legs; the resume window runs from `now`. Bytes of `id` beyond [`ID_MAX`] are not compared.
+    #[must_use]
+    pub fn new(now: Instant, role: Role, id: &str, config: SessionConfig) -> Self {
+        let id = Bytes::copy_from_slice(&id.as_bytes()[..id.len().min(ID_MAX)]);
+        let peer = if role == Role::Client { Role::Agent } else { Role::Client };
+        Self {
+            role,
+            id,
+            config,
+            stage: Stage::Open,
+            legs: BTreeMap::new(),
+            next_leg: 0,
+            legs_lost: 0,
+            down_since: Some(now),
+            begun: false,
+            channels: BTreeMap::new(),
+            opened: role.first_channel(),
+            seen: peer.first_channel(),
+            own_held: 0,
+            peers_held: 0,
+            control: VecDeque::new(),
+            interactive: VecDeque::new(),
+            bulk: VecDeque::new(),
+            interactive_run: 0,
+            over: BTreeSet::new(),
+            delayed: VecDeque::new(),
+            events: VecDeque::new(),
+            replay: 0,
+            starved: BTreeSet::new(),
+            windows: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+        }
+    }
+
+    /// Adds a leg. One too many pushes out the oldest suspect one, else the oldest.
+    pub fn attach(&mut self, now: Instant, kind: LegKind) -> LegId {
+        if self.legs.len() >= LEGS_MAX {
+            let worst =
+                self.legs.iter().max_by_key(|(id, leg)| (leg.suspect, std::cmp::Reverse(**id)));
+            if let Some(leg) = worst.map(|(id, _)| *id) {
+                self.detach(now, leg, "more legs than a session may have");
+            }
+        }
+        self.next_leg += 1;
+        let leg = LegId(self.next_leg);
+        self.legs.insert(leg, Leg::new(now, kind));
+        leg
+    }
+
+    /// Removes a leg; what it carried unacknowledged goes to another. Unknown legs are ignored.
+    pub fn detach(&mut self, now: Instant, leg: LegId, error: &str) {
+        if self.legs.remove(&leg).is_none() || self.is_closed() {
+            return;
+        }
+        self.legs_lost += 1;
+        self.events.push_back(Event::LegLost { leg, error: error.to_owned() });
+        self.reclaim(leg);
+        if self.down_since.is_none() && !self.legs.values().any(|leg| leg.ready) {
+            self.down_since = Some(now);
+            self.events.push_back(Event::Down);
+        }
+    }
+
+    /// Ends the session once queued frames have left, at the latest after [`SessionConfig::close_within`].
+    pub fn close(&mut self, now: Instant, code: u16) {
+        if !matches!(self.stage, Stage::Open) {
+            return;
+        }
+        self.stage = Stage::Closing(code, now + self.config.close_within);
+        self.wake_all();
+        if self.legs.is_empty() {
+            self.end(CloseReason::ByUs(code), None);
+        }
+    }
+
+    /// The next event. Call until `None` after every mutation.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The session is over.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self.stage, Stage::Closed(..))
+    }
+
+    /// Figures of this moment.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let leg = self.selected().and_then(|leg| self.legs.get(&leg)).filter(|leg| leg.ready);
+        Figures {
+            connected: self.down_since.is_none() && !self.is_closed(),
+            leg: leg.map(|leg| leg.kind),
+            rtt: leg.and_then(|leg| leg.rtt.figures()),
+            bytes_sent: self.bytes_sent,
+            bytes_received: self.bytes_received,
+            channels: self.channels.len(),
+            legs_lost: self.legs_lost,
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! What arriving frames change.
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::channel::{AckDue, Told};
+use super::close::{CloseReason, ProtocolError};
+use super::core::{Event, Session};
+use super::frame::{Frame, FrameError, Hello, Received, VERSION};
+use super::receive::Arrival;
+use super::words::{ChannelError, ChannelId, LegId};
+
+/// Forgotten channels remembered for an answer. A correct peer asks about no more than it holds; beyond, the lowest
+/// (oldest) go, and its next HELLO settles them.
+const OVER_MAX: usize = 4096;
+
+impl Session {
+    /// Takes a frame that arrived on `leg`. A peer that breaks the protocol ends the session. Frames of unknown legs and
+    /// of closed sessions are ignored.
+    pub fn handle_frame(&mut self, now: Instant, leg: LegId, frame: Frame) {
+        if self.is_closed() {
+            return;
+        }
+        let Some(state) = self.legs.get_mut(&leg) else { return };
+        state.heard(now);
+        if state.ready == matches!(frame, Frame::Hello(_)) {
+            return self.fail(ProtocolError::Hello);
+        }
+        if !matches!(frame, Frame::Ping(_) | Frame::Pong(_)) {
+            state.moves();
+        }
+        if let Err(error) = self.apply(now, leg, frame) {
+            self.fail(error);
+        }
+    }
+
+    /// Takes word that the bytes on a leg were no frame.
+    pub fn handle_garbage(&mut self, error: FrameError) {
+        self.fail(error.into());
+    }
+
+    fn apply(&mut self, now: Instant, leg: LegId, frame: Frame) -> Result<(), ProtocolError> {
+        match frame {
+            Frame::Hello(hello) => self.hello(now, leg, &hello),
+            Frame::Open { channel, limit } => self.peer_open(channel, limit),
+            Frame::Data { channel, offset, bytes } => self.data(now, channel, offset, bytes),
+            Frame::Fin { channel, offset } => self.fin(channel, offset),
+            Frame::Reset { channel, code } => self.peer_reset(channel, code),
+            Frame::Ack(state) => self.peer_state(&state),
+            Frame::Ping(opaque) => {
+                if let Some(leg) = self.legs.get_mut(&leg) {
+                    leg.pong = Some(opaque);
+                }
+                Ok(())
+            }
+            Frame::Pong(opaque) => {
+                if let Some(leg) = self.legs.get_mut(&leg) {
+                    leg.pong(now, opaque);
+                }
+                Ok(())
+            }
+            Frame::Close { code } => {
+                self.end(CloseReason::ByPeer(code), None);
+                Ok(())
+            }
+        }
+    }
+
+    fn hello(&mut self, now: Instant, leg: LegId, hello: &Hello) -> Result<(), ProtocolError> {
+        if hello.version != VERSION {
+            return Err(ProtocolError::Version(hello.version));
+        }
+        if hello.session != self.id {
+            // Not this peer's fault: somebody attached the wrong stream.
+            self.detach(now, leg, "the leg's HELLO names another session");
+            return Ok(());
+        }
+        if hello.seen > self.opened {
+            return Err(ProtocolError::Channel);
+        }
+        self.forget_what_the_peer_forgot(hello)?;
+        for state in &hello.channels {
+            if self.find(state.channel)? {
+                self.apply_state(state)?;
+            } else {
+                self.note_over(state.channel);
+            }
+        }
+        self.begun = true;
+        for (id, other) in &mut self.legs {
+            if *id == leg {
+                other.ready = true;
+            } else if hello.sole {
+                other.suspect = true;
+            }
+        }
+        if self.down_since.take().is_some() {
+            self.events.push_back(Event::Resumed);
+        }
+        self.move_from_suspects();
+        Ok(())
+    }
+
+    /// Channels that began before this HELLO and are not in it are over at the peer.
+    fn forget_what_the_peer_forgot(&mut self, hello: &Hello) -> Result<(), ProtocolError> {
+        let mut listed: Vec<_> = hello.channels.iter().map(|state| state.channel).collect();
+        listed.sort_unstable();
+        let role = self.role;
+        let known =
+            |id: ChannelId| id.get() < if id.opened_by(role) { hello.seen } else { hello.opened };
+        let gone =
+            self.channels.keys().filter(|id| known(**id) && listed.binary_search(id).is_err());
+        let gone: Vec<_> = gone.copied().collect();
+        for id in gone {
+            self.with_channel(id, |channel, freed| channel.peer_forgot(freed)).transpose()?;
+            self.after_peer_state(id);
+        }
+        Ok(())
+    }
+
+    fn peer_open(&mut self, id: ChannelId, limit: u64) -> Result<(), ProtocolError> {
+        if id.opened_by(self.role) {
+            return Err(ProtocolError::Channel);
+        }
+        if !self.find(id)? {
+            self.note_over(id);
+            return Ok(());
+        }
+        if let Some(channel) = self.channels.get_mut(&id) {
+            channel.send.raise_limit(limit);
+            // The opener must learn that its OPEN came, and how far the window reaches.
+            channel.ack = AckDue::Now;
+        }
+        self.enqueue_control(id);
+        self.wake_writer(id);
+        Ok(())
+    }
+
+    fn data(
+        &mut self,
+        now: Instant,
+        id: ChannelId,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<(), ProtocolError> {
+        if !self.find(id)? {
+            self.note_over(id);
+            return Ok(());
+        }
+        let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
+        if !channel.is_live() {
+            return Ok(());
+        }
+        let arrival = channel.receive.data(offset, bytes)?;
+        let at_once = arrival != Arrival::InOrder
+            || channel.receive.owes_ack()
+            || channel.receive.is_complete();
+        if at_once {
+            channel.ack = AckDue::Now;
+            self.enqueue_control(id);
+        } else if channel.ack == AckDue::No {
+            channel.ack = AckDue::Delayed;
+            self.delayed.push_back((now + self.config.ack_delay, id));
+        }
+        if arrival == Arrival::InOrder {
+            self.wake_reader(id);
+            self.forget_if_done(id);
+        }
+        Ok(())
+    }
+
+    fn fin(&mut self, id: ChannelId, size: u64) -> Result<(), ProtocolError> {
+        if !self.find(id)? {
+            self.note_over(id);
+            return Ok(());
+        }
+        let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
+        if !channel.is_live() {
+            return Ok(());
+        }
+        channel.receive.fin(size)?;
+        channel.ack = AckDue::Now;
+        if channel.receive.is_complete() {
+            self.wake_reader(id);
+        }
+        self.enqueue_control(id);
+        self.forget_if_done(id);
+        Ok(())
+    }
+
+    fn peer_reset(&mut self, id: ChannelId, code: u16) -> Result<(), ProtocolError> {
+        if !self.find(id)? {
+            self.note_over(id);
+            return Ok(());
+        }
+        if let Some(channel) = self.channels.get_mut(&id) {
+            channel.reset_by_peer.get_or_insert(code);
+            channel.ack = AckDue::Now;
+        }
+        self.with_channel(id, |channel, freed| {
+            channel.send.drop_bytes(freed);
+            // A direction that arrived whole stays readable: RESET then only says that the peer is done.
+            if !channel.receive.is_complete() {
+                channel.receive.drop_bytes();
+            }
+        });
+        self.wake_starved();
+        self.note_failed(id, ChannelError::Reset(code));
+        self.wake(id);
+        self.enqueue_control(id);
+        self.forget_if_done(id);
+        Ok(())
+    }
+
+    fn peer_state(&mut self, state: &Received) -> Result<(), ProtocolError> {
+        // No answer for a forgotten channel: two ends that both forgot would answer each other for ever.
+        if self.find(state.channel)? { self.apply_state(state) } else { Ok(()) }
+    }
+
+    fn apply_state(&mut self, state: &Received) -> Result<(), ProtocolError> {
+        let id = state.channel;
+        self.with_channel(id, |channel, freed| channel.peer_state(state, freed)).transpose()?;
+        self.after_peer_state(id);
+        Ok(())
+    }
+
+    fn after_peer_state(&mut self, id: ChannelId) {
+        self.wake_starved();
+        let closed = self.is_closed();
+        let Some(channel) = self.channels.get(&id) else { return };
+        if channel.send.room() > 0 || channel.write_error().is_some() {
+            self.wake_writer(id);
+        }
+        let Some(channel) = self.channels.get(&id) else { return };
+        let delivered = channel.send.fin == super::send::Fin::Acked;
+        if channel.released && delivered && !channel.is_settled() && !closed {
+            // Ours is delivered and nobody reads the peer's: tell it to stop.
+            self.reset(id, super::close::RESET_DROPPED);
+        }
+        self.forget_if_done(id);
+    }
+
+    /// Whether the channel is held; opens it (and those before it) if the peer just did, as OPEN may come on another leg.
+    fn find(&mut self, id: ChannelId) -> Result<bool, ProtocolError> {
+        if id.opened_by(self.role) {
+            return if id.get() < self.opened {
+                Ok(self.channels.contains_key(&id))
+            } else {
+                Err(ProtocolError::Channel)
+            };
+        }
+        while self.seen <= id.get() {
+            if self.peers_held >= self.config.peer_channels_held_max() {
+                return Err(ProtocolError::ChannelLimit);
+            }
+            let next = self.seen.checked_add(2).ok_or(ProtocolError::ChannelLimit)?;
+            let Some(opened) = ChannelId::new(self.seen) else { return Ok(false) };
+            self.seen = next;
+            self.peers_held += 1;
+            self.insert_channel(opened, Told::Nothing);
+            self.events.push_back(Event::Incoming(opened));
+        }
+        Ok(self.channels.contains_key(&id))
+    }
+
+    /// The peer must learn that a channel is over.
+    pub(super) fn note_over(&mut self, id: ChannelId) {
+        self.over.insert(id);
+        if self.over.len() > OVER_MAX {
+            self.over.pop_first();
+        }
+    }
+}

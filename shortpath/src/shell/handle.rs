@@ -1,0 +1,149 @@
+//! What the owner of a session holds.
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use super::channel::Channel;
+use super::leg;
+use super::shared::{Shared, deliver_events, keep_time};
+use crate::session::{
+    CLOSE_NORMAL, CloseReason, LegId, LegKind, OpenError, Role, RttFigures, Session, SessionConfig,
+};
+
+/// What the owner of a session is told.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// The peer opened a channel.
+    Incoming(Channel),
+    /// A leg is silent although it owes an answer: make another. The silent one stays attached and in use until another
+    /// is ready, for it may recover.
+    LegSuspect(LegId),
+    /// A leg is gone: closed, failed, silent for too long, or pushed out by others.
+    LegLost {
+        /// Which.
+        leg: LegId,
+        /// What ended it, for people.
+        error: String,
+    },
+    /// No leg carries the session; it is lost unless one does within the resume window.
+    Down,
+    /// A leg carries the session: after the first attach, and after each [`SessionEvent::Down`].
+    Resumed,
+    /// The session is over; the last event.
+    Closed(CloseReason),
+}
+
+/// Whether a session is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// A leg carries it.
+    Connected,
+    /// It waits for a leg.
+    Down,
+    /// It is over.
+    Closed,
+}
+
+/// Figures of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionStats {
+    /// Whether it is carried.
+    pub state: LinkState,
+    /// Transport of the leg that carries it; `None` while none does.
+    pub leg: Option<LegKind>,
+    /// Round-trip time of that leg, end to end; `None` before the first sample.
+    pub rtt: Option<RttFigures>,
+    /// Application bytes taken from all channels.
+    pub bytes_sent: u64,
+    /// Application bytes handed out on all channels.
+    pub bytes_received: u64,
+    /// Channels held now, those included whose end the peer has yet to confirm.
+    pub channels: u32,
+    /// Legs lost so far.
+    pub legs_lost: u32,
+}
+
+/// One end of a session. Clones share it; dropping the last one closes it with [`CLOSE_NORMAL`].
+#[derive(Clone, Debug)]
+pub struct SessionHandle(Arc<Owner>);
+
+#[derive(Debug)]
+struct Owner(Arc<Shared>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.with(|state, now| state.session.close(now, CLOSE_NORMAL));
+    }
+}
+
+/// Events waiting in the receiver. What waits behind them is bounded by what causes it: one `Incoming` per channel held,
+/// and at most four per leg the owner attached (suspicion is not repeated while untold). So a slow owner never blocks the
+/// session.
+const EVENTS: usize = 16;
+
+impl SessionHandle {
+    /// Starts one end of the session both ends call `id`, without legs; the resume window runs. Call within a tokio
+    /// runtime. The receiver yields `None` after [`SessionEvent::Closed`].
+    #[must_use]
+    pub fn start(
+        role: Role,
+        id: &str,
+        config: SessionConfig,
+    ) -> (Self, mpsc::Receiver<SessionEvent>) {
+        let now = tokio::time::Instant::now().into_std();
+        let shared = Shared::new(Session::new(now, role, id, config));
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        tokio::spawn(keep_time(Arc::clone(&shared)));
+        tokio::spawn(deliver_events(Arc::clone(&shared), sender));
+        (Self(Arc::new(Owner(shared))), receiver)
+    }
+
+    /// Gives the session an established stream (TLS done, `TCP_NODELAY` set) to run over, and takes it over whole. At
+    /// most eight at once; one more pushes out the worst. A session that is over drops it.
+    pub fn attach(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        kind: LegKind,
+    ) -> LegId {
+        leg::attach(&self.0.0, stream, kind)
+    }
+
+    /// Opens a channel; works without a leg.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(&self) -> Result<Channel, OpenError> {
+        let shared = &self.0.0;
+        shared.with(|state, _| {
+            let id = state.session.open()?;
+            Ok(Channel::new(Arc::clone(shared), id, state.signals_of(id)))
+        })
+    }
+
+    /// Ends the session for both ends. Frames already queued leave first, for at most
+    /// [`SessionConfig::close_within`]; channels fail at once. Only the first call counts.
+    pub fn close(&self, code: u16) {
+        self.0.0.with(|state, now| state.session.close(now, code));
+    }
+
+    /// Figures of this moment.
+    #[must_use]
+    pub fn stats(&self) -> SessionStats {
+        let (figures, closed) =
+            self.0.0.with(|state, _| (state.session.figures(), state.session.is_closed()));
+        SessionStats {
+            state: match (closed, figures.connected) {
+                (true, _) => LinkState::Closed,
+                (false, true) => LinkState::Connected,
+                (false, false) => LinkState::Down,
+            },
+            leg: figures.leg.filter(|_| figures.connected),
+            rtt: figures.rtt,
+            bytes_sent: figures.bytes_sent,
+            bytes_received: figures.bytes_received,
+            channels: u32::try_from(figures.channels).unwrap_or(u32::MAX),
+            legs_lost: figures.legs_lost,
+        }
+    }
+}

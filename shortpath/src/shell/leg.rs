@@ -1,0 +1,143 @@
+//! The two tasks of a leg.
+use std::io;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::rope::Rope;
+use super::shared::{Port, Shared};
+use crate::session::frame::{Frame, FrameError};
+use crate::session::{LegId, LegKind};
+
+/// Frames per writing round: enough to make a system call worth it, little enough that an interactive write waits for
+/// no more than this (5 ms at 100 Mbit/s).
+const ROUND: usize = 64 * 1024;
+/// Read buffer; frames are cut out of it without copying.
+const READ_BUFFER: usize = 64 * 1024;
+/// Bytes read in a row before the task lets others run, its own writer with acknowledgements above all.
+const READ_TURN: usize = 256 * 1024;
+pub(super) fn attach<S>(shared: &Arc<Shared>, stream: S, kind: LegKind) -> LegId
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let port = Port::default();
+    let (leg, closed) = shared.with(|state, now| {
+        let leg = state.session.attach(now, kind);
+        state.ports.insert(leg, port.clone());
+        (leg, state.session.is_closed())
+    });
+    if closed {
+        shared.with(|state, _| state.ports.remove(&leg));
+        return leg;
+    }
+    let (reader, writer) = tokio::io::split(stream);
+    tokio::spawn(until_gone(Arc::clone(shared), leg, port.clone(), {
+        let shared = Arc::clone(shared);
+        async move { read(&shared, leg, reader).await }
+    }));
+    tokio::spawn(until_gone(Arc::clone(shared), leg, port.clone(), {
+        let shared = Arc::clone(shared);
+        async move { write(&shared, leg, &port, writer).await }
+    }));
+    leg
+}
+
+/// Runs one of a leg's tasks; when it ends, so does the leg, and with it the other task.
+async fn until_gone(
+    shared: Arc<Shared>,
+    leg: LegId,
+    port: Port,
+    task: impl Future<Output = io::Result<()>>,
+) {
+    let ended = tokio::select! {
+        () = port.gone.cancelled() => return,
+        ended = task => ended,
+    };
+    let error = ended.err().map_or_else(|| "closed".to_owned(), |error| error.to_string());
+    shared.with(|state, now| {
+        state.session.detach(now, leg, &error);
+        state.ports.remove(&leg);
+    });
+    port.gone.cancel();
+}
+
+async fn read(
+    shared: &Arc<Shared>,
+    leg: LegId,
+    mut stream: impl AsyncRead + Unpin,
+) -> io::Result<()> {
+    let mut buffer = BytesMut::with_capacity(READ_BUFFER);
+    let mut frames = Vec::new();
+    let mut turn = 0;
+    loop {
+        if buffer.capacity() - buffer.len() < READ_BUFFER / 4 {
+            buffer.reserve(READ_BUFFER);
+        }
+        let count = stream.read_buf(&mut buffer).await?;
+        if count == 0 {
+            return leg_ended(shared);
+        }
+        let parsed = parse(&mut buffer, &mut frames);
+        shared.with(|state, now| {
+            for frame in frames.drain(..) {
+                state.session.handle_frame(now, leg, frame);
+            }
+            if let Err(error) = parsed {
+                state.session.handle_garbage(error);
+                buffer.clear();
+            }
+        });
+        turn += count;
+        if turn >= READ_TURN {
+            turn = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn parse(buffer: &mut BytesMut, frames: &mut Vec<Frame>) -> Result<(), FrameError> {
+    while let Some(frame) = Frame::decode(buffer)? {
+        frames.push(frame);
+    }
+    Ok(())
+}
+
+/// The peer closed the stream: a lost leg, or the proper end of one whose session is over.
+fn leg_ended(shared: &Arc<Shared>) -> io::Result<()> {
+    if shared.with(|state, _| state.session.is_closed()) {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the leg"))
+}
+
+async fn write(
+    shared: &Arc<Shared>,
+    leg: LegId,
+    port: &Port,
+    mut stream: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    let mut frames = Vec::new();
+    let mut rope = Rope::default();
+    loop {
+        let closed = shared.with(|state, now| {
+            state.session.poll_transmit(now, leg, ROUND, &mut frames);
+            state.session.is_closed()
+        });
+        if frames.is_empty() {
+            if closed {
+                break;
+            }
+            port.wake.notified().await;
+            continue;
+        }
+        frames.drain(..).for_each(|frame| rope.push(&frame));
+        rope.seal();
+        stream.write_all_buf(&mut rope).await?;
+        stream.flush().await?;
+    }
+    stream.shutdown().await?;
+    // Closing a socket with unread bytes would make the kernel reset it and take our CLOSE along: the reader ends the leg
+    // once the peer has closed, or the timekeeper does.
+    std::future::pending().await
+}

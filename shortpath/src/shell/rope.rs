@@ -1,0 +1,69 @@
+//! Frames as bytes for a vectored write: headers and small payloads are copied together, large ones are passed along.
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::session::frame::Frame;
+
+/// Payloads below this are cheaper to copy than to describe.
+const COPY_BELOW: usize = 2048;
+
+#[derive(Default)]
+pub(super) struct Rope {
+    parts: VecDeque<Bytes>,
+    heads: BytesMut,
+    remaining: usize,
+}
+
+impl Rope {
+    pub(super) fn push(&mut self, frame: &Frame) {
+        self.remaining += frame.wire_len();
+        let Some(payload) = frame.encode_head(&mut self.heads) else { return };
+        if payload.len() < COPY_BELOW {
+            self.heads.extend_from_slice(payload);
+        } else {
+            self.seal();
+            self.parts.push_back(payload.clone());
+        }
+    }
+
+    /// Ends a batch: all of it can be written now.
+    pub(super) fn seal(&mut self) {
+        if !self.heads.is_empty() {
+            self.parts.push_back(self.heads.split().freeze());
+        }
+    }
+}
+
+impl Buf for Rope {
+    fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.parts.front().map_or(&[], |part| part)
+    }
+
+    fn chunks_vectored<'a>(&'a self, dst: &mut [IoSlice<'a>]) -> usize {
+        let mut used = 0;
+        for (slot, part) in dst.iter_mut().zip(&self.parts) {
+            *slot = IoSlice::new(part);
+            used += 1;
+        }
+        used
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        assert!(count <= self.remaining, "advanced beyond the end");
+        self.remaining -= count;
+        while let Some(part) = self.parts.front_mut() {
+            if count < part.len() {
+                part.advance(count);
+                return;
+            }
+            count -= part.len();
+            self.parts.pop_front();
+        }
+    }
+}
