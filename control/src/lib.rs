@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod broker;
 pub mod client;
 pub mod code;
 pub mod dial;
@@ -14,6 +15,7 @@ pub mod invite;
 pub mod link;
 pub mod reason;
 pub mod secret;
+pub mod ticket;
 pub mod wire;
 
 pub use code::{Code, Exit, Fault};

@@ -14,14 +14,14 @@ use switchback_engine::{
 };
 
 /// Longer than anything a test waits for; only a failure takes this long.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running gateway and everything it says.
-pub struct Lab {
-    pub gateway: Gateway,
-    pub address: SocketAddr,
-    pub events: Receiver<GatewayEvent>,
-    pub foreign: Receiver<ForeignConnection>,
+pub(crate) struct Lab {
+    pub(crate) gateway: Gateway,
+    pub(crate) address: SocketAddr,
+    pub(crate) events: Receiver<GatewayEvent>,
+    pub(crate) foreign: Receiver<ForeignConnection>,
 }
 
 /// Verdicts by server name: `c-N-MS.t` admits a client of pair N with MS milliseconds of patience, `a-N-MS.t` an agent,
@@ -45,13 +45,13 @@ impl Admission for ByName {
     }
 }
 
-pub fn pair_id(number: u32) -> PairId {
+pub(crate) fn pair_id(number: u32) -> PairId {
     PairId(u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_le_bytes())
 }
 
 impl Lab {
     /// Starts with `limits` and two workers, or says why io_uring cannot be tested here.
-    pub fn start(io: IoChoice, limits: Limits) -> Option<Self> {
+    pub(crate) fn start(io: IoChoice, limits: Limits) -> Option<Self> {
         let listener = bind_listener("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (event_sender, events) = channel();
@@ -77,7 +77,7 @@ impl Lab {
     }
 
     /// A connection that has sent nothing.
-    pub fn dial(&self) -> TcpStream {
+    pub(crate) fn dial(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -86,23 +86,23 @@ impl Lab {
     }
 
     /// A connection that has presented `server_name`, and the hello it sent.
-    pub fn present(&self, server_name: &str) -> (TcpStream, Vec<u8>) {
+    pub(crate) fn present(&self, server_name: &str) -> (TcpStream, Vec<u8>) {
         let bytes = hello::encode(server_name, [7; 96]);
         let mut stream = self.dial();
         stream.write_all(&bytes).unwrap();
         (stream, bytes)
     }
 
-    pub fn client(&self, number: u32) -> (TcpStream, Vec<u8>) {
+    pub(crate) fn client(&self, number: u32) -> (TcpStream, Vec<u8>) {
         self.present(&format!("c-{number}-20000.t"))
     }
 
-    pub fn agent(&self, number: u32) -> TcpStream {
+    pub(crate) fn agent(&self, number: u32) -> TcpStream {
         self.present(&format!("a-{number}-20000.t")).0
     }
 
     /// A pair that has started: client, agent. The client's hello is already read at the agent.
-    pub fn pair(&self, number: u32) -> (TcpStream, TcpStream) {
+    pub(crate) fn pair(&self, number: u32) -> (TcpStream, TcpStream) {
         let (client, hello) = self.client(number);
         let mut agent = self.agent(number);
         assert_eq!(
@@ -114,11 +114,11 @@ impl Lab {
         (client, agent)
     }
 
-    pub fn event(&self) -> GatewayEvent {
+    pub(crate) fn event(&self) -> GatewayEvent {
         self.events.recv_timeout(PATIENCE).expect("an event")
     }
 
-    pub fn until_started(&self, number: u32) {
+    pub(crate) fn until_started(&self, number: u32) {
         loop {
             if let GatewayEvent::PairStarted { pair, .. } = self.event() {
                 assert_eq!(pair, pair_id(number));
@@ -127,7 +127,7 @@ impl Lab {
         }
     }
 
-    pub fn until_ended(&self) -> Outcome {
+    pub(crate) fn until_ended(&self) -> Outcome {
         loop {
             if let GatewayEvent::PairEnded { outcome, .. } = self.event() {
                 return outcome;
@@ -136,18 +136,18 @@ impl Lab {
     }
 
     /// The next end is this one.
-    pub fn expect_end(&self, cause: Cause, phase: Phase) -> Outcome {
+    pub(crate) fn expect_end(&self, cause: Cause, phase: Phase) -> Outcome {
         let outcome = self.until_ended();
         assert_eq!((outcome.cause, outcome.phase), (cause, phase), "{outcome:?}");
         outcome
     }
 
-    pub fn refused(&self, refusal: Refusal) -> u64 {
+    pub(crate) fn refused(&self, refusal: Refusal) -> u64 {
         self.gateway.metrics().refused.iter().find(|(which, _)| *which == refusal).unwrap().1
     }
 
     /// Waits until `done` holds.
-    pub fn eventually(&self, what: &str, mut done: impl FnMut(&Gateway) -> bool) {
+    pub(crate) fn eventually(&self, what: &str, mut done: impl FnMut(&Gateway) -> bool) {
         let give_up = Instant::now() + PATIENCE;
         while !done(&self.gateway) {
             assert!(Instant::now() < give_up, "never: {what}");
@@ -160,26 +160,26 @@ fn shared<T>(sender: Sender<T>) -> Mutex<Sender<T>> {
     Mutex::new(sender)
 }
 
-pub fn read_exactly(stream: &mut TcpStream, length: usize) -> Vec<u8> {
+pub(crate) fn read_exactly(stream: &mut TcpStream, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).unwrap();
     bytes
 }
 
 /// Everything until FIN.
-pub fn read_all(stream: &mut TcpStream) -> Vec<u8> {
+pub(crate) fn read_all(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
     bytes
 }
 
 /// The connection must end with the alert of this refusal, then FIN.
-pub fn expect_alert(stream: &mut TcpStream, refusal: Refusal) {
+pub(crate) fn expect_alert(stream: &mut TcpStream, refusal: Refusal) {
     assert_eq!(read_all(stream), [21, 3, 3, 0, 2, 2, refusal.alert()], "{refusal:?}");
 }
 
 /// The connection must end with RST.
-pub fn expect_reset(stream: &mut TcpStream) {
+pub(crate) fn expect_reset(stream: &mut TcpStream) {
     let mut sink = [0; 65536];
     loop {
         match stream.read(&mut sink) {
@@ -194,27 +194,27 @@ pub fn expect_reset(stream: &mut TcpStream) {
 }
 
 /// Closes with RST.
-pub fn reset(stream: TcpStream) {
+pub(crate) fn reset(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(stream);
 }
 
 /// A deterministic stream of bytes, different for every seed.
-pub struct Noise(u64);
+pub(crate) struct Noise(u64);
 
 impl Noise {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn number(&mut self) -> u64 {
+    pub(crate) fn number(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(length + 8);
         while out.len() < length {
             out.extend_from_slice(&self.number().to_le_bytes());

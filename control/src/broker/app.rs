@@ -1,0 +1,109 @@
+//! What every request and every link can reach.
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::TokenKind;
+use crate::broker::admission::TicketAdmission;
+use crate::broker::config::Authority;
+use crate::broker::counters::Counters;
+use crate::broker::hub::Hub;
+use crate::broker::rate::{FAILED_SIGN_INS, Rates, USER_REQUESTS, source};
+use crate::broker::store::{Issued, Owner, Store};
+use crate::code::{Code, Fault};
+use crate::invite::{Invite, InviteKind};
+use crate::secret::Secret;
+
+/// The broker's parts.
+pub(crate) struct App {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) store: Store,
+    pub(crate) admission: Arc<TicketAdmission>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) authority: Authority,
+    pub(crate) pin: String,
+    pub(crate) user_requests: Rates<String>,
+    pub(crate) failed_sign_ins: Rates<IpAddr>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+    pub(crate) started: Instant,
+}
+
+impl App {
+    pub(crate) fn new(
+        hub: Arc<Hub>,
+        store: Store,
+        admission: Arc<TicketAdmission>,
+        authority: Authority,
+        pin: String,
+    ) -> Self {
+        Self {
+            counters: hub.counters.clone(),
+            hub,
+            store,
+            admission,
+            authority,
+            pin,
+            user_requests: Rates::new(USER_REQUESTS),
+            failed_sign_ins: Rates::new(FAILED_SIGN_INS),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            started: Instant::now(),
+        }
+    }
+
+    /// The owner of the token in an `Authorization` header.
+    ///
+    /// # Errors
+    /// [`Code::TokenInvalid`], [`Code::TokenRevoked`]; [`Code::RateLimited`] in their place once a source has failed too
+    /// often. A good token passes even then: who shares an address with a broken program is not locked out.
+    pub(crate) async fn sign_in(
+        &self,
+        authorization: Option<&str>,
+        kind: TokenKind,
+        from: SocketAddr,
+    ) -> Result<Owner, Fault> {
+        let token = authorization.and_then(|header| header.strip_prefix("Bearer "));
+        let owner = match token {
+            None => Err(Code::TokenInvalid.because("the request carries no bearer token")),
+            Some(token) => self.store.owner(token.trim()).await,
+        };
+        let owner = owner.and_then(|owner| match (owner.kind, kind) {
+            (found, wanted) if found == wanted => Ok(owner),
+            (TokenKind::Agent, _) => Err(Code::TokenInvalid.because("this token is for agents")),
+            (TokenKind::User, _) => Err(Code::TokenInvalid.because("this token is for users")),
+        });
+        owner.map_err(|fault| {
+            let is_guess = matches!(fault.code, Code::TokenInvalid | Code::TokenRevoked);
+            if is_guess && !self.failed_sign_ins.take(source(from.ip()), Instant::now()) {
+                return Code::RateLimited.because("too many failed sign-ins from this address");
+            }
+            fault
+        })
+    }
+
+    /// Charges a user one request.
+    ///
+    /// # Errors
+    /// [`Code::RateLimited`].
+    pub(crate) fn charge(&self, user: &str) -> Result<(), Fault> {
+        if self.user_requests.take(user.to_owned(), Instant::now()) {
+            Ok(())
+        } else {
+            Err(Code::RateLimited.into())
+        }
+    }
+
+    /// The string that hands a new token to its user or agent.
+    pub(crate) fn invite(&self, issued: &Issued, kind: TokenKind) -> Secret {
+        let kind = match kind {
+            TokenKind::User => InviteKind::Login,
+            TokenKind::Agent => InviteKind::Join,
+        };
+        let (url, pin, token) = (self.authority.url(), self.pin.clone(), issued.token.clone());
+        Invite { kind, url, pin, token }.to_text()
+    }
+}

@@ -1,0 +1,68 @@
+//! What the broker counts.
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::code::{Code, Fault};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// One counter per code.
+#[derive(Debug)]
+pub(crate) struct PerCode(Box<[Counter]>);
+
+impl Default for PerCode {
+    fn default() -> Self {
+        Self(Code::ALL.iter().map(|_| Counter::default()).collect())
+    }
+}
+
+impl PerCode {
+    pub(crate) fn add(&self, code: Code) {
+        if let Some(counter) = Code::ALL.iter().position(|known| *known == code) {
+            self.0[counter].add();
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Code, u64)> {
+        Code::ALL.iter().copied().zip(self.0.iter().map(Counter::get))
+    }
+}
+
+/// Everything counted since the start, besides what the gateway counts.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Refusals and ends told to anyone, by code.
+    pub(crate) faults: PerCode,
+    /// API answers with an error, by code.
+    pub(crate) api_errors: PerCode,
+    /// API answers without.
+    pub(crate) api_ok: Counter,
+    /// Sessions granted.
+    pub(crate) sessions_granted: Counter,
+    /// Sessions that left the registry, by code.
+    pub(crate) sessions_over: PerCode,
+    /// HTTPS connections turned away because there were too many.
+    pub(crate) connections_refused: Counter,
+    /// TLS handshakes that failed or took too long.
+    pub(crate) handshakes_failed: Counter,
+    /// Links closed because the peer did not drain them.
+    pub(crate) links_overrun: Counter,
+}
+
+impl Counters {
+    /// Counts a refusal on its way to someone.
+    pub(crate) fn fault(&self, fault: &Fault) {
+        self.faults.add(fault.code);
+    }
+}

@@ -1,0 +1,182 @@
+//! A client's link: it asks for sessions and legs, reports, and says goodbye to sessions.
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::ws::WebSocket;
+use axum::extract::{State, WebSocketUpgrade};
+use axum::response::Response;
+use switchback_engine::PairId;
+use tokio::time::Instant;
+
+use super::agent::is_key;
+use super::reports::{Shown, judge_all, take_in};
+use super::{Peer, limited, run};
+use crate::broker::app::App;
+use crate::broker::clock;
+use crate::broker::door::Visitor;
+use crate::broker::http::Caller;
+use crate::broker::limits::is_name;
+use crate::broker::orchestrator::{Input, LinkId, Output, Wish};
+use crate::broker::rate::{Bucket, LINK_MESSAGES};
+use crate::broker::store::Owner;
+use crate::code::{Code, Fault};
+use crate::wire::{FromClient, PROTOCOL, PublicKey, SealedGrant, SessionId};
+
+/// Characters of a session id: 60 random bits.
+const SESSION_CHARS: usize = 12;
+
+pub(in crate::broker) async fn open(
+    State(app): State<Arc<App>>,
+    Extension(visitor): Extension<Visitor>,
+    Caller(owner): Caller,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let tasks = app.tasks.clone();
+    limited(upgrade)
+        .on_upgrade(move |socket| tasks.track_future(serve(app, visitor, owner, socket)))
+}
+
+async fn serve(app: Arc<App>, visitor: Visitor, owner: Owner, socket: WebSocket) {
+    let (link, queue) = app.hub.attach();
+    let (user, token) = (owner.name.clone(), owner.token.clone());
+    tracing::info!(user, link = link.0, peer = %visitor.address, "client's link started");
+    app.hub.apply(Input::ClientUp { link, user, token });
+    let flood = Bucket::full(LINK_MESSAGES, clock::now());
+    let mut client = Client { app: app.clone(), _visitor: visitor, owner, link, flood };
+    // Until the link was known a revocation could not reach it.
+    if !matches!(app.store.is_good(&client.owner.token).await, Ok(true)) {
+        client.refuse(Code::TokenRevoked.into());
+    }
+    run(socket, queue, &mut client, &app.stop).await;
+    app.hub.detach(link, Input::ClientDown { link });
+    tracing::info!(user = client.owner.name, link = link.0, "client's link ended");
+}
+
+struct Client {
+    app: Arc<App>,
+    /// Holds the connection's room.
+    _visitor: Visitor,
+    owner: Owner,
+    link: LinkId,
+    flood: Bucket,
+}
+
+impl Peer for Client {
+    async fn said(&mut self, text: &str) {
+        if !self.flood.take(clock::now()) {
+            return self.refuse(Code::RateLimited.because("too many messages on this link"));
+        }
+        match serde_json::from_str(text) {
+            Ok(message) => self.obey(message).await,
+            // No detail from serde: it may quote a value, and messages hold secrets.
+            Err(_) => self.refuse(Code::MessageMalformed.because("no message of this protocol")),
+        }
+    }
+
+    fn refuse(&mut self, fault: Fault) {
+        tracing::info!(user = self.owner.name, link = self.link.0, %fault, "client's link refused");
+        self.app.hub.refuse_client(self.link, 0, fault, true);
+    }
+
+    fn introduction_due(&self) -> Option<Instant> {
+        None
+    }
+}
+
+impl Client {
+    async fn obey(&mut self, message: FromClient) {
+        let link = self.link;
+        match message {
+            FromClient::Open { request, protocol, resource, key } => {
+                let asked = self.open(request, protocol, resource, key).await;
+                self.answer(request, asked);
+            }
+            FromClient::Leg { request, grant } => {
+                let asked = self.leg(request, grant).await;
+                self.answer(request, asked);
+            }
+            FromClient::Report { sessions } => {
+                let end = |session, code| Output::EndAtClient { link, session, code };
+                take_in(&self.app, link, sessions, end).await;
+            }
+            FromClient::Ended { session, code } => {
+                self.app.hub.apply(Input::Ended { link, session, code });
+            }
+        }
+    }
+
+    /// A refusal of one request leaves the link as it is; whatever was granted is answered by the hub.
+    fn answer(&self, request: u64, asked: Result<(), Fault>) {
+        if let Err(fault) = asked {
+            tracing::info!(user = self.owner.name, link = self.link.0, %fault, "request refused");
+            self.app.hub.refuse_client(self.link, request, fault, false);
+        }
+    }
+
+    async fn open(
+        &self,
+        request: u64,
+        protocol: u32,
+        resource: String,
+        client_key: PublicKey,
+    ) -> Result<(), Fault> {
+        self.app.charge(&self.owner.name)?;
+        if protocol != PROTOCOL {
+            let detail = format!("the client speaks version {protocol}, this broker {PROTOCOL}");
+            return Err(Code::ProtocolVersion.because(detail));
+        }
+        if !is_key(&client_key) {
+            return Err(Code::MessageMalformed.because("the key is no base64url of a public key"));
+        }
+        loop {
+            let rights = self.app.hub.rights();
+            self.check_access(&resource).await?;
+            let wish = Wish {
+                request,
+                resource: resource.clone(),
+                client_key: client_key.clone(),
+                session: SessionId(clock::random_name(SESSION_CHARS)),
+                pair: PairId(clock::random()),
+                created_ms: clock::unix_ms(),
+            };
+            if self.app.hub.apply_if(rights, Input::Open { link: self.link, wish }) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A resource that is not granted looks like none, so that nobody learns names by guessing; the counters and the log
+    /// know the difference.
+    async fn check_access(&self, resource: &str) -> Result<(), Fault> {
+        let unknown = || Err(Code::ResourceUnknown.into());
+        if !is_name(resource) {
+            return unknown();
+        }
+        let access = self.app.store.access(&self.owner.name, resource).await?;
+        if access.granted && access.exists {
+            return Ok(());
+        }
+        if access.exists {
+            self.app.counters.faults.add(Code::ResourceNotGranted);
+            let code = Code::ResourceNotGranted;
+            tracing::info!(user = self.owner.name, resource, %code, "session refused");
+        }
+        unknown()
+    }
+
+    async fn leg(&self, request: u64, sealed: SealedGrant) -> Result<(), Fault> {
+        self.app.charge(&self.owner.name)?;
+        loop {
+            let rights = self.app.hub.rights();
+            let shown = judge_all(&self.app, vec![sealed.clone()]).await?;
+            let Some(Shown { grant, verdict }) = shown.into_iter().next() else {
+                return Err(Code::GrantInvalid.because("the broker did not make this grant"));
+            };
+            verdict?;
+            let (link, pair) = (self.link, PairId(clock::random()));
+            if self.app.hub.apply_if(rights, Input::Leg { link, request, grant, pair }) {
+                return Ok(());
+            }
+        }
+    }
+}

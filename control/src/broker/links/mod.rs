@@ -1,0 +1,138 @@
+//! Links: one WebSocket per agent and client, for as long as both live.
+//!
+//! One task per link sends what the hub queued, reads what the peer says, and watches the silence between. What is said
+//! is judged by the link's [`Peer`]; what must be answered goes through the hub's queue, so that a refusal leaves before
+//! the close that follows it.
+
+pub(super) mod agent;
+pub(super) mod client;
+mod reports;
+
+use std::future::Future;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::hub::Outgoing;
+use crate::broker::limits::{
+    FAREWELL_DEADLINE, LINK_READ_MAX, LINK_SEND_DEADLINE, LINK_SILENCE_MAX, PING_EVERY,
+};
+use crate::code::{Code, Fault};
+use crate::wire::MESSAGE_BYTES_MAX;
+
+/// The end that a link talks to.
+trait Peer: Send {
+    /// Judges a message.
+    fn said(&mut self, text: &str) -> impl Future<Output = ()> + Send;
+
+    /// Refuses whatever it was, and closes the link.
+    fn refuse(&mut self, fault: Fault);
+
+    /// When the peer must have introduced itself; `None` once it has.
+    fn introduction_due(&self) -> Option<Instant>;
+}
+
+/// Prepares a WebSocket with our limits.
+fn limited(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
+    upgrade.max_message_size(LINK_READ_MAX).max_frame_size(LINK_READ_MAX)
+}
+
+/// What a link's wait ended with.
+enum Event {
+    Outgoing(Option<Outgoing>),
+    Incoming(Option<Result<Message, axum::Error>>),
+    PingDue,
+    Silent,
+    NotIntroduced,
+    Stop,
+}
+
+/// Runs a link to its end.
+async fn run(
+    mut socket: WebSocket,
+    mut queue: mpsc::Receiver<Outgoing>,
+    peer: &mut impl Peer,
+    stop: &CancellationToken,
+) {
+    let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard_at = Instant::now();
+    loop {
+        let introduction = peer.introduction_due();
+        let due = introduction.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let event = tokio::select! {
+            biased;
+            () = stop.cancelled() => Event::Stop,
+            outgoing = queue.recv() => Event::Outgoing(outgoing),
+            () = sleep_until(heard_at + LINK_SILENCE_MAX) => Event::Silent,
+            () = sleep_until(due), if introduction.is_some() => Event::NotIntroduced,
+            _ = ping.tick() => Event::PingDue,
+            incoming = socket.recv() => Event::Incoming(incoming),
+        };
+        match event {
+            Event::Outgoing(Some(Outgoing::Text(text))) => {
+                if !sent(&mut socket, Message::text(text)).await {
+                    return;
+                }
+            }
+            Event::Outgoing(Some(Outgoing::Close)) => return farewell(socket).await,
+            Event::PingDue => {
+                if !sent(&mut socket, Message::Ping(bytes::Bytes::new())).await {
+                    return;
+                }
+            }
+            Event::Incoming(Some(Ok(message))) => {
+                heard_at = Instant::now();
+                heard(peer, message).await;
+            }
+            Event::Incoming(Some(Err(error))) if is_too_long(&error) => peer.refuse(too_large()),
+            Event::NotIntroduced => {
+                peer.refuse(Code::MessageMalformed.because("no register within 10 s"));
+            }
+            // `None` from the queue: the hub gave the link up because it does not drain.
+            Event::Outgoing(None)
+            | Event::Incoming(None | Some(Err(_)))
+            | Event::Silent
+            | Event::Stop => return,
+        }
+    }
+}
+
+async fn heard(peer: &mut impl Peer, message: Message) {
+    match message {
+        Message::Text(text) if text.len() > MESSAGE_BYTES_MAX => peer.refuse(too_large()),
+        Message::Text(text) => peer.said(text.as_str()).await,
+        Message::Binary(_) => {
+            peer.refuse(Code::MessageMalformed.because("messages are text, not binary"));
+        }
+        // Pings are answered below us; a close is followed by the end of the stream.
+        Message::Ping(_) | Message::Pong(_) | Message::Close(_) => {}
+    }
+}
+
+fn too_large() -> Fault {
+    Code::MessageTooLarge.because("the message exceeds 64 KiB")
+}
+
+fn is_too_long(error: &axum::Error) -> bool {
+    use tokio_tungstenite::tungstenite::{Error, error::CapacityError};
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref());
+    matches!(cause, Some(Error::Capacity(CapacityError::MessageTooLong { .. })))
+}
+
+async fn sent(socket: &mut WebSocket, message: Message) -> bool {
+    matches!(timeout(LINK_SEND_DEADLINE, socket.send(message)).await, Ok(Ok(())))
+}
+
+/// Says goodbye, and reads on for a moment: closing with unread bytes would reset the connection, and what we said last
+/// could be lost with it (RFC 9112 section 9.6 describes the same for HTTP).
+async fn farewell(mut socket: WebSocket) {
+    let frame = CloseFrame { code: close_code::POLICY, reason: "".into() };
+    if sent(&mut socket, Message::Close(Some(frame))).await {
+        let drain = async { while let Some(Ok(_)) = socket.recv().await {} };
+        drop(timeout(FAREWELL_DEADLINE, drain).await);
+    }
+}

@@ -1,0 +1,187 @@
+//! `/metrics`: everything that is counted, for Prometheus.
+
+mod text;
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use switchback_engine::{LegSide, Metrics};
+
+use self::text::Page;
+use crate::api::SessionState;
+use crate::broker::app::App;
+use crate::broker::counters::PerCode;
+use crate::broker::http::Admin;
+
+/// The page's media type, with the version of the format.
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub(in crate::broker) async fn page(State(app): State<Arc<App>>, _: Admin) -> Response {
+    let mut page = Page::default();
+    process(&mut page, &app);
+    refusals(&mut page, &app);
+    sessions(&mut page, &app);
+    if let Some(metrics) = app.hub.data_plane.metrics() {
+        gateway(&mut page, &metrics);
+        round_trips(&mut page, &metrics);
+    }
+    stun(&mut page, &app);
+    ([(CONTENT_TYPE, TEXT_FORMAT)], page.finish()).into_response()
+}
+
+fn process(page: &mut Page, app: &App) {
+    let (io, reason) = app.hub.data_plane.backend();
+    let labels = [("version", env!("CARGO_PKG_VERSION")), ("io", io), ("io_reason", &*reason)];
+    page.family(
+        "switchback_build_info",
+        "gauge",
+        "Version, readiness source and why it was chosen.",
+    )
+    .sample(&labels, 1);
+    let uptime = app.started.elapsed().as_secs_f64();
+    page.single("switchback_uptime_seconds", "gauge", "Since the broker started.", uptime);
+}
+
+/// Codes never seen are left out; a code's series starts at its first occurrence.
+fn by_code(page: &mut Page, name: &str, help: &str, counts: &PerCode) {
+    page.family(name, "counter", help);
+    for (code, count) in counts.iter().filter(|(_, count)| *count > 0) {
+        page.sample(&[("code", code.as_str())], count);
+    }
+}
+
+fn refusals(page: &mut Page, app: &App) {
+    let counters = &app.counters;
+    by_code(
+        page,
+        "switchback_faults_total",
+        "Refusals by the broker, by symbolic code.",
+        &counters.faults,
+    );
+    by_code(
+        page,
+        "switchback_api_responses_total",
+        "API answers by symbolic code; OK is none.",
+        &counters.api_errors,
+    );
+    page.sample(&[("code", "OK")], counters.api_ok.get());
+    let singles = [
+        (
+            "switchback_https_refused_total",
+            "HTTPS connections refused because there were too many.",
+            counters.connections_refused.get(),
+        ),
+        (
+            "switchback_tls_handshakes_failed_total",
+            "TLS handshakes with the broker that failed or took too long.",
+            counters.handshakes_failed.get(),
+        ),
+        (
+            "switchback_links_overrun_total",
+            "Links closed because the peer did not drain them.",
+            counters.links_overrun.get(),
+        ),
+        (
+            "switchback_replay_cache_full_total",
+            "Legs refused because too many tickets were in use at once.",
+            app.admission.overflow(),
+        ),
+    ];
+    for (name, help, value) in singles {
+        page.single(name, "counter", help, value);
+    }
+}
+
+fn sessions(page: &mut Page, app: &App) {
+    let sessions = app.hub.sessions(None);
+    page.family("switchback_sessions", "gauge", "Sessions now, by state.");
+    for state in [SessionState::Connecting, SessionState::Active, SessionState::Paused] {
+        let count = sessions.iter().filter(|(session, _)| session.state == state).count();
+        page.sample(&[("state", state.as_str())], count);
+    }
+    let granted = app.counters.sessions_granted.get();
+    page.single("switchback_sessions_granted_total", "counter", "Sessions granted.", granted);
+    by_code(
+        page,
+        "switchback_sessions_ended_total",
+        "Sessions that ended, by symbolic code.",
+        &app.counters.sessions_over,
+    );
+    let connected = app.hub.connected();
+    page.family("switchback_links", "gauge", "Links to the broker now, by kind.")
+        .sample(&[("kind", "agent")], connected.agents)
+        .sample(&[("kind", "client")], connected.clients);
+    let warm = connected.warm_legs;
+    page.single("switchback_warm_legs", "gauge", "Agents' legs waiting to be used.", warm);
+}
+
+fn gateway(page: &mut Page, metrics: &Metrics) {
+    page.family(
+        "switchback_gateway_refusals_total",
+        "counter",
+        "Connections turned away, by code.",
+    );
+    for (refusal, count) in &metrics.refused {
+        page.sample(&[("code", refusal.as_str())], count);
+    }
+    let counters = [
+        ("accepted_total", "Connections accepted.", metrics.accepted),
+        ("accept_errors_total", "Failed accepts.", metrics.accept_errors),
+        ("https_total", "Connections handed to the broker's HTTPS.", metrics.foreign),
+        ("pairs_started_total", "Pairs started.", metrics.pairs_started),
+        ("spliced_bytes_total", "Bytes that went through a pipe.", metrics.spliced),
+        ("copied_bytes_total", "Bytes that were copied.", metrics.copied),
+    ];
+    for (name, help, value) in counters {
+        page.single(&format!("switchback_gateway_{name}"), "counter", help, value);
+    }
+    let gauges = [
+        ("hellos", "Unfinished hellos now.", metrics.hellos_in_flight),
+        ("legs_waiting", "Legs waiting for a mate now.", metrics.legs_waiting),
+        ("pairs", "Pairs relayed now.", metrics.pairs_active),
+        ("pipes_in_use", "Pipes that flows hold now.", metrics.pipes_in_use),
+        ("pipes_pooled", "Pipes kept for reuse now.", metrics.pipes_pooled),
+    ];
+    for (name, help, value) in gauges {
+        page.single(&format!("switchback_gateway_{name}"), "gauge", help, value);
+    }
+    page.family(
+        "switchback_gateway_pairs_ended_total",
+        "counter",
+        "Pairs ended, by cause and phase.",
+    );
+    for (cause, phase, count) in &metrics.pairs_ended {
+        page.sample(&[("cause", cause.as_str()), ("phase", phase.as_str())], count);
+    }
+    page.family("switchback_gateway_bytes_total", "counter", "Bytes delivered, by direction.")
+        .sample(&[("direction", "client_to_agent")], metrics.client_to_agent)
+        .sample(&[("direction", "agent_to_client")], metrics.agent_to_client);
+}
+
+fn round_trips(page: &mut Page, metrics: &Metrics) {
+    page.family(
+        "switchback_gateway_rtt_seconds",
+        "histogram",
+        "Smoothed round-trip times of legs (TCP_INFO), one sample a second and leg that moved bytes.",
+    );
+    for (side, histogram) in
+        [(LegSide::Client, &metrics.client_rtt_us), (LegSide::Agent, &metrics.agent_rtt_us)]
+    {
+        page.histogram_us(&[("side", side.as_str())], histogram);
+    }
+}
+
+fn stun(page: &mut Page, app: &App) {
+    let Some(stun) = app.hub.data_plane.stun() else { return };
+    page.family(
+        "switchback_stun_datagrams_total",
+        "counter",
+        "STUN datagrams, by what became of them.",
+    )
+    .sample(&[("result", "answered")], stun.answered)
+    .sample(&[("result", "unknown_attributes")], stun.unknown_attributes)
+    .sample(&[("result", "dropped")], stun.dropped)
+    .sample(&[("result", "send_error")], stun.send_errors);
+}

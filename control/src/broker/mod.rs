@@ -1,0 +1,38 @@
+//! The broker: signs in, decides, orchestrates; owns the database, the registry of sessions and the gateway.
+//!
+//! ```text
+//!  gateway's port ─► engine ── ticket? ─► admission ─► pair
+//!                      └─ anything else ─► door (TLS, HTTP) ─► http (API) / links (WebSocket)
+//!                                                                │ store: may they?
+//!  gateway's events ───────────────────────────────────────► hub ◄┘
+//!                                                             └─ orchestrator (pure): what now? ─► messages, end_pair
+//! ```
+//!
+//! Pure: `orchestrator`, `seal`, `rate`, and [`crate::ticket`]. The rest acts.
+
+mod admission;
+mod app;
+mod clock;
+mod config;
+mod counters;
+mod data;
+mod door;
+mod gateway;
+mod http;
+mod hub;
+mod identity;
+mod limits;
+mod links;
+mod metrics;
+mod orchestrator;
+mod rate;
+mod seal;
+mod start;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use config::ServeConfig;
+pub use identity::TlsFiles;
+pub use orchestrator::SessionLimits;
+pub use start::{Broker, FirstInvites};

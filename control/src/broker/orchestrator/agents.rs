@@ -1,0 +1,126 @@
+//! Agents that are connected now, what they offer, and their warm legs.
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use switchback_engine::PairId;
+
+use super::io::{LinkId, Registration};
+use crate::wire::PublicKey;
+
+/// Warm legs of one agent, asked for and waiting together. A warm leg saves one session start its dial, so it takes 64
+/// sessions started within one round trip to use them up.
+pub(crate) const WARM_LEGS_MAX: usize = 64;
+
+/// One registered agent.
+#[derive(Debug)]
+pub(super) struct Agent {
+    pub(super) name: String,
+    pub(super) key: PublicKey,
+    pub(super) token: String,
+    resources: HashSet<String>,
+    /// Warm pairs whose ticket was sent and whose leg has not come.
+    asked: HashSet<PairId>,
+    /// Warm pairs whose leg waits at the gateway, oldest first.
+    waiting: VecDeque<PairId>,
+}
+
+impl Agent {
+    /// Warm legs it may still ask for.
+    pub(super) fn warm_room(&self) -> usize {
+        WARM_LEGS_MAX.saturating_sub(self.asked.len() + self.waiting.len())
+    }
+
+    pub(super) fn warm_asked(&mut self, pair: PairId) {
+        self.asked.insert(pair);
+    }
+
+    /// The leg of `pair` came.
+    pub(super) fn warm_arrived(&mut self, pair: PairId) {
+        if self.asked.remove(&pair) {
+            self.waiting.push_back(pair);
+        }
+    }
+
+    /// The leg of `pair` left, or its ticket expired.
+    pub(super) fn warm_gone(&mut self, pair: PairId) {
+        self.asked.remove(&pair);
+        self.waiting.retain(|waiting| *waiting != pair);
+    }
+
+    /// The youngest waiting leg: the one least likely to have died unnoticed.
+    pub(super) fn take_warm(&mut self) -> Option<PairId> {
+        self.waiting.pop_back()
+    }
+
+    /// Every warm pair, waiting or not.
+    pub(super) fn warm_pairs(&self) -> impl Iterator<Item = PairId> {
+        self.asked.iter().chain(&self.waiting).copied()
+    }
+
+    pub(super) fn waiting_legs(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
+/// Agents by link and by name; a name belongs to one link at a time.
+#[derive(Debug, Default)]
+pub(super) struct Agents {
+    links: BTreeMap<LinkId, Agent>,
+    names: HashMap<String, LinkId>,
+}
+
+impl Agents {
+    /// Adds an agent whose name is free.
+    pub(super) fn insert(&mut self, link: LinkId, registration: Registration) {
+        let Registration { name, key, token, resources, sessions: _ } = registration;
+        self.names.insert(name.clone(), link);
+        let resources = resources.into_iter().collect();
+        let (asked, waiting) = (HashSet::new(), VecDeque::new());
+        self.links.insert(link, Agent { name, key, token, resources, asked, waiting });
+    }
+
+    pub(super) fn remove(&mut self, link: LinkId) -> Option<Agent> {
+        let agent = self.links.remove(&link)?;
+        self.names.remove(&agent.name);
+        Some(agent)
+    }
+
+    pub(super) fn get_mut(&mut self, link: LinkId) -> Option<&mut Agent> {
+        self.links.get_mut(&link)
+    }
+
+    pub(super) fn get(&self, link: LinkId) -> Option<&Agent> {
+        self.links.get(&link)
+    }
+
+    pub(super) fn by_name(&self, name: &str) -> Option<(LinkId, &Agent)> {
+        let link = *self.names.get(name)?;
+        Some((link, self.links.get(&link)?))
+    }
+
+    /// The agent that offers `resource` and serves the fewest sessions; of equals, the one connected longest.
+    pub(super) fn pick(
+        &self,
+        resource: &str,
+        served: impl Fn(&str) -> usize,
+    ) -> Option<(LinkId, &Agent)> {
+        self.links
+            .iter()
+            .filter(|(_, agent)| agent.resources.contains(resource))
+            .min_by_key(|(_, agent)| served(&agent.name))
+            .map(|(link, agent)| (*link, agent))
+    }
+
+    /// Links that joined with `token`.
+    pub(super) fn with_token(&self, token: &str) -> Vec<LinkId> {
+        let of_token = self.links.iter().filter(|(_, agent)| agent.token == token);
+        of_token.map(|(link, _)| *link).collect()
+    }
+
+    pub(super) fn offers(&self, agent: &str, resource: &str) -> bool {
+        self.by_name(agent).is_some_and(|(_, agent)| agent.resources.contains(resource))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Agent> {
+        self.links.values()
+    }
+}

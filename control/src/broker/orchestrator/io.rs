@@ -1,0 +1,185 @@
+//! What the orchestrator is told, and what it wants done.
+use switchback_engine::{LegSide, PairId};
+
+use crate::broker::seal::Grant;
+use crate::code::{Code, Fault};
+use crate::wire::{PublicKey, SessionId, SessionReport};
+
+/// One link, of an agent or a client, while it lasts. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct LinkId(pub(crate) u64);
+
+/// An agent whose token and message were found good.
+#[derive(Clone, Debug)]
+pub(crate) struct Registration {
+    pub(crate) name: String,
+    pub(crate) key: PublicKey,
+    /// Id of the token it joined with.
+    pub(crate) token: String,
+    /// Names of the resources it offers.
+    pub(crate) resources: Vec<String>,
+    /// Sessions it still holds whose grants were found good.
+    pub(crate) sessions: Vec<Grant>,
+}
+
+/// A report, with the session's grant if it came along and was found good.
+#[derive(Clone, Debug)]
+pub(crate) struct Reported {
+    pub(crate) report: SessionReport,
+    pub(crate) grant: Option<Grant>,
+}
+
+/// A client's wish for a new session, found to be granted.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(crate) request: u64,
+    pub(crate) resource: String,
+    pub(crate) client_key: PublicKey,
+    /// Unguessable and unused, like `pair`.
+    pub(crate) session: SessionId,
+    pub(crate) pair: PairId,
+    pub(crate) created_ms: u64,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub(crate) enum Input {
+    ClientUp {
+        link: LinkId,
+        user: String,
+        token: String,
+    },
+    ClientDown {
+        link: LinkId,
+    },
+    AgentUp {
+        link: LinkId,
+        registration: Registration,
+    },
+    AgentDown {
+        link: LinkId,
+    },
+    Open {
+        link: LinkId,
+        wish: Wish,
+    },
+    /// A client asks for another leg; `grant` was found good, `pair` is unused.
+    Leg {
+        link: LinkId,
+        request: u64,
+        grant: Grant,
+        pair: PairId,
+    },
+    /// An agent asks for as many warm legs as there are unused `pairs`.
+    Warm {
+        link: LinkId,
+        pairs: Vec<PairId>,
+    },
+    /// From either end.
+    Reports {
+        link: LinkId,
+        reports: Vec<Reported>,
+    },
+    /// From either end.
+    Ended {
+        link: LinkId,
+        session: SessionId,
+        code: Code,
+    },
+    Kill {
+        session: SessionId,
+        code: Code,
+    },
+    TokenRevoked {
+        token: String,
+    },
+    /// `user` may now use these resources only; `*` is all.
+    GrantsChanged {
+        user: String,
+        resources: Vec<String>,
+    },
+    LegWaiting {
+        pair: PairId,
+        side: LegSide,
+    },
+    LegGone {
+        pair: PairId,
+        side: LegSide,
+    },
+    PairStarted {
+        pair: PairId,
+    },
+    PairEnded {
+        pair: PairId,
+    },
+    /// About once a second.
+    Tick,
+}
+
+/// How the agent's leg comes about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    Dial,
+    Warm,
+}
+
+/// Something to be done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    Registered {
+        link: LinkId,
+    },
+    WarmTickets {
+        link: LinkId,
+        pairs: Vec<PairId>,
+    },
+    Offer {
+        link: LinkId,
+        grant: Box<Grant>,
+        pair: PairId,
+        how: How,
+    },
+    Granted {
+        link: LinkId,
+        request: u64,
+        grant: Box<Grant>,
+        pair: PairId,
+    },
+    ClientLeg {
+        link: LinkId,
+        request: u64,
+        pair: PairId,
+    },
+    RefuseClient {
+        link: LinkId,
+        request: u64,
+        fault: Fault,
+    },
+    RefuseAgent {
+        link: LinkId,
+        fault: Fault,
+    },
+    EndAtAgent {
+        link: LinkId,
+        session: SessionId,
+        code: Code,
+    },
+    EndAtClient {
+        link: LinkId,
+        session: SessionId,
+        code: Code,
+    },
+    /// Close the link once what was sent before has left.
+    Close {
+        link: LinkId,
+    },
+    /// Cut the pair, or the leg that waits for it, if there is any.
+    EndPair {
+        pair: PairId,
+    },
+    /// The registry forgot the session, for the log.
+    SessionOver {
+        session: SessionId,
+        code: Code,
+    },
+}

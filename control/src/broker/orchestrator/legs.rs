@@ -1,0 +1,234 @@
+//! Pairs in the making, alive, and left over: how a session comes by its legs and how it loses them.
+use std::time::{Duration, Instant};
+
+use switchback_engine::{LegSide, PairId};
+
+use super::Orchestrator;
+use super::io::{How, LinkId, Output};
+use super::sessions::{LEGS_MAX, Leg};
+use crate::broker::seal::Grant;
+use crate::code::Code;
+use crate::ticket::{DIAL_PATIENCE, TICKET_TTL};
+use crate::wire::SessionId;
+
+/// A pair that has not started this long after its tickets were minted never will: each leg may arrive at the last
+/// moment of its ticket and then wait out its patience. 5 s for the event to reach us.
+const PENDING_MAX: Duration =
+    Duration::from_secs(TICKET_TTL.as_secs() + DIAL_PATIENCE.as_secs() + 5);
+/// Time for a pair to end by itself after its session did: the last bytes cross, then both ends close.
+const DRAIN_MAX: Duration = Duration::from_secs(30);
+
+/// A pair the orchestrator knows of.
+#[derive(Debug)]
+pub(super) struct Pair {
+    purpose: Purpose,
+    /// When it entered its present state.
+    since: Instant,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    /// A warm leg; `waiting` once it is at the gateway.
+    Warm { agent: LinkId, waiting: bool },
+    /// A leg of a session. `warm`: the agent's leg was warm and may turn out to be gone.
+    Leg { session: SessionId, agent: LinkId, warm: bool, live: bool },
+    /// Its session is over.
+    Draining { session: SessionId },
+}
+
+impl Pair {
+    pub(super) const fn session(&self) -> Option<&SessionId> {
+        match &self.purpose {
+            Purpose::Leg { session, .. } | Purpose::Draining { session } => Some(session),
+            Purpose::Warm { .. } => None,
+        }
+    }
+}
+
+impl Orchestrator {
+    /// Gets the session a leg: tells the agent, and answers the pair that the client's ticket must name.
+    pub(super) fn offer(
+        &mut self,
+        now: Instant,
+        agent: LinkId,
+        grant: &Grant,
+        fresh: PairId,
+    ) -> PairId {
+        let warm = self.agents.get_mut(agent).and_then(super::agents::Agent::take_warm);
+        let (pair, how) = warm.map_or((fresh, How::Dial), |pair| (pair, How::Warm));
+        let session = grant.session.clone();
+        let purpose = Purpose::Leg { session, agent, warm: how == How::Warm, live: false };
+        self.pairs.insert(pair, Pair { purpose, since: now });
+        self.out.push(Output::Offer { link: agent, grant: Box::new(grant.clone()), pair, how });
+        let surplus = self.sessions.get_mut(&grant.session).and_then(|session| {
+            session.legs.push(Leg { pair, live: false });
+            (session.legs.len() > LEGS_MAX).then(|| session.legs.remove(0))
+        });
+        if let Some(surplus) = surplus {
+            self.cut(now, surplus.pair);
+        }
+        pair
+    }
+
+    pub(super) fn warm(&mut self, now: Instant, link: LinkId, mut pairs: Vec<PairId>) {
+        let Some(agent) = self.agents.get_mut(link) else { return };
+        pairs.truncate(agent.warm_room());
+        if pairs.is_empty() {
+            let fault = Code::LegLimit.because("this agent holds as many warm legs as it may");
+            self.out.push(Output::RefuseAgent { link, fault });
+            return;
+        }
+        for &pair in &pairs {
+            agent.warm_asked(pair);
+            let purpose = Purpose::Warm { agent: link, waiting: false };
+            self.pairs.insert(pair, Pair { purpose, since: now });
+        }
+        self.out.push(Output::WarmTickets { link, pairs });
+    }
+
+    pub(super) fn leg_waiting(&mut self, pair: PairId, side: LegSide) {
+        let Some(known) = self.pairs.get_mut(&pair) else { return };
+        if let (Purpose::Warm { agent, waiting }, LegSide::Agent) = (&mut known.purpose, side) {
+            *waiting = true;
+            if let Some(agent) = self.agents.get_mut(*agent) {
+                agent.warm_arrived(pair);
+            }
+        }
+    }
+
+    pub(super) fn leg_gone(&mut self, now: Instant, pair: PairId, side: LegSide) {
+        let Some(known) = self.pairs.get_mut(&pair) else { return };
+        match &mut known.purpose {
+            Purpose::Warm { agent, .. } => {
+                if let Some(agent) = self.agents.get_mut(*agent) {
+                    agent.warm_gone(pair);
+                }
+                self.pairs.remove(&pair);
+            }
+            Purpose::Leg { session, agent, warm, live: false } => {
+                // A warm leg left just as it was to be used: the agent can still dial in time for the client's.
+                if *warm && side == LegSide::Agent {
+                    *warm = false;
+                    let (link, session) = (*agent, session.clone());
+                    self.dial_instead(link, &session, pair);
+                } else {
+                    self.forget_leg(now, pair);
+                }
+            }
+            Purpose::Leg { .. } | Purpose::Draining { .. } => {}
+        }
+    }
+
+    fn dial_instead(&mut self, link: LinkId, session: &SessionId, pair: PairId) {
+        if let (Some(session), Some(_)) = (self.sessions.get(session), self.agents.get(link)) {
+            let grant = Box::new(session.grant.clone());
+            self.out.push(Output::Offer { link, grant, pair, how: How::Dial });
+        }
+    }
+
+    pub(super) fn pair_started(&mut self, now: Instant, pair: PairId) {
+        let Some(known) = self.pairs.get_mut(&pair) else { return };
+        match &mut known.purpose {
+            Purpose::Leg { session, live, .. } => {
+                *live = true;
+                known.since = now;
+                if let Some(session) = self.sessions.get_mut(session) {
+                    session.leg_started(pair, now);
+                }
+            }
+            // The session ended while its legs met.
+            Purpose::Draining { .. } => self.out.push(Output::EndPair { pair }),
+            // No client ever had a ticket for it.
+            Purpose::Warm { .. } => {}
+        }
+    }
+
+    pub(super) fn pair_ended(&mut self, now: Instant, pair: PairId) {
+        self.forget_leg(now, pair);
+    }
+
+    fn forget_leg(&mut self, now: Instant, pair: PairId) {
+        let Some(known) = self.pairs.remove(&pair) else { return };
+        if let Purpose::Leg { session, .. } = known.purpose
+            && let Some(session) = self.sessions.get_mut(&session)
+        {
+            session.leg_ended(pair, now);
+        }
+    }
+
+    /// Ends a pair or its waiting legs now. It stays known until the gateway says how it ended, or, if it never
+    /// started, for as long as a late leg might still start it.
+    fn cut(&mut self, now: Instant, pair: PairId) {
+        self.out.push(Output::EndPair { pair });
+        self.drain(now, pair);
+    }
+
+    fn drain(&mut self, now: Instant, pair: PairId) {
+        if let Some(known) = self.pairs.get_mut(&pair)
+            && let Purpose::Leg { session, .. } = &known.purpose
+        {
+            let session = session.clone();
+            *known = Pair { purpose: Purpose::Draining { session }, since: now };
+        }
+    }
+
+    /// Forgets a session and cuts its legs.
+    pub(super) fn cut_session(&mut self, now: Instant, id: &SessionId, code: Code) {
+        let Some(session) = self.sessions.remove(id) else { return };
+        session.legs.iter().for_each(|leg| self.cut(now, leg.pair));
+        self.bury(now, id, code);
+    }
+
+    /// Forgets a session whose ends said goodbye; its live legs may deliver what is under way.
+    pub(super) fn drain_session(&mut self, now: Instant, id: &SessionId, code: Code) {
+        let Some(session) = self.sessions.remove(id) else { return };
+        for leg in session.legs {
+            if leg.live {
+                self.drain(now, leg.pair);
+            } else {
+                self.cut(now, leg.pair);
+            }
+        }
+        self.bury(now, id, code);
+    }
+
+    fn bury(&mut self, now: Instant, id: &SessionId, code: Code) {
+        self.sessions.bury(id.clone(), code, now);
+        self.out.push(Output::SessionOver { session: id.clone(), code });
+    }
+
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.sessions.forget_old_tombstones(now);
+        self.expire_pairs(now);
+        // No tombstone: an end that comes back after all may still show its grant.
+        for id in self.sessions.ids_where(|session| session.is_lost(now)) {
+            let Some(session) = self.sessions.remove(&id) else { continue };
+            session.legs.iter().for_each(|leg| self.cut(now, leg.pair));
+            self.out.push(Output::SessionOver { session: id, code: Code::SessionLost });
+        }
+    }
+
+    fn expire_pairs(&mut self, now: Instant) {
+        let is_due = |pair: &Pair| {
+            let limit = match pair.purpose {
+                Purpose::Warm { waiting: true, .. } | Purpose::Leg { live: true, .. } => {
+                    return false;
+                }
+                Purpose::Warm { .. } | Purpose::Leg { .. } => PENDING_MAX,
+                Purpose::Draining { .. } => DRAIN_MAX,
+            };
+            now.saturating_duration_since(pair.since) >= limit
+        };
+        let due = self.pairs.iter().filter(|(_, pair)| is_due(pair));
+        let due: Vec<PairId> = due.map(|(pair, _)| *pair).collect();
+        for pair in due {
+            if let Some(Pair { purpose: Purpose::Warm { agent, .. }, .. }) = self.pairs.get(&pair)
+                && let Some(agent) = self.agents.get_mut(*agent)
+            {
+                agent.warm_gone(pair);
+            }
+            self.forget_leg(now, pair);
+            self.out.push(Output::EndPair { pair });
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The registry of sessions: who, what, where, how it goes, and which ended recently.
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use switchback_engine::PairId;
+
+use super::io::LinkId;
+use crate::api::SessionState;
+use crate::broker::seal::Grant;
+use crate::code::Code;
+use crate::wire::{RttView, SessionId, SessionReport};
+
+/// A session that no leg carries is forgotten after this without a word from either end: the default resume window
+/// of 60 s, and half of it again for ends whose clocks started later.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(90);
+/// How long an ended session's grant is refused. Ends that come back later than this have given up long before.
+const TOMBSTONE_TTL: Duration = Duration::from_secs(3600);
+/// Ended sessions remembered, about 64 bytes each.
+const TOMBSTONES_MAX: usize = 65_536;
+/// Legs of one session at once: the one that works, its successor while it is being replaced, and two whose loss
+/// nobody has noticed yet.
+pub(super) const LEGS_MAX: usize = 4;
+/// Label of a session carried by a pair whose ends have not reported yet.
+const TCP_LABEL: &str = "TCP (Reverse-Connect)";
+
+/// One leg of a session: a pair at the gateway, or one in the making.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Leg {
+    pub(super) pair: PairId,
+    pub(super) live: bool,
+}
+
+/// One end's last report.
+#[derive(Clone, Debug)]
+struct Heard {
+    report: SessionReport,
+    at: Instant,
+}
+
+/// A granted session.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) grant: Grant,
+    /// The client's link, while there is one.
+    pub(super) client: Option<LinkId>,
+    /// Oldest first.
+    pub(super) legs: Vec<Leg>,
+    was_carried: bool,
+    heard_at: Instant,
+    from_client: Option<Heard>,
+    from_agent: Option<Heard>,
+}
+
+/// What the API shows of a session, without the figures that only the gateway has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    pub(crate) session: SessionId,
+    pub(crate) user: String,
+    pub(crate) resource: String,
+    pub(crate) agent: String,
+    pub(crate) created_ms: u64,
+    pub(crate) state: SessionState,
+    pub(crate) transport: Option<String>,
+    pub(crate) end_to_end: Option<RttView>,
+    pub(crate) client_to_target: u64,
+    pub(crate) target_to_client: u64,
+    pub(crate) channels: u32,
+    pub(crate) resumes: u32,
+    /// The pair that carries it, if any.
+    pub(crate) pair: Option<PairId>,
+}
+
+impl Session {
+    /// A session just granted, or (`was_carried`) one that an end tells a restarted broker about.
+    pub(super) const fn new(
+        grant: Grant,
+        client: Option<LinkId>,
+        was_carried: bool,
+        now: Instant,
+    ) -> Self {
+        let (from_client, from_agent) = (None, None);
+        let legs = Vec::new();
+        Self { grant, client, legs, was_carried, heard_at: now, from_client, from_agent }
+    }
+
+    pub(super) const fn hear(&mut self, now: Instant) {
+        self.heard_at = now;
+    }
+
+    pub(super) fn report(&mut self, report: SessionReport, by_client: bool, now: Instant) {
+        self.hear(now);
+        self.was_carried |= report.transport.is_some();
+        let heard = Some(Heard { report, at: now });
+        if by_client {
+            self.from_client = heard;
+        } else {
+            self.from_agent = heard;
+        }
+    }
+
+    pub(super) fn leg_started(&mut self, pair: PairId, now: Instant) {
+        self.hear(now);
+        self.was_carried = true;
+        for leg in self.legs.iter_mut().filter(|leg| leg.pair == pair) {
+            leg.live = true;
+        }
+    }
+
+    /// Forgets a leg. What the ends reported about their transport before is void once the last live leg is gone.
+    pub(super) fn leg_ended(&mut self, pair: PairId, now: Instant) {
+        let was_live = self.is_live();
+        self.legs.retain(|leg| leg.pair != pair);
+        if was_live && !self.is_live() {
+            self.hear(now);
+            for heard in [&mut self.from_client, &mut self.from_agent].into_iter().flatten() {
+                heard.report.transport = None;
+            }
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        self.legs.iter().any(|leg| leg.live)
+    }
+
+    fn is_carried(&self, now: Instant) -> bool {
+        let fresh = |heard: &Heard| {
+            heard.report.transport.is_some()
+                && now.saturating_duration_since(heard.at) < SILENCE_MAX
+        };
+        self.is_live()
+            || self.from_client.as_ref().is_some_and(fresh)
+            || self.from_agent.as_ref().is_some_and(fresh)
+    }
+
+    pub(super) fn state(&self, now: Instant) -> SessionState {
+        if self.is_carried(now) {
+            SessionState::Active
+        } else if self.was_carried {
+            SessionState::Paused
+        } else {
+            SessionState::Connecting
+        }
+    }
+
+    /// Whether nothing carries it and neither end has been heard of for too long.
+    pub(super) fn is_lost(&self, now: Instant) -> bool {
+        !self.is_live() && now.saturating_duration_since(self.heard_at) >= SILENCE_MAX
+    }
+
+    pub(super) fn snapshot(&self, now: Instant) -> Snapshot {
+        let state = self.state(now);
+        let client = self.from_client.as_ref().map(|heard| &heard.report);
+        let agent = self.from_agent.as_ref().map(|heard| &heard.report);
+        let ends = || client.into_iter().chain(agent);
+        let most = |figure: fn(&SessionReport) -> u64| ends().map(figure).max().unwrap_or(0);
+        let transport = (state == SessionState::Active).then(|| {
+            let reported = ends().find_map(|report| report.transport.clone());
+            reported.unwrap_or_else(|| TCP_LABEL.to_owned())
+        });
+        Snapshot {
+            session: self.grant.session.clone(),
+            user: self.grant.user.clone(),
+            resource: self.grant.resource.clone(),
+            agent: self.grant.agent.clone(),
+            created_ms: self.grant.created_ms,
+            state,
+            transport,
+            end_to_end: ends().find_map(|report| report.rtt),
+            client_to_target: most(|report| report.client_to_target),
+            target_to_client: most(|report| report.target_to_client),
+            channels: ends().next().map_or(0, |report| report.channels),
+            resumes: ends().map(|report| report.resumes).max().unwrap_or(0),
+            pair: self.legs.iter().rev().find(|leg| leg.live).map(|leg| leg.pair),
+        }
+    }
+}
+
+/// Sessions by id, counted by user and agent, and the recently ended.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    table: HashMap<SessionId, Session>,
+    by_user: HashMap<String, usize>,
+    by_agent: HashMap<String, usize>,
+    tombstones: HashMap<SessionId, Code>,
+    tombstone_order: VecDeque<(Instant, SessionId)>,
+}
+
+impl Sessions {
+    pub(super) fn insert(&mut self, session: Session) {
+        *self.by_user.entry(session.grant.user.clone()).or_default() += 1;
+        *self.by_agent.entry(session.grant.agent.clone()).or_default() += 1;
+        let replaced = self.table.insert(session.grant.session.clone(), session);
+        debug_assert!(replaced.is_none(), "session ids are unique");
+    }
+
+    pub(super) fn remove(&mut self, id: &SessionId) -> Option<Session> {
+        let session = self.table.remove(id)?;
+        decrement(&mut self.by_user, &session.grant.user);
+        decrement(&mut self.by_agent, &session.grant.agent);
+        Some(session)
+    }
+
+    /// Remembers that the session ended with `code`, so that its grant revives nothing.
+    pub(super) fn bury(&mut self, id: SessionId, code: Code, now: Instant) {
+        if self.tombstone_order.len() >= TOMBSTONES_MAX {
+            self.exhume_oldest();
+        }
+        if self.tombstones.insert(id.clone(), code).is_none() {
+            self.tombstone_order.push_back((now, id));
+        }
+    }
+
+    pub(super) fn forget_old_tombstones(&mut self, now: Instant) {
+        let is_old = |at: &Instant| now.saturating_duration_since(*at) >= TOMBSTONE_TTL;
+        while self.tombstone_order.front().is_some_and(|(at, _)| is_old(at)) {
+            self.exhume_oldest();
+        }
+    }
+
+    fn exhume_oldest(&mut self) {
+        if let Some((_, id)) = self.tombstone_order.pop_front() {
+            self.tombstones.remove(&id);
+        }
+    }
+
+    pub(super) fn tombstone(&self, id: &SessionId) -> Option<Code> {
+        self.tombstones.get(id).copied()
+    }
+
+    pub(super) fn get(&self, id: &SessionId) -> Option<&Session> {
+        self.table.get(id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: &SessionId) -> Option<&mut Session> {
+        self.table.get_mut(id)
+    }
+
+    pub(super) fn of_user(&self, user: &str) -> usize {
+        self.by_user.get(user).copied().unwrap_or(0)
+    }
+
+    pub(super) fn of_agent(&self, agent: &str) -> usize {
+        self.by_agent.get(agent).copied().unwrap_or(0)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
+        self.table.values()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Session> {
+        self.table.values_mut()
+    }
+
+    /// Ids of the sessions that `choose` chooses.
+    pub(super) fn ids_where(&self, choose: impl Fn(&Session) -> bool) -> Vec<SessionId> {
+        let chosen = self.table.iter().filter(|(_, session)| choose(session));
+        chosen.map(|(id, _)| id.clone()).collect()
+    }
+}
+
+fn decrement(counts: &mut HashMap<String, usize>, name: &str) {
+    if let Some(count) = counts.get_mut(name) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(name);
+        }
+    }
+}

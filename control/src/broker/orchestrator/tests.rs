@@ -1,0 +1,524 @@
+//! Stories of agents, clients and a gateway, in virtual time; then random ones.
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use switchback_engine::{LegSide, PairId};
+
+use super::*;
+use crate::api::SessionState;
+use crate::broker::orchestrator::sessions::{LEGS_MAX, SILENCE_MAX};
+use crate::wire::{PublicKey, SessionReport};
+
+const CLIENT: LinkId = LinkId(1);
+const AGENT: LinkId = LinkId(2);
+
+/// An orchestrator, a clock that moves when told, and names that are never used twice.
+struct World {
+    orchestrator: Orchestrator,
+    now: Instant,
+    next: u32,
+}
+
+impl World {
+    fn new() -> Self {
+        let limits = SessionLimits { total_max: 8, per_user_max: 6 };
+        Self { orchestrator: Orchestrator::new(limits), now: Instant::now(), next: 0 }
+    }
+
+    /// One user and one agent that offers `ssh`.
+    fn ready() -> Self {
+        let mut world = Self::new();
+        world.client_up(CLIENT, "ada");
+        world.agent_up(AGENT, "lab", vec![]);
+        world
+    }
+
+    fn say(&mut self, input: Input) -> Vec<Output> {
+        self.orchestrator.handle(self.now, input)
+    }
+
+    fn after(&mut self, seconds: u64) -> Vec<Output> {
+        self.now += Duration::from_secs(seconds);
+        self.say(Input::Tick)
+    }
+
+    fn fresh_pair(&mut self) -> PairId {
+        self.next += 1;
+        let mut pair = [0; 16];
+        pair[..4].copy_from_slice(&self.next.to_be_bytes());
+        PairId(pair)
+    }
+
+    fn client_up(&mut self, link: LinkId, user: &str) {
+        let token = format!("token-of-{user}");
+        self.say(Input::ClientUp { link, user: user.into(), token });
+    }
+
+    fn agent_up(&mut self, link: LinkId, name: &str, sessions: Vec<Grant>) -> Vec<Output> {
+        let registration = Registration {
+            name: name.into(),
+            key: PublicKey(format!("key-of-{name}")),
+            token: format!("token-of-{name}"),
+            resources: vec!["ssh".into()],
+            sessions,
+        };
+        self.say(Input::AgentUp { link, registration })
+    }
+
+    fn open_from(&mut self, link: LinkId) -> Vec<Output> {
+        let pair = self.fresh_pair();
+        let wish = Wish {
+            request: 7,
+            resource: "ssh".into(),
+            client_key: PublicKey("client".into()),
+            session: SessionId(format!("s{}", self.next)),
+            pair,
+            created_ms: 1,
+        };
+        self.say(Input::Open { link, wish })
+    }
+
+    fn open(&mut self) -> (Grant, PairId) {
+        granted(&self.open_from(CLIENT)).expect("granted")
+    }
+
+    fn leg(&mut self, grant: &Grant) -> Vec<Output> {
+        let pair = self.fresh_pair();
+        self.say(Input::Leg { link: CLIENT, request: 8, grant: grant.clone(), pair })
+    }
+
+    fn warm(&mut self) -> PairId {
+        let pair = self.fresh_pair();
+        let out = self.say(Input::Warm { link: AGENT, pairs: vec![pair] });
+        assert_eq!(out, [Output::WarmTickets { link: AGENT, pairs: vec![pair] }]);
+        self.say(Input::LegWaiting { pair, side: LegSide::Agent });
+        pair
+    }
+
+    fn state(&self, grant: &Grant) -> Option<SessionState> {
+        self.orchestrator.session(&grant.session, self.now).map(|session| session.state)
+    }
+
+    fn report(&mut self, link: LinkId, grant: &Grant, with_grant: bool) -> Vec<Output> {
+        let report = SessionReport {
+            session: grant.session.clone(),
+            grant: None,
+            transport: Some("TCP (Reverse-Connect)".into()),
+            rtt: None,
+            client_to_target: 10,
+            target_to_client: 20,
+            channels: 3,
+            resumes: 1,
+        };
+        let grant = with_grant.then(|| grant.clone());
+        self.say(Input::Reports { link, reports: vec![Reported { report, grant }] })
+    }
+}
+
+fn granted(outputs: &[Output]) -> Option<(Grant, PairId)> {
+    outputs.iter().find_map(|output| match output {
+        Output::Granted { grant, pair, .. } => Some((*grant.clone(), *pair)),
+        _ => None,
+    })
+}
+
+fn refused(outputs: &[Output]) -> Option<Code> {
+    outputs.iter().find_map(|output| match output {
+        Output::RefuseClient { fault, .. } | Output::RefuseAgent { fault, .. } => Some(fault.code),
+        _ => None,
+    })
+}
+
+fn offered(outputs: &[Output]) -> Option<(LinkId, PairId, How)> {
+    outputs.iter().find_map(|output| match output {
+        Output::Offer { link, pair, how, .. } => Some((*link, *pair, *how)),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_session_connects_pauses_resumes_and_closes() {
+    let mut world = World::ready();
+    let (grant, pair) = world.open();
+    assert_eq!(world.state(&grant), Some(SessionState::Connecting));
+    world.say(Input::PairStarted { pair });
+    assert_eq!(world.state(&grant), Some(SessionState::Active));
+    world.report(CLIENT, &grant, false);
+    world.say(Input::PairEnded { pair });
+    assert_eq!(world.state(&grant), Some(SessionState::Paused), "reports from before are void");
+    let out = world.leg(&grant);
+    let (_, next, how) = offered(&out).unwrap();
+    assert_eq!(how, How::Dial);
+    assert!(out.contains(&Output::ClientLeg { link: CLIENT, request: 8, pair: next }));
+    world.say(Input::PairStarted { pair: next });
+    assert_eq!(world.state(&grant), Some(SessionState::Active));
+    let (session, code) = (grant.session.clone(), Code::SessionClosed);
+    let out = world.say(Input::Ended { link: CLIENT, session: session.clone(), code });
+    assert!(out.contains(&Output::EndAtAgent { link: AGENT, session, code }));
+    assert!(!out.contains(&Output::EndPair { pair: next }), "the last bytes may cross");
+    assert_eq!(world.state(&grant), None);
+    assert_eq!(refused(&world.leg(&grant)), Some(code), "an ended session stays ended");
+    assert!(world.after(30).contains(&Output::EndPair { pair: next }), "but not for ever");
+}
+
+#[test]
+fn a_warm_leg_is_used_once_and_a_lost_one_is_dialled_instead() {
+    let mut world = World::ready();
+    let warm = world.warm();
+    let out = world.open_from(CLIENT);
+    assert_eq!(offered(&out), Some((AGENT, warm, How::Warm)));
+    assert_eq!(granted(&out).unwrap().1, warm, "the client's ticket names the warm pair");
+    let out = world.say(Input::LegGone { pair: warm, side: LegSide::Agent });
+    assert_eq!(offered(&out), Some((AGENT, warm, How::Dial)));
+    assert_eq!(offered(&world.open_from(CLIENT)).unwrap().2, How::Dial);
+}
+
+#[test]
+fn warm_legs_are_bounded_and_go_with_their_agent() {
+    let mut world = World::ready();
+    let pairs: Vec<_> = (0..=WARM_LEGS_MAX).map(|_| world.fresh_pair()).collect();
+    let out = world.say(Input::Warm { link: AGENT, pairs: pairs.clone() });
+    let expected = pairs[..WARM_LEGS_MAX].to_vec();
+    assert_eq!(out, [Output::WarmTickets { link: AGENT, pairs: expected }]);
+    let one_more = Input::Warm { link: AGENT, pairs: vec![pairs[WARM_LEGS_MAX]] };
+    assert_eq!(refused(&world.say(one_more.clone())), Some(Code::LegLimit));
+    world.after(90);
+    assert_eq!(refused(&world.say(one_more)), None, "tickets that were never used make room");
+    let out = world.say(Input::AgentDown { link: AGENT });
+    assert_eq!(out, [Output::EndPair { pair: pairs[WARM_LEGS_MAX] }]);
+}
+
+#[test]
+fn a_dropped_link_ends_no_session() {
+    let mut world = World::ready();
+    let (grant, pair) = world.open();
+    world.say(Input::PairStarted { pair });
+    world.say(Input::ClientDown { link: CLIENT });
+    world.say(Input::AgentDown { link: AGENT });
+    world.after(3600);
+    assert_eq!(world.state(&grant), Some(SessionState::Active));
+}
+
+#[test]
+fn a_silent_session_without_legs_is_forgotten_but_may_come_back() {
+    let mut world = World::ready();
+    let (grant, pair) = world.open();
+    world.say(Input::PairStarted { pair });
+    world.say(Input::PairEnded { pair });
+    world.after(SILENCE_MAX.as_secs() - 1);
+    assert_eq!(world.state(&grant), Some(SessionState::Paused));
+    let code = Code::SessionLost;
+    let over = Output::SessionOver { session: grant.session.clone(), code };
+    assert_eq!(world.after(1), [over]);
+    assert_eq!(world.state(&grant), None);
+    assert_eq!(refused(&world.leg(&grant)), None);
+    assert_eq!(world.state(&grant), Some(SessionState::Paused));
+}
+
+#[test]
+fn a_restarted_broker_learns_sessions_from_either_end() {
+    let mut before = World::ready();
+    let (grant, _) = before.open();
+    let mut world = World::new();
+    world.client_up(CLIENT, "ada");
+    assert_eq!(refused(&world.leg(&grant)), Some(Code::AgentOffline), "temporary: it is retried");
+    assert_eq!(world.state(&grant), Some(SessionState::Paused));
+    let mut world = World::new();
+    world.agent_up(AGENT, "lab", vec![grant.clone()]);
+    assert_eq!(world.state(&grant), Some(SessionState::Paused));
+    let mut world = World::ready();
+    world.report(CLIENT, &grant, true);
+    assert_eq!(world.state(&grant), Some(SessionState::Active));
+}
+
+#[test]
+fn a_killed_session_is_cut_at_both_ends_and_stays_dead() {
+    let mut world = World::ready();
+    let (grant, pair) = world.open();
+    world.say(Input::PairStarted { pair });
+    let (session, code) = (grant.session.clone(), Code::SessionKilled);
+    let out = world.say(Input::Kill { session: session.clone(), code });
+    for expected in [
+        Output::EndAtAgent { link: AGENT, session: session.clone(), code },
+        Output::EndAtClient { link: CLIENT, session: session.clone(), code },
+        Output::EndPair { pair },
+    ] {
+        assert!(out.contains(&expected), "{expected:?}");
+    }
+    assert_eq!(refused(&world.leg(&grant)), Some(code));
+    let told = Output::EndAtAgent { link: LinkId(9), session, code };
+    assert!(world.agent_up(LinkId(9), "lab", vec![grant.clone()]).contains(&told));
+    assert_eq!(world.state(&grant), None);
+}
+
+#[test]
+fn a_pair_that_meets_after_its_session_died_is_cut() {
+    let mut world = World::ready();
+    let (grant, pair) = world.open();
+    world.say(Input::Kill { session: grant.session, code: Code::SessionKilled });
+    assert_eq!(world.say(Input::PairStarted { pair }), [Output::EndPair { pair }]);
+}
+
+#[test]
+fn one_name_belongs_to_one_key_while_it_is_connected() {
+    let mut world = World::ready();
+    let registration = Registration {
+        name: "lab".into(),
+        key: PublicKey("another".into()),
+        token: "t".into(),
+        resources: vec![],
+        sessions: vec![],
+    };
+    let other = LinkId(3);
+    let out = world.say(Input::AgentUp { link: other, registration: registration.clone() });
+    assert_eq!(refused(&out), Some(Code::AgentNameTaken));
+    assert!(out.contains(&Output::Close { link: other }));
+    let out = world.agent_up(LinkId(4), "lab", vec![]);
+    assert!(out.contains(&Output::Close { link: AGENT }), "the same agent replaces its old link");
+    world.say(Input::AgentDown { link: AGENT });
+    assert!(world.orchestrator.offers("lab", "ssh"), "the old link's end does not count");
+}
+
+#[test]
+fn the_agent_with_the_fewest_sessions_serves() {
+    let mut world = World::ready();
+    world.agent_up(LinkId(3), "annex", vec![]);
+    let agents: Vec<_> = (0..4).map(|_| world.open().0.agent).collect();
+    assert_eq!(agents, ["lab", "annex", "lab", "annex"]);
+}
+
+#[test]
+fn limits_refuse_and_ending_makes_room() {
+    let mut world = World::ready();
+    let first = world.open().0;
+    (0..5).for_each(|_| drop(world.open()));
+    assert_eq!(refused(&world.open_from(CLIENT)), Some(Code::SessionLimit));
+    let code = Code::SessionClosed;
+    world.say(Input::Ended { link: AGENT, session: first.session, code });
+    world.open();
+}
+
+#[test]
+fn nobody_speaks_for_anothers_session() {
+    let mut world = World::ready();
+    world.client_up(LinkId(5), "eve");
+    world.agent_up(LinkId(6), "eve-lab", vec![]);
+    let (grant, _) = world.open();
+    for link in [LinkId(5), LinkId(6)] {
+        let (session, code) = (grant.session.clone(), Code::SessionClosed);
+        assert_eq!(world.say(Input::Ended { link, session, code }), []);
+        world.report(link, &grant, true);
+    }
+    let pair = world.fresh_pair();
+    let out = world.say(Input::Leg { link: LinkId(5), request: 1, grant: grant.clone(), pair });
+    assert_eq!(refused(&out), Some(Code::GrantInvalid));
+    assert_eq!(world.state(&grant), Some(SessionState::Connecting));
+}
+
+#[test]
+fn revoking_cuts_links_and_sessions_of_the_token_only() {
+    let mut world = World::ready();
+    world.client_up(LinkId(5), "bob");
+    let (of_ada, _) = world.open();
+    let (of_bob, _) = granted(&world.open_from(LinkId(5))).unwrap();
+    let out = world.say(Input::TokenRevoked { token: "token-of-ada".into() });
+    assert_eq!(refused(&out), Some(Code::TokenRevoked));
+    assert!(out.contains(&Output::Close { link: CLIENT }));
+    assert_eq!((world.state(&of_ada), world.state(&of_bob).is_some()), (None, true));
+    let out = world.say(Input::TokenRevoked { token: "token-of-lab".into() });
+    assert!(out.contains(&Output::Close { link: AGENT }));
+    assert_eq!(world.state(&of_bob), None, "an agent that is not trusted serves nobody");
+}
+
+#[test]
+fn a_withdrawn_grant_ends_the_sessions_it_carried() {
+    let mut world = World::ready();
+    let (grant, _) = world.open();
+    let user = || "ada".to_owned();
+    world.say(Input::GrantsChanged { user: user(), resources: vec!["*".into()] });
+    assert!(world.state(&grant).is_some());
+    world.say(Input::GrantsChanged { user: user(), resources: vec!["web".into()] });
+    assert_eq!(world.state(&grant), None);
+}
+
+#[derive(Clone, Debug)]
+enum Move {
+    Client(bool),
+    Agent(bool),
+    Open,
+    Leg(usize),
+    Warm,
+    Waiting(usize, bool),
+    Gone(usize, bool),
+    Started(usize),
+    PairEnded(usize),
+    Report(usize, bool),
+    Ended(usize, bool),
+    Kill(usize),
+    Wait(u64),
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let one = prop_oneof![
+        1 => any::<bool>().prop_map(Move::Client),
+        1 => any::<bool>().prop_map(Move::Agent),
+        4 => Just(Move::Open),
+        1 => (0..8usize).prop_map(Move::Leg),
+        1 => Just(Move::Warm),
+        1 => (0..16usize, any::<bool>()).prop_map(|(pair, agent)| Move::Waiting(pair, agent)),
+        1 => (0..16usize, any::<bool>()).prop_map(|(pair, agent)| Move::Gone(pair, agent)),
+        4 => (0..16usize).prop_map(Move::Started),
+        2 => (0..16usize).prop_map(Move::PairEnded),
+        1 => (0..8usize, any::<bool>()).prop_map(|(session, client)| Move::Report(session, client)),
+        1 => (0..8usize, any::<bool>()).prop_map(|(session, client)| Move::Ended(session, client)),
+        1 => (0..8usize).prop_map(Move::Kill),
+        1 => (0..120u64).prop_map(Move::Wait),
+    ];
+    prop::collection::vec(one, 1..120)
+}
+
+/// Plays random moves and keeps what a gateway would: which pairs live.
+struct Play {
+    world: World,
+    grants: Vec<Grant>,
+    pairs: Vec<PairId>,
+    answers: HashMap<&'static str, usize>,
+}
+
+impl Play {
+    fn pair(&self, index: usize) -> PairId {
+        self.pairs.get(index % self.pairs.len().max(1)).copied().unwrap_or(PairId([0xee; 16]))
+    }
+
+    fn grant(&self, index: usize) -> Option<Grant> {
+        self.grants.get(index % self.grants.len().max(1)).cloned()
+    }
+
+    fn make(&mut self, next: &Move) {
+        let side = |agent: bool| if agent { LegSide::Agent } else { LegSide::Client };
+        let link = |client: bool| if client { CLIENT } else { AGENT };
+        let out = match *next {
+            Move::Client(true) => {
+                self.world.client_up(CLIENT, "ada");
+                vec![]
+            }
+            Move::Client(false) => self.world.say(Input::ClientDown { link: CLIENT }),
+            Move::Agent(true) => self.world.agent_up(AGENT, "lab", self.grants.clone()),
+            Move::Agent(false) => self.world.say(Input::AgentDown { link: AGENT }),
+            Move::Open => self.answered_once(World::open_from_client),
+            Move::Leg(index) => match self.grant(index) {
+                Some(grant) => self.answered_once(|world| world.leg(&grant)),
+                None => vec![],
+            },
+            Move::Warm => {
+                let pairs = vec![self.world.fresh_pair()];
+                self.world.say(Input::Warm { link: AGENT, pairs })
+            }
+            Move::Waiting(index, agent) => {
+                let pair = self.pair(index);
+                self.world.say(Input::LegWaiting { pair, side: side(agent) })
+            }
+            Move::Gone(index, agent) => {
+                let pair = self.pair(index);
+                self.world.say(Input::LegGone { pair, side: side(agent) })
+            }
+            Move::Started(index) => {
+                let pair = self.pair(index);
+                self.world.say(Input::PairStarted { pair })
+            }
+            Move::PairEnded(index) => {
+                let pair = self.pair(index);
+                self.world.say(Input::PairEnded { pair })
+            }
+            Move::Report(index, client) => match self.grant(index) {
+                Some(grant) => self.world.report(link(client), &grant, true),
+                None => vec![],
+            },
+            Move::Ended(index, client) => match self.grant(index) {
+                Some(Grant { session, .. }) => {
+                    let code = Code::SessionClosed;
+                    self.world.say(Input::Ended { link: link(client), session, code })
+                }
+                None => vec![],
+            },
+            Move::Kill(index) => match self.grant(index) {
+                Some(Grant { session, .. }) => {
+                    self.world.say(Input::Kill { session, code: Code::SessionKilled })
+                }
+                None => vec![],
+            },
+            Move::Wait(seconds) => self.world.after(seconds),
+        };
+        self.note(&out);
+    }
+
+    fn answered_once(&mut self, ask: impl FnOnce(&mut World) -> Vec<Output>) -> Vec<Output> {
+        let out = ask(&mut self.world);
+        let answers = out.iter().filter(|output| {
+            matches!(
+                output,
+                Output::Granted { .. } | Output::ClientLeg { .. } | Output::RefuseClient { .. }
+            )
+        });
+        assert_eq!(answers.count(), 1, "every request gets one answer");
+        out
+    }
+
+    fn note(&mut self, out: &[Output]) {
+        for output in out {
+            match output {
+                Output::Granted { grant, .. } => self.grants.push(*grant.clone()),
+                Output::Offer { pair, .. } => self.pairs.push(*pair),
+                Output::WarmTickets { pairs, .. } => self.pairs.extend(pairs),
+                Output::SessionOver { .. } => *self.answers.entry("over").or_default() += 1,
+                _ => {}
+            }
+        }
+        self.check();
+    }
+
+    /// Books balance: counts match the table, and every leg is known as this session's.
+    fn check(&self) {
+        let core = &self.world.orchestrator;
+        assert_eq!(core.sessions.of_user("ada"), core.sessions.len());
+        assert_eq!(core.sessions.of_agent("lab"), core.sessions.len());
+        assert!(core.sessions.len() <= core.limits.total_max);
+        for session in core.sessions.iter() {
+            assert!(session.legs.len() <= LEGS_MAX);
+            for leg in &session.legs {
+                assert_eq!(core.session_of(leg.pair).as_ref(), Some(&session.grant.session));
+            }
+        }
+        let lead = |pair: &Pair| pair.session().and_then(|id| core.sessions.get(id)).is_some();
+        let legs: usize = core.sessions.iter().map(|session| session.legs.len()).sum();
+        assert!(legs <= core.pairs.values().filter(|pair| lead(pair)).count());
+    }
+}
+
+impl World {
+    fn open_from_client(&mut self) -> Vec<Output> {
+        self.open_from(CLIENT)
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_order_of_events_leaves_anything_behind(moves in moves()) {
+        let (grants, pairs, answers) = (vec![], vec![], HashMap::new());
+        let mut play = Play { world: World::ready(), grants, pairs, answers };
+        moves.iter().for_each(|next| play.make(next));
+        for pair in play.pairs.clone() {
+            play.world.say(Input::PairEnded { pair });
+        }
+        play.world.say(Input::ClientDown { link: CLIENT });
+        play.world.say(Input::AgentDown { link: AGENT });
+        play.world.after(SILENCE_MAX.as_secs());
+        play.world.after(SILENCE_MAX.as_secs());
+        let core = &play.world.orchestrator;
+        prop_assert_eq!(core.sessions.len(), 0);
+        prop_assert_eq!(core.pairs.len(), 0);
+        prop_assert_eq!(core.links(), (0, 0, 0));
+        prop_assert_eq!(core.sessions.of_user("ada"), 0);
+    }
+}
