@@ -2,7 +2,7 @@
 //!
 //! The numbers are part of the protocol: new ones are added, none changes its meaning.
 use switchback_shortpath::CloseReason;
-use switchback_shortpath::session::{CLOSE_NORMAL, CLOSE_PROTOCOL, RESET_DROPPED};
+use switchback_shortpath::session::{CLOSE_NORMAL, CLOSE_PROTOCOL, RESET_DROPPED, RESET_SOCKET};
 
 use crate::code::{Code, Fault};
 
@@ -34,11 +34,11 @@ pub fn of_close(number: u16) -> Code {
     find(number).unwrap_or(Code::SessionClosed)
 }
 
-/// The code behind a channel's RESET. A peer that just drops a channel had its application's socket reset.
+/// The code behind a channel's RESET: without a code of the agent's, the socket behind it was reset.
 #[must_use]
 pub fn of_reset(number: u16) -> Code {
     match number {
-        RESET_DROPPED => Code::TargetReset,
+        RESET_DROPPED | RESET_SOCKET => Code::TargetReset,
         CLOSE_NORMAL => Code::SessionClosed,
         number => find(number).unwrap_or(Code::TargetReset),
     }

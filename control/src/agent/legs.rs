@@ -92,8 +92,7 @@ async fn first_bytes(stream: &TcpStream) -> Result<(), Fault> {
 
 async fn finish(stream: TcpStream, purpose: &Purpose) -> Result<(), Fault> {
     let stream = leg::accept(stream, purpose.tls.clone()).await?;
-    let attached = purpose.session.attach(stream, LegKind::TcpReverse);
-    let leg = attached.map_err(|error| Code::LegFailed.because(error.to_string()))?;
+    let leg = purpose.session.attach(stream, LegKind::TcpReverse);
     tracing::debug!(session = %purpose.id, %leg, "leg attached");
     Ok(())
 }

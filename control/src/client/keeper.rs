@@ -123,12 +123,9 @@ impl Keeper {
 
     /// Gives a new leg to the session, or notes why there is none.
     fn settle(&self, made: Result<TlsStream<TcpStream>, Fault>, plan: &mut LegPlan) {
-        let attached = made.and_then(|stream| {
-            let attached = self.handle.attach(stream, LegKind::TcpReverse);
-            attached.map_err(|error| Code::LegFailed.because(error.to_string()))
-        });
-        match attached {
-            Ok(leg) => {
+        match made {
+            Ok(stream) => {
+                let leg = self.handle.attach(stream, LegKind::TcpReverse);
                 tracing::debug!(session = %self.id, %leg, "leg attached");
                 plan.attached(Instant::now());
                 self.phase.send_replace(Phase::Up);

@@ -8,6 +8,7 @@ mod keeper;
 mod legs;
 pub mod profile;
 mod session;
+mod stdio;
 
 use std::sync::Arc;
 use std::time::Duration;

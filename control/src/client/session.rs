@@ -1,6 +1,7 @@
 //! A session as its user holds it: channels, local ports, standard input and output.
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -14,6 +15,7 @@ use tokio_util::sync::DropGuard;
 
 use crate::client::desk::Ending;
 use crate::client::keeper::Phase;
+use crate::client::stdio;
 use crate::code::{Code, Fault};
 use crate::dial::tcp;
 use crate::link::report::rtt_view;
@@ -51,6 +53,8 @@ struct Inner {
     handle: SessionHandle,
     phase: watch::Receiver<Phase>,
     orders: mpsc::Sender<Ending>,
+    /// [`ClientSession::close`] was called.
+    closing: AtomicBool,
     /// The desk stays open while a session needs it.
     _desk: Arc<DropGuard>,
 }
@@ -64,7 +68,8 @@ impl ClientSession {
         orders: mpsc::Sender<Ending>,
         desk: Arc<DropGuard>,
     ) -> Self {
-        Self(Arc::new(Inner { id, agent, handle, phase, orders, _desk: desk }))
+        let closing = AtomicBool::new(false);
+        Self(Arc::new(Inner { id, agent, handle, phase, orders, closing, _desk: desk }))
     }
 
     /// Its id.
@@ -111,7 +116,10 @@ impl ClientSession {
     pub async fn forward(&self, listener: TcpListener) -> Result<(), Fault> {
         loop {
             tokio::select! {
-                fault = self.closed() => return unless_ours(fault),
+                fault = self.closed() => {
+                    let ours = self.0.closing.load(Ordering::Relaxed);
+                    return if ours { Ok(()) } else { Err(fault) };
+                }
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => self.carry(stream),
                     Err(error) => {
@@ -129,7 +137,8 @@ impl ClientSession {
     /// What ended it before: a refusal of the target, the end of the session, or the local stream's failure.
     pub async fn stdio(&self) -> Result<(), Fault> {
         let channel = self.open_channel()?;
-        let outcome = carry_stdio(channel, tokio::io::stdin(), tokio::io::stdout()).await;
+        let (input, output) = stdio::couple(tokio::io::stdin(), tokio::io::stdout());
+        let outcome = carry_stdio(channel, input, output).await;
         self.judge(outcome).await
     }
 
@@ -145,6 +154,7 @@ impl ClientSession {
 
     /// Ends the session for both ends; returns when the other end was told or cannot be.
     pub async fn close(&self) {
+        self.0.closing.store(true, Ordering::Relaxed);
         // Full or closed: it is ending already.
         let _ = self.0.orders.try_send(Ending::ByUs);
         self.closed().await;
@@ -231,10 +241,6 @@ fn local(error: &io::Error) -> Result<(), Fault> {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(()),
         _ => Err(Code::Internal.because(format!("local connection: {error}"))),
     }
-}
-
-fn unless_ours(fault: Fault) -> Result<(), Fault> {
-    if fault.code == Code::SessionClosed { Ok(()) } else { Err(fault) }
 }
 
 /// Closes with a reset, so that the application learns that nothing was carried.

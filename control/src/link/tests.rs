@@ -145,7 +145,8 @@ async fn a_message_over_the_limit_breaks_the_link_and_nothing_else() {
     let mut link = broker.link().await;
     owner.up().await;
     link.send_text("x".repeat(MESSAGE_BYTES_MAX + 1)).await;
-    assert_eq!(owner.down().await.code, Code::MessageTooLarge);
+    let fault = owner.down().await;
+    assert_eq!(fault.code, Code::MessageTooLarge, "{fault}");
     let _link = broker.link().await;
     owner.up().await;
 }

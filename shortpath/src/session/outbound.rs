@@ -41,7 +41,8 @@ impl Session {
         }
     }
 
-    /// [`Self::poll_transmit`] would yield something for `leg`.
+    /// [`Self::poll_transmit`] should be called for `leg`. It may yield nothing when what was queued has been said in
+    /// another way since; then this is false.
     #[must_use]
     pub fn has_transmit(&self, leg: LegId) -> bool {
         let Some(state) = self.legs.get(&leg) else { return false };

@@ -118,7 +118,9 @@ impl Shared {
             }
             Event::Failed { channel, error, cut } => {
                 let failure = Some(Failure { error, cut });
-                return state.signal(channel, |signals| drop(signals.failed.send_replace(failure)));
+                return state.signal(channel, |signals| {
+                    signals.failed.send_replace(failure);
+                });
             }
             Event::Incoming(id) => {
                 SessionEvent::Incoming(Channel::new(Arc::clone(self), id, state.signals_of(id)))

@@ -1,5 +1,4 @@
 //! Promises of the shell, over in-memory streams and over TLS on loopback.
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -213,6 +212,7 @@ async fn a_transfer_survives_its_legs_being_cut_again_and_again() {
 async fn hundreds_of_channels_share_a_session() {
     let mut ends = ends();
     let _leg = ends.join();
+    let client = ends.client.clone();
     let agent = tokio::spawn(async move {
         let mut echoes = tokio::task::JoinSet::new();
         for _ in 0..400 {
@@ -224,11 +224,11 @@ async fn hundreds_of_channels_share_a_session() {
             });
         }
         echoes.join_all().await;
-        ends.agent
+        ends
     });
     let mut asks = tokio::task::JoinSet::new();
     for salt in 0..400 {
-        let mut channel = ends.client.open().unwrap();
+        let mut channel = client.open().unwrap();
         asks.spawn(async move {
             channel.write(Bytes::from(pattern(5_000, salt))).await.unwrap();
             channel.finish();
@@ -236,8 +236,8 @@ async fn hundreds_of_channels_share_a_session() {
         });
     }
     asks.join_all().await;
-    let agent = agent.await.unwrap();
-    while ends.client.stats().channels + agent.stats().channels > 0 {
+    let ends = agent.await.unwrap();
+    while client.stats().channels + ends.agent.stats().channels > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
