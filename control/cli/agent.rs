@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use etcetera::BaseStrategy;
 use serde::{Deserialize, Serialize};
-use switchback_control::agent::{self, AgentConfig};
+use switchback_control::agent::{self, AgentConfig, WARM_LEGS_DEFAULT};
 use switchback_control::invite::{Invite, InviteKind};
 use switchback_control::secret::Secret;
 use switchback_control::wire::Resource;
@@ -17,8 +17,6 @@ use crate::resource_spec::{self, ResourceSpec};
 use crate::stop::Stop;
 use crate::{config_file, output};
 
-/// One session can start without waiting for a dial while the next leg is already being dialled.
-const DEFAULT_WARM_LEGS: u32 = 2;
 const ROOT_STATE: &str = "/var/lib/switchback-agent";
 
 /// Offer resources beside a service; dials out only.
@@ -47,7 +45,7 @@ pub(crate) struct AgentArgs {
         value_delimiter = ','
     )]
     resource: Vec<ResourceSpec>,
-    /// Legs kept waiting at the gateway, so that a session need not wait for a dial [default: 2]
+    /// Legs kept waiting at the gateway, so that a session need not wait for a dial [default: 4]
     #[arg(long, value_name = "N", env = "SWITCHBACK_WARM_LEGS")]
     warm_legs: Option<u32>,
     /// Where this agent keeps its key [default: /var/lib/switchback-agent as root, else
@@ -88,7 +86,7 @@ impl AgentArgs {
             invite,
             name: self.name.unwrap_or_else(host_name),
             resources: unique(self.resource)?,
-            warm_legs: self.warm_legs.unwrap_or(DEFAULT_WARM_LEGS),
+            warm_legs: self.warm_legs.unwrap_or(WARM_LEGS_DEFAULT),
             state_dir: self.state.map_or_else(default_state, Ok)?,
         })
     }

@@ -161,13 +161,13 @@ pub(crate) async fn run(args: ServeArgs, global: &Global) -> Result<(), Fault> {
 }
 
 fn announce(broker: &Broker, global: &Global) -> Result<(), Fault> {
-    let backend = broker.io_backend();
+    let (io, io_reason) = broker.io_backend();
     let first = broker.first_invites();
     let serving = Serving {
-        url: broker.url().to_string(),
+        url: broker.url(),
         address: broker.local_addr(),
-        io: backend.kind.as_str().to_owned(),
-        io_reason: backend.reason.clone(),
+        io: io.to_owned(),
+        io_reason,
         first_start: first.is_some(),
         join: first.map(|invites| invites.join.clone()),
         login: first.map(|invites| invites.login.clone()),

@@ -78,12 +78,12 @@ impl Stage {
         let invite = Invite::parse(login.reveal(), InviteKind::Login)?;
         let session = open_session(invite.clone()).await?;
         let (forward, forwarding) = forward(session.clone()).await?;
-        let backend = broker.io_backend();
+        let (io, io_reason) = broker.io_backend();
         let (sessions, _asking) = ask_for_sessions(invite.clone());
         Ok(Self {
             forward,
             login,
-            io: (backend.kind.as_str().to_owned(), backend.reason.clone()),
+            io: (io.to_owned(), io_reason),
             api: ApiClient::new(invite),
             address: broker.local_addr(),
             broker: Some(broker),
