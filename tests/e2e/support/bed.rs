@@ -11,15 +11,15 @@ use super::{Output, Process, eventually, switchback};
 
 /// Where the gateway's readiness comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Io {
+pub(crate) enum Io {
     Uring,
     Epoll,
 }
 
-pub const IOS: [Io; 2] = [Io::Uring, Io::Epoll];
+pub(crate) const IOS: [Io; 2] = [Io::Uring, Io::Epoll];
 
 impl Io {
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Uring => "uring",
             Self::Epoll => "epoll",
@@ -27,38 +27,38 @@ impl Io {
     }
 }
 
-pub struct Bed {
+pub(crate) struct Bed {
     home: TempDir,
     io: Io,
     public: Option<String>,
     server: Option<Process>,
     agent: Option<Process>,
     resources: Vec<String>,
-    pub addr: SocketAddr,
-    pub join: String,
-    pub login: String,
+    pub(crate) addr: SocketAddr,
+    pub(crate) join: String,
+    pub(crate) login: String,
 }
 
 impl Bed {
     /// A broker with its gateway, an agent offering `resources` (`NAME=tcp:HOST:PORT`), and the first user.
-    pub fn start(io: Io, resources: &[String]) -> Self {
+    pub(crate) fn start(io: Io, resources: &[String]) -> Self {
         Self::start_behind(io, resources, None)
     }
 
     /// As [`Self::start`], with join and login strings that name another address, e.g. a proxy's.
-    pub fn start_behind(io: Io, resources: &[String], public: Option<String>) -> Self {
+    pub(crate) fn start_behind(io: Io, resources: &[String], public: Option<String>) -> Self {
         let mut bed = Self::without_agent(io, public);
         bed.offer(resources);
         bed
     }
 
     /// Starts the agent with these resources.
-    pub fn offer(&mut self, resources: &[String]) {
+    pub(crate) fn offer(&mut self, resources: &[String]) {
         self.resources = resources.to_vec();
         self.start_agent();
     }
 
-    pub fn without_agent(io: Io, public: Option<String>) -> Self {
+    pub(crate) fn without_agent(io: Io, public: Option<String>) -> Self {
         let home = TempDir::new().expect("a temporary directory");
         let mut server = start_server(home.path(), io, "127.0.0.1:0", public.as_deref());
         let ready = server.first_json();
@@ -79,23 +79,23 @@ impl Bed {
         }
     }
 
-    pub fn home(&self) -> &Path {
+    pub(crate) fn home(&self) -> &Path {
         self.home.path()
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.home().join("data")
     }
 
-    pub fn server(&self) -> &Process {
+    pub(crate) fn server(&self) -> &Process {
         self.server.as_ref().expect("the server runs")
     }
 
-    pub fn agent(&self) -> &Process {
+    pub(crate) fn agent(&self) -> &Process {
         self.agent.as_ref().expect("the agent runs")
     }
 
-    pub fn start_agent(&mut self) {
+    pub(crate) fn start_agent(&mut self) {
         let mut command = switchback(self.home());
         command.args(["agent", "--name", "box", "--join", &self.join]);
         for resource in &self.resources {
@@ -114,16 +114,16 @@ impl Bed {
         });
     }
 
-    pub fn kill_agent(&mut self) {
+    pub(crate) fn kill_agent(&mut self) {
         self.agent.take().expect("the agent runs").kill();
     }
 
-    pub fn kill_server(&mut self) {
+    pub(crate) fn kill_server(&mut self) {
         self.server.take().expect("the server runs").kill();
     }
 
     /// Starts the server again on the same port and data directory.
-    pub fn restart_server(&mut self) {
+    pub(crate) fn restart_server(&mut self) {
         let listen = self.addr.to_string();
         let mut server = start_server(self.home.path(), self.io, &listen, self.public.as_deref());
         let ready = server.first_json();
@@ -132,27 +132,27 @@ impl Bed {
     }
 
     /// A command of the administrator, not yet run.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         self.command_as(&self.login, args)
     }
 
-    pub fn command_as(&self, login: &str, args: &[&str]) -> Command {
+    pub(crate) fn command_as(&self, login: &str, args: &[&str]) -> Command {
         let mut command = switchback(self.home());
         command.env("SWITCHBACK_LOGIN", login).args(args);
         command
     }
 
     /// Runs a command of the administrator with `--json`.
-    pub fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.run_as(&self.login, args)
     }
 
-    pub fn run_as(&self, login: &str, args: &[&str]) -> Output {
+    pub(crate) fn run_as(&self, login: &str, args: &[&str]) -> Output {
         Output::of(self.command_as(login, args).arg("--json"))
     }
 
     /// A new user's login string.
-    pub fn new_user(&self, name: &str, grants: &[&str]) -> String {
+    pub(crate) fn new_user(&self, name: &str, grants: &[&str]) -> String {
         let mut args = vec!["token", "user", name];
         for grant in grants {
             args.extend(["--grant", grant]);
@@ -161,11 +161,11 @@ impl Bed {
     }
 
     /// `connect NAME --listen 127.0.0.1:0`: the process and the address it listens on.
-    pub fn forward(&self, resource: &str) -> (Process, SocketAddr) {
+    pub(crate) fn forward(&self, resource: &str) -> (Process, SocketAddr) {
         self.forward_as(&self.login, resource)
     }
 
-    pub fn forward_as(&self, login: &str, resource: &str) -> (Process, SocketAddr) {
+    pub(crate) fn forward_as(&self, login: &str, resource: &str) -> (Process, SocketAddr) {
         let mut command =
             self.command_as(login, &["connect", resource, "--listen", "127.0.0.1:0", "--json"]);
         let mut process = Process::start(&mut command);
@@ -174,12 +174,12 @@ impl Bed {
         (process, addr.parse().expect("an address"))
     }
 
-    pub fn sessions(&self) -> Vec<Value> {
+    pub(crate) fn sessions(&self) -> Vec<Value> {
         self.run(&["sessions"]).ok().json().as_array().expect("a list").clone()
     }
 
     /// The value of a metric with these labels (`name{a="b"}` or `name`), summed over what else it is labelled with.
-    pub fn metric(&self, name: &str, label: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str, label: &str) -> f64 {
         let text = self.run(&["metrics"]).ok().stdout;
         text.lines()
             .filter(|line| !line.starts_with('#') && line.contains(label))
@@ -189,7 +189,7 @@ impl Bed {
     }
 
     /// A bare TCP connection to the gateway's port.
-    pub fn dial(&self) -> TcpStream {
+    pub(crate) fn dial(&self) -> TcpStream {
         let stream = TcpStream::connect(self.addr).expect("the port accepts");
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream

@@ -7,13 +7,13 @@ mod targets;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-pub use bed::{Bed, IOS, Io};
-pub use process::{Output, Process, switchback};
-pub use proxy::FreezingProxy;
-pub use targets::{EchoTarget, SinkTarget};
+pub(crate) use bed::{Bed, IOS, Io};
+pub(crate) use process::{Output, Process, switchback};
+pub(crate) use proxy::FreezingProxy;
+pub(crate) use targets::{EchoTarget, SinkTarget};
 
 /// Waits until `probe` gives a value, and says what it waited for when it does not.
-pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = probe() {
@@ -25,7 +25,7 @@ pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Opt
 }
 
 /// The path of a program, or `None` after printing that the test is skipped.
-pub fn program(name: &str) -> Option<PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
         .chain([PathBuf::from("/usr/sbin")])
@@ -38,14 +38,14 @@ pub fn program(name: &str) -> Option<PathBuf> {
 }
 
 /// A deterministic, incompressible byte stream: the same seed gives the same bytes.
-pub struct Bytes(u64);
+pub(crate) struct Bytes(u64);
 
 impl Bytes {
-    pub fn seeded(seed: u64) -> Self {
+    pub(crate) fn seeded(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn fill(&mut self, buffer: &mut [u8]) {
+    pub(crate) fn fill(&mut self, buffer: &mut [u8]) {
         for chunk in buffer.chunks_mut(8) {
             // xorshift64: cheap and plenty random to catch lost, doubled or reordered bytes.
             self.0 ^= self.0 << 13;

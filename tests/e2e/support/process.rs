@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::eventually;
 
 /// A command of the binary under test, with an environment of its own.
-pub fn switchback(home: &Path) -> Command {
+pub(crate) fn switchback(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchback"));
     command
         .env_clear()
@@ -26,14 +26,14 @@ pub fn switchback(home: &Path) -> Command {
 
 /// What a finished command left.
 #[derive(Debug)]
-pub struct Output {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Output {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Output {
-    pub fn of(command: &mut Command) -> Self {
+    pub(crate) fn of(command: &mut Command) -> Self {
         let output = command.stdin(Stdio::null()).output().expect("the binary starts");
         Self {
             code: output.status.code().unwrap_or(-1),
@@ -42,12 +42,12 @@ impl Output {
         }
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
     /// The symbolic code of the refusal that a `--json` command printed on stderr.
-    pub fn refusal(&self) -> String {
+    pub(crate) fn refusal(&self) -> String {
         self.stderr
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -55,21 +55,21 @@ impl Output {
             .unwrap_or_else(|| panic!("no refusal in {self:?}"))
     }
 
-    pub fn ok(self) -> Self {
+    pub(crate) fn ok(self) -> Self {
         assert_eq!(self.code, 0, "{self:?}");
         self
     }
 }
 
 /// A running process whose output is kept.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     stdout: Arc<Mutex<String>>,
     stderr: Arc<Mutex<String>>,
 }
 
 impl Process {
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -82,7 +82,7 @@ impl Process {
     }
 
     /// The first JSON line on stdout.
-    pub fn first_json(&mut self) -> Value {
+    pub(crate) fn first_json(&mut self) -> Value {
         eventually("a JSON line on stdout", Duration::from_secs(20), || {
             let text = self.stdout.lock().unwrap().clone();
             if let Some(value) = text.lines().find_map(|line| serde_json::from_str(line).ok()) {
@@ -95,19 +95,19 @@ impl Process {
         })
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         self.stderr.lock().unwrap().clone()
     }
 
-    pub fn stdout(&self) -> String {
+    pub(crate) fn stdout(&self) -> String {
         self.stdout.lock().unwrap().clone()
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args(["-s", name, &self.pid().to_string()])
             .status()
@@ -116,31 +116,31 @@ impl Process {
     }
 
     /// Ends it as a power cut would.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.end();
     }
 
     /// Waits for its own end.
-    pub fn wait(&mut self, limit: Duration) -> i32 {
+    pub(crate) fn wait(&mut self, limit: Duration) -> i32 {
         eventually("the process to end", limit, || self.child.try_wait().expect("wait works"))
             .code()
             .unwrap_or(-1)
     }
 
-    pub fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("wait works").is_some()
     }
 
-    pub fn open_files(&self) -> usize {
+    pub(crate) fn open_files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
     }
 
-    pub fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> usize {
         fs::read_dir(format!("/proc/{}/task", self.pid())).map_or(0, Iterator::count)
     }
 
     /// Resident memory in bytes.
-    pub fn resident(&self) -> u64 {
+    pub(crate) fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or("VmRSS: 0 kB");
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024

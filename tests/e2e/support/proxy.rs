@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-pub struct FreezingProxy {
+pub(crate) struct FreezingProxy {
     addr: SocketAddr,
     upstream: Arc<Mutex<Option<SocketAddr>>>,
     frozen_before: Arc<AtomicUsize>,
@@ -14,7 +14,7 @@ pub struct FreezingProxy {
 }
 
 impl FreezingProxy {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let proxy = Self {
             addr: listener.local_addr().unwrap(),
@@ -42,16 +42,16 @@ impl FreezingProxy {
         proxy
     }
 
-    pub fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    pub fn forward_to(&self, upstream: SocketAddr) {
+    pub(crate) fn forward_to(&self, upstream: SocketAddr) {
         *self.upstream.lock().unwrap() = Some(upstream);
     }
 
     /// All connections so far go silent for ever.
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         self.frozen_before.store(self.accepted.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 }

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 /// Sends back what it receives, and ends its side when the peer has ended its own.
-pub struct EchoTarget {
+pub(crate) struct EchoTarget {
     addr: SocketAddr,
     accepted: Arc<AtomicUsize>,
 }
 
 impl EchoTarget {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let addr = listener.local_addr().unwrap();
         let accepted = Arc::new(AtomicUsize::new(0));
@@ -29,11 +29,11 @@ impl EchoTarget {
         Self { addr, accepted }
     }
 
-    pub fn resource(&self, name: &str) -> String {
+    pub(crate) fn resource(&self, name: &str) -> String {
         format!("{name}=tcp:{}", self.addr)
     }
 
-    pub fn accepted(&self) -> usize {
+    pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
     }
 }
@@ -50,13 +50,13 @@ fn echo(mut stream: TcpStream) {
 }
 
 /// Accepts and reads only while allowed to: a slow service.
-pub struct SinkTarget {
+pub(crate) struct SinkTarget {
     addr: SocketAddr,
     reading: Arc<AtomicBool>,
 }
 
 impl SinkTarget {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let addr = listener.local_addr().unwrap();
         let reading = Arc::new(AtomicBool::new(false));
@@ -82,11 +82,11 @@ impl SinkTarget {
         Self { addr, reading }
     }
 
-    pub fn resource(&self, name: &str) -> String {
+    pub(crate) fn resource(&self, name: &str) -> String {
         format!("{name}=tcp:{}", self.addr)
     }
 
-    pub fn start_reading(&self) {
+    pub(crate) fn start_reading(&self) {
         self.reading.store(true, Ordering::Relaxed);
     }
 }
