@@ -9,8 +9,8 @@ use switchback_control::secret::Secret;
 use switchback_control::{Code, Fault};
 
 use crate::{
-    account, agent, connect, demo, errors, grants, logging, output, pairs, resources, serve,
-    sessions, tokens,
+    account, agent, connect, demo, errors, grants, logging, metrics, output, pairs, resources,
+    serve, sessions, tokens,
 };
 
 /// Version and commit.
@@ -40,6 +40,7 @@ Use resources:
 Administer:
   token       Mint, list and revoke login and join strings
   grant       Say who may use what
+  metrics     Print what Prometheus scrapes
   pairs       Mint test pairs for load generators
   errors      Explain error codes
   help        Show this, or the help of a command
@@ -133,6 +134,7 @@ pub(crate) enum Command {
     Kill(sessions::KillArgs),
     Token(tokens::TokenArgs),
     Grant(grants::GrantArgs),
+    Metrics(metrics::MetricsArgs),
     Pairs(pairs::PairsArgs),
     Errors(errors::ErrorsArgs),
 }

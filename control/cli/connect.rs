@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use switchback_control::client::{Client, ClientSession};
+use switchback_control::client::{Client, ClientOptions, ClientSession, SessionConfig};
 use switchback_control::invite::Invite;
 use switchback_control::wire::RttView;
 use switchback_control::{Code, Fault};
@@ -47,6 +47,12 @@ pub(crate) struct ConnectArgs {
     /// Carry one connection over standard input and output
     #[arg(long)]
     stdio: bool,
+    /// How long to keep trying before a temporary refusal is reported
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = humantime::parse_duration)]
+    start_timeout: Duration,
+    /// How long connections wait for a way through when nothing carries the session, before they fail
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    resume_window: Duration,
 }
 
 /// What a connected session looks like from here.
@@ -87,7 +93,11 @@ async fn open(
         Some(address) => Some(bind(address).await?),
         None => None,
     };
-    let client = Client::connect(invite).await?;
+    let options = ClientOptions {
+        start_within: args.start_timeout,
+        session: SessionConfig { resume_window: args.resume_window, ..SessionConfig::default() },
+    };
+    let client = Client::connect_with(invite, options).await?;
     let session = client.open(&args.name).await?;
     Ok((listener, session))
 }

@@ -15,6 +15,7 @@ mod demo;
 mod errors;
 mod grants;
 mod logging;
+mod metrics;
 mod output;
 mod pairs;
 mod resource_spec;
@@ -65,6 +66,7 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode, Fault> {
         Command::Kill(args) => sessions::kill(args, &global).await,
         Command::Token(args) => tokens::run(args, &global).await,
         Command::Grant(args) => grants::run(args, &global).await,
+        Command::Metrics(_) => metrics::run(&global).await,
         Command::Pairs(args) => pairs::run(args, &global).await,
         Command::Errors(args) => errors::run(&args, &global),
     };

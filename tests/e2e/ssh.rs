@@ -91,7 +91,7 @@ fn ssh_reaches_a_server_that_has_no_listener_facing_the_client() {
     for io in IOS {
         let mut bed = Bed::without_agent(io, None);
         let Some(sshd) = Sshd::start(bed.home()) else { return };
-        bed.offer(&[sshd.resource.clone()]);
+        bed.offer(std::slice::from_ref(&sshd.resource));
         let greeting = Output::of(sshd.command(&bed, "ssh").args([
             "nobody-asks",
             "echo",
@@ -112,7 +112,7 @@ fn scp_of_256_mib_each_way_survives_two_gateway_kills_with_equal_hashes() {
     for io in IOS {
         let mut bed = Bed::without_agent(io, None);
         let Some(sshd) = Sshd::start(bed.home()) else { return };
-        bed.offer(&[sshd.resource.clone()]);
+        bed.offer(std::slice::from_ref(&sshd.resource));
         let (here, there, back) =
             (bed.home().join("here"), bed.home().join("there"), bed.home().join("back"));
         let mut content = vec![0; SIZE];

@@ -137,7 +137,8 @@ fn an_agent_restart_ends_its_sessions_and_new_ones_work_at_once() {
     let echo = EchoTarget::start();
     let mut bed = Bed::start(Io::Uring, &[echo.resource("echo")]);
     bed.kill_agent();
-    assert_eq!(bed.run(&["connect", "echo", "--stdio"]).refusal(), "AGENT_OFFLINE");
+    let refused = bed.run(&["connect", "echo", "--stdio", "--start-timeout", "1s"]);
+    assert_eq!(refused.refusal(), "AGENT_OFFLINE");
     bed.start_agent();
     let (_connect, local) = bed.forward("echo");
     let mut stream = TcpStream::connect(local).unwrap();

@@ -138,6 +138,16 @@ impl ApiClient {
         read(&self.call(Method::POST, "/v1/test-pairs", Some(&wanted)).await?)
     }
 
+    /// `GET /metrics`, Prometheus text. For administrators.
+    ///
+    /// # Errors
+    /// The broker's refusal, or what kept the request from it.
+    pub async fn metrics(&self) -> Result<String, Fault> {
+        let text = self.call(Method::GET, "/metrics", NOTHING).await?;
+        String::from_utf8(text.into())
+            .map_err(|_| Code::MessageMalformed.because("the metrics are no UTF-8 text"))
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Fault> {
         read(&self.call(Method::GET, path, NOTHING).await?)
     }

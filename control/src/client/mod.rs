@@ -14,12 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
-use switchback_shortpath::{Role, SessionConfig, SessionHandle, SessionKey, client_config};
+use switchback_shortpath::{Role, SessionHandle, SessionKey, client_config};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use session::{ClientSession, SessionFigures};
+pub use switchback_shortpath::SessionConfig;
 
 use crate::code::{Code, Fault};
 use crate::dial::{Backoff, BrokerAddress};

@@ -13,7 +13,11 @@ pub(crate) use proxy::FreezingProxy;
 pub(crate) use targets::{EchoTarget, SinkTarget};
 
 /// Waits until `probe` gives a value, and says what it waited for when it does not.
-pub(crate) fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> Option<T>,
+) -> T {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = probe() {

@@ -103,10 +103,6 @@ impl Process {
         self.stderr.lock().unwrap().clone()
     }
 
-    pub(crate) fn stdout(&self) -> String {
-        self.stdout.lock().unwrap().clone()
-    }
-
     pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args(["-s", name, &self.pid().to_string()])
