@@ -27,9 +27,19 @@ pub(crate) struct PollRing {
 
 /// Says why this process cannot use io_uring as we need it, if so.
 ///
+/// Tries it on a thread of its own: tearing a ring down interrupts the thread that made it (`EINTR` out of blocking calls,
+/// later and without warning), and the caller's is not ours to interrupt.
+///
 /// # Errors
 /// A sentence naming the kernel's answer and its likely reason.
 pub(crate) fn probe() -> Result<(), String> {
+    match std::thread::Builder::new().name("uring-probe".into()).spawn(probe_here) {
+        Ok(thread) => thread.join().unwrap_or_else(|_| Err("io_uring: the probe panicked".into())),
+        Err(error) => Err(format!("io_uring: no thread to probe on: {error}")),
+    }
+}
+
+fn probe_here() -> Result<(), String> {
     let ring = build(8).map_err(|error| explain(&error))?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(|error| explain(&error))?;
