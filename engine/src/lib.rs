@@ -1,7 +1,7 @@
 //! Gateway data plane: admits legs, pairs them and moves their bytes.
 //!
 //! Two TCP connections, one from the client and one from the agent, each open with a TLS ClientHello whose server
-//! name carries a ticket. The [`gateway`] reads that hello, asks an [`Admission`] about it, and hands the leg to a
+//! name carries a ticket. The [`Gateway`] reads that hello, asks an [`Admission`] about it, and hands the leg to a
 //! relay worker; the worker pairs it with its mate and splices the two until both directions have ended. The engine
 //! never holds a key and never sees plaintext.
 //!

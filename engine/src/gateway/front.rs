@@ -15,12 +15,13 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::front_io::{Listen, Stream};
 use super::hello::{self, Hello, HelloError, Parsed};
 use super::sources::{Source, Sources};
-use crate::ring::{prepare_leg, send};
+use crate::ring::{Move, prepare_leg, receive, send};
 use crate::stats::Shared;
 use crate::worker::{Farewell, NewLeg, Workers};
 use crate::{Admission, Admitted, ForeignConnection, LegSide, Refusal, Verdict};
@@ -105,6 +106,8 @@ impl Desk {
                 Ok((stream, peer)) => {
                     backoff = BACKOFF_MIN;
                     self.greet::<L>(stream, peer);
+                    // Hellos are read between accepts, not after the whole backlog.
+                    yield_now().await;
                 }
                 Err(error) if connection_lost(&error) => {}
                 Err(error) => {
@@ -149,14 +152,13 @@ impl Desk {
     ) -> Result<(Hello, Vec<u8>), Refusal> {
         let bytes_max = self.shared.limits.hello_bytes_max;
         let mut head = Vec::new();
-        let mut chunk = Vec::with_capacity(CHUNK);
+        let mut chunk = vec![0; CHUNK];
+        // In a burst the hello is often here before its task is. Waiting for readiness all the same would let a whole burst
+        // count as unfinished at once.
+        if let Move::Bytes(bytes) = receive(stream.socket(), &mut chunk) {
+            head.extend_from_slice(&chunk[..bytes]);
+        }
         loop {
-            let read;
-            (read, chunk) = self.read_until(stream, chunk, deadline).await?;
-            match read {
-                Ok(bytes) if bytes > 0 => head.extend_from_slice(&chunk),
-                Ok(_) | Err(_) => return Err(Refusal::HelloTruncated),
-            }
             match hello::parse(&head) {
                 Ok(Parsed::Complete(hello)) if hello.length <= bytes_max => {
                     return Ok((hello, head));
@@ -165,6 +167,12 @@ impl Desk {
                 Ok(_) => return Err(Refusal::HelloTooLarge),
                 Err(HelloError::NotTls) => return Err(Refusal::HelloNotTls),
                 Err(HelloError::Malformed) => return Err(Refusal::HelloMalformed),
+            }
+            let read;
+            (read, chunk) = self.read_until(stream, chunk, deadline).await?;
+            match read {
+                Ok(bytes) if bytes > 0 => head.extend_from_slice(&chunk),
+                Ok(_) | Err(_) => return Err(Refusal::HelloTruncated),
             }
         }
     }
