@@ -23,7 +23,7 @@ fn id(id: u32) -> ChannelId {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Link { delay: u64 },
+    Link { delay: u64, skew: u64 },
     Cut { link: usize, end: usize, both: bool },
     Blackhole { link: usize, end: usize },
     Open { end: usize },
@@ -39,7 +39,7 @@ fn op() -> impl Strategy<Value = Op> {
     let (end, channel) = (0..2_usize, 0..8_usize);
     let at = (end.clone(), channel);
     prop_oneof![
-        3 => (0..200_u64).prop_map(|delay| Op::Link { delay }),
+        3 => (0..200_u64, prop_oneof![Just(0), 0..3_000_u64]).prop_map(|(delay, skew)| Op::Link { delay, skew }),
         2 => (0..6_usize, end.clone(), any::<bool>()).prop_map(|(link, end, both)| Op::Cut { link, end, both }),
         1 => (0..6_usize, end.clone()).prop_map(|(link, end)| Op::Blackhole { link, end }),
         2 => end.prop_map(|end| Op::Open { end }),
@@ -60,7 +60,9 @@ fn play(pair: &mut Pair, op: &Op) {
     };
     let recent = |pair: &Pair, n: usize| pair.links.len().checked_sub(1 + n);
     match *op {
-        Op::Link { delay } => drop(pair.link(ms(delay))),
+        Op::Link { delay, skew } => {
+            pair.skewed_link(ms(delay), ms(skew));
+        }
         Op::Cut { link, end, both } => {
             if let Some(link) = recent(pair, link) {
                 pair.cut(link, end);
