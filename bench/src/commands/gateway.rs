@@ -252,13 +252,7 @@ fn warnings(settings: &Settings, host: &Host, binary: Option<&Path>) -> Vec<Stri
                run as root (--network private) or set net.ipv4.tcp_congestion_control"
                 .to_owned(),
         ),
-        (
-            few,
-            format!(
-                "{} rounds establish no difference: use at least {ROUNDS_MIN_TO_COMPARE}",
-                settings.rounds
-            ),
-        ),
+        (few, format!("fewer than {ROUNDS_MIN_TO_COMPARE} rounds establish no difference")),
         (unpinned, "only one CPU: relay and generator share it, nothing is pinned".to_owned()),
         (busy, format!("the machine is busy: load {:.2} before the run", host.load_1min)),
     ];
