@@ -74,3 +74,20 @@ async fn the_same_on_epoll() {
     assert_eq!(broker.io_backend().0, "epoll");
     broker.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_broker_frees_its_port_and_its_data() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut again = config(temp.path());
+    let broker = Broker::start(config(temp.path())).await.unwrap();
+    again.listen = broker.local_addr();
+    drop(broker);
+    let restarted = soon(async {
+        loop {
+            if let Ok(broker) = Broker::start(again.clone()).await {
+                return broker;
+            }
+        }
+    });
+    restarted.await.shutdown().await;
+}
