@@ -19,6 +19,8 @@
 //! | `POST /v1/test-pairs` [`NewTestPairs`] | admin | `[TestPair]` |
 //! | `GET /metrics` | admin | Prometheus text |
 //! | `GET /healthz` | anyone | `ok` |
+pub mod client;
+
 use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Fault};

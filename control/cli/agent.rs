@@ -1,0 +1,229 @@
+//! `agent`: the end beside the service, in the foreground.
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use clap::Args;
+use etcetera::BaseStrategy;
+use serde::{Deserialize, Serialize};
+use switchback_control::agent::{self, AgentConfig, WARM_LEGS_DEFAULT};
+use switchback_control::invite::{Invite, InviteKind};
+use switchback_control::secret::Secret;
+use switchback_control::wire::Resource;
+use switchback_control::{Code, Fault};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{Global, secret};
+use crate::resource_spec::{self, ResourceSpec};
+use crate::stop::Stop;
+use crate::{config_file, output};
+
+const ROOT_STATE: &str = "/var/lib/switchback-agent";
+
+/// Offer resources beside a service; dials out only.
+///
+/// Needs no inbound port: it keeps a link to the broker, and dials the gateway when a user connects. It survives
+/// restarts of broker and gateway. The join string names the broker; without --name the host's name is used.
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[command(after_help = "\
+Examples:
+  switchback agent --join sbjoin1_... --resource ssh=tcp:127.0.0.1:22
+  switchback agent --join sbjoin1_... --name branch --resource web=tcp:intra.example:8080 --resource db=tcp:[::1]:5432
+  SWITCHBACK_JOIN=sbjoin1_... switchback agent --config /etc/switchback/agent.toml   # resource = [\"ssh=tcp:...\"]")]
+pub(crate) struct AgentArgs {
+    /// Join string, from the first start of `switchback serve` or `switchback token agent NAME`
+    #[arg(long, value_name = "STRING", env = "SWITCHBACK_JOIN", hide_env_values = true, value_parser = secret)]
+    join: Option<Secret>,
+    /// Name of this agent [default: the host's name]
+    #[arg(long, env = "SWITCHBACK_NAME")]
+    name: Option<String>,
+    /// A service and the name users connect to; repeatable
+    #[arg(
+        long,
+        value_name = "NAME=tcp:HOST:PORT",
+        env = "SWITCHBACK_RESOURCE",
+        value_delimiter = ','
+    )]
+    resource: Vec<ResourceSpec>,
+    /// Legs kept waiting at the gateway, so that a session need not wait for a dial [default: 4]
+    #[arg(long, value_name = "N", env = "SWITCHBACK_WARM_LEGS")]
+    warm_legs: Option<u32>,
+    /// Where this agent keeps its key [default: /var/lib/switchback-agent as root, else
+    /// $XDG_STATE_HOME/switchback/agent]
+    #[arg(long, value_name = "DIR", env = "SWITCHBACK_STATE")]
+    state: Option<PathBuf>,
+    /// TOML file with the same keys as the long flags; flags and environment win
+    #[arg(long, value_name = "FILE", env = "SWITCHBACK_CONFIG")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+}
+
+impl AgentArgs {
+    /// Fills what flags and environment left open from the file.
+    fn with_file(self) -> Result<Self, Fault> {
+        let Some(path) = &self.config else { return Ok(self) };
+        let file: Self = config_file::load(path)?;
+        Ok(Self {
+            join: self.join.or(file.join),
+            name: self.name.or(file.name),
+            resource: if self.resource.is_empty() { file.resource } else { self.resource },
+            warm_legs: self.warm_legs.or(file.warm_legs),
+            state: self.state.or(file.state),
+            config: self.config,
+        })
+    }
+
+    fn into_config(self) -> Result<AgentConfig, Fault> {
+        let join = self.join.ok_or_else(|| {
+            Code::UsageInvalid.because("no join string: pass --join or set SWITCHBACK_JOIN")
+        })?;
+        let invite = Invite::parse(join.reveal(), InviteKind::Join)?;
+        if let Some(name) = &self.name {
+            resource_spec::check_name(name)
+                .map_err(|why| Code::ConfigInvalid.because(format!("--name `{name}`: {why}")))?;
+        }
+        Ok(AgentConfig {
+            invite,
+            name: self.name.unwrap_or_else(host_name),
+            resources: unique(self.resource)?,
+            warm_legs: self.warm_legs.unwrap_or(WARM_LEGS_DEFAULT),
+            state_dir: self.state.map_or_else(default_state, Ok)?,
+        })
+    }
+}
+
+/// At least one resource, and no name twice.
+fn unique(specs: Vec<ResourceSpec>) -> Result<Vec<Resource>, Fault> {
+    if specs.is_empty() {
+        return Err(
+            Code::UsageInvalid.because("nothing to offer: pass --resource NAME=tcp:HOST:PORT")
+        );
+    }
+    let mut names = HashSet::new();
+    for ResourceSpec(resource) in &specs {
+        if !names.insert(&resource.name) {
+            let text = format!("--resource: the name `{}` is given twice", resource.name);
+            return Err(Code::ConfigInvalid.because(text));
+        }
+    }
+    Ok(specs.into_iter().map(|ResourceSpec(resource)| resource).collect())
+}
+
+fn host_name() -> String {
+    // Without one the fallback name serves.
+    let raw = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    resource_spec::sanitise_name(&raw)
+}
+
+fn default_state() -> Result<PathBuf, Fault> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(ROOT_STATE.into());
+    }
+    etcetera::choose_base_strategy()
+        .ok()
+        .and_then(|base| base.state_dir())
+        .map(|state| state.join("switchback").join("agent"))
+        .ok_or_else(|| Code::DataDirUnusable.because("there is no home directory; pass --state"))
+}
+
+/// What `agent --json` prints once it runs.
+#[derive(Serialize)]
+struct Offering<'a> {
+    agent: &'a str,
+    broker: &'a str,
+    resources: &'a [Resource],
+}
+
+/// Runs `agent`.
+pub(crate) async fn run(args: AgentArgs, global: &Global) -> Result<(), Fault> {
+    let config = args.with_file()?.into_config()?;
+    let mut stop = Stop::listen()?;
+    announce(&config, global)?;
+    let cancel = CancellationToken::new();
+    let agent = agent::run(config, cancel.clone());
+    tokio::pin!(agent);
+    tokio::select! {
+        ended = &mut agent => return ended,
+        () = stop.wait() => tracing::info!("stopping"),
+    }
+    cancel.cancel();
+    agent.await
+}
+
+fn announce(config: &AgentConfig, global: &Global) -> Result<(), Fault> {
+    let AgentConfig { invite, name, resources, .. } = config;
+    if global.json {
+        return output::json(&Offering { agent: name, broker: &invite.url, resources });
+    }
+    output::line(&format!("agent {name}, broker {}", invite.url))?;
+    resources.iter().try_for_each(|resource| {
+        output::line(&format!("  offers {} = {}", resource.name, resource.target))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn parsed(words: &[&str]) -> AgentArgs {
+        let words = ["switchback", "agent"].iter().chain(words);
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Agent(args) => args,
+            other => panic!("parsed as {other:?}"),
+        }
+    }
+
+    fn join() -> String {
+        let invite = Invite {
+            kind: InviteKind::Join,
+            url: "https://gate.example:443".into(),
+            pin: "pin".into(),
+            token: Secret::new("t"),
+        };
+        invite.to_text().reveal().to_owned()
+    }
+
+    #[test]
+    fn the_file_gives_what_flags_leave_open() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "join = {:?}\nname = \"branch\"\nwarm-legs = 5", join()).unwrap();
+        writeln!(file, "resource = [\"ssh=tcp:127.0.0.1:22\", \"web=tcp:[::1]:80\"]").unwrap();
+        let path = file.path().to_str().unwrap();
+        let words = ["--config", path, "--name", "other", "--state", "/s"];
+        let config = parsed(&words).with_file().and_then(AgentArgs::into_config).unwrap();
+        assert_eq!((config.name.as_str(), config.warm_legs), ("other", 5));
+        assert_eq!(config.resources[1].target, "[::1]:80");
+    }
+
+    #[test]
+    fn a_name_given_twice_is_refused() {
+        let join = join();
+        let words = ["--join", &join, "--resource", "a=tcp:h:1", "--resource", "a=tcp:h:2"];
+        let fault = parsed(&words).into_config().unwrap_err();
+        assert_eq!(fault.code, Code::ConfigInvalid);
+        assert!(fault.detail.contains("`a` is given twice"));
+    }
+
+    #[test]
+    fn an_agent_needs_a_join_string_a_resource_and_a_proper_name() {
+        let (join, resource) = (join(), "a=tcp:h:1");
+        for (words, code) in [
+            (vec!["--resource", resource], Code::UsageInvalid),
+            (vec!["--join", &join], Code::UsageInvalid),
+            (vec!["--join", "sblogin1_x", "--resource", resource], Code::InviteInvalid),
+            (vec!["--join", &join, "--resource", resource, "--name", "A b"], Code::ConfigInvalid),
+        ] {
+            assert_eq!(parsed(&words).into_config().unwrap_err().code, code, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_join_string_never_shows_in_debug() {
+        assert!(!format!("{:?}", parsed(&["--join", &join()])).contains("sbjoin1_"));
+    }
+}

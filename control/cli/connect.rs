@@ -1,0 +1,224 @@
+//! `connect`: a resource at a local port, or on standard input and output.
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use switchback_control::client::{Client, ClientSession};
+use switchback_control::invite::Invite;
+use switchback_control::wire::RttView;
+use switchback_control::{Code, Fault};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::args::Global;
+use crate::output::human;
+use crate::stop::Stop;
+use crate::{account, output};
+
+/// How long the status line waits for the first round-trip time, which one PING gives.
+const RTT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the other end may take to hear that the session is over: a person waits for the prompt.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+const RTT_POLL: Duration = Duration::from_millis(20);
+
+/// Reach a resource by a local port or standard input and output.
+///
+/// With --listen, every connection to the local port becomes a channel of one session. With --stdio, one channel runs
+/// over standard input and output, for ssh's ProxyCommand; nothing else is printed there. If the network or the
+/// gateway goes away, connections pause and go on where they stopped.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  switchback connect web --listen 127.0.0.1:8080      then: curl http://127.0.0.1:8080/
+  switchback connect db --listen 127.0.0.1:0 --json   one line says which port it became
+  ssh -o ProxyCommand='switchback connect ssh --stdio -q' user@ssh")]
+pub(crate) struct ConnectArgs {
+    /// Resource, from `switchback resources`
+    name: String,
+    /// Local address to listen on; port 0 takes a free one
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        conflicts_with = "stdio",
+        required_unless_present = "stdio"
+    )]
+    listen: Option<SocketAddr>,
+    /// Carry one connection over standard input and output
+    #[arg(long)]
+    stdio: bool,
+}
+
+/// What a connected session looks like from here.
+#[derive(Debug, Serialize)]
+struct Status {
+    resource: String,
+    session: String,
+    agent: String,
+    listen: Option<SocketAddr>,
+    transport: Option<String>,
+    rtt: Option<RttView>,
+}
+
+/// Runs `connect`.
+pub(crate) async fn run(args: ConnectArgs, global: &Global) -> Result<(), Fault> {
+    let invite = account::invite(global)?;
+    let mut stop = Stop::listen()?;
+    let opening = open(&args, invite);
+    let (listener, session) = tokio::select! {
+        opened = opening => opened?,
+        () = stop.wait() => return Ok(()),
+    };
+    let outcome = tokio::select! {
+        outcome = carry(&session, listener, &args.name, global) => outcome,
+        () = stop.wait() => Ok(()),
+    };
+    // The other end learns of a lost farewell by itself.
+    let _ = timeout(CLOSE_PATIENCE, session.close()).await;
+    outcome
+}
+
+/// Takes the local port first: a session is not worth opening for a port that is taken.
+async fn open(
+    args: &ConnectArgs,
+    invite: Invite,
+) -> Result<(Option<TcpListener>, ClientSession), Fault> {
+    let listener = match args.listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let client = Client::connect(invite).await?;
+    let session = client.open(&args.name).await?;
+    Ok((listener, session))
+}
+
+async fn carry(
+    session: &ClientSession,
+    listener: Option<TcpListener>,
+    resource: &str,
+    global: &Global,
+) -> Result<(), Fault> {
+    let local = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+    let tell = async {
+        let status = status(session, resource, local).await;
+        announce(&status, global)
+    };
+    let work = async {
+        match listener {
+            Some(listener) => session.forward(listener).await,
+            None => session.stdio().await,
+        }
+    };
+    tokio::pin!(work);
+    // The application's bytes neither wait for the status nor, if they are few, does the end.
+    tokio::select! {
+        told = tell => told?,
+        ended = &mut work => return ended,
+    }
+    work.await
+}
+
+/// The session's figures, once the first round-trip time is known or has let us wait too long.
+async fn status(session: &ClientSession, resource: &str, listen: Option<SocketAddr>) -> Status {
+    let deadline = Instant::now() + RTT_PATIENCE;
+    while session.stats().rtt.is_none() && Instant::now() < deadline {
+        sleep(RTT_POLL).await;
+    }
+    let stats = session.stats();
+    Status {
+        resource: resource.to_owned(),
+        session: session.id().to_string(),
+        agent: session.agent().to_owned(),
+        listen,
+        transport: stats.transport,
+        rtt: stats.rtt,
+    }
+}
+
+/// On standard output, where scripts look for it, unless the application's bytes go there.
+fn announce(status: &Status, global: &Global) -> Result<(), Fault> {
+    if !global.json {
+        if global.quiet == 0 {
+            output::note(&in_words(status));
+        }
+        return Ok(());
+    }
+    if status.listen.is_some() {
+        return output::json(status);
+    }
+    let text = serde_json::to_string(status)
+        .map_err(|error| Code::Internal.because(format!("cannot write JSON: {error}")))?;
+    output::note(&text);
+    Ok(())
+}
+
+fn in_words(status: &Status) -> String {
+    let Status { resource, session, agent, .. } = status;
+    let place = match status.listen {
+        Some(address) => format!("listening on {address}, forwarding to {resource}"),
+        None => format!("connected to {resource}"),
+    };
+    let transport = status.transport.as_deref().unwrap_or("no transport yet");
+    format!(
+        "{place} at agent {agent}\n  session {session}, {transport}, RTT {}",
+        human::rtt(status.rtt)
+    )
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Fault> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let code = match error.kind() {
+            std::io::ErrorKind::AddrInUse => Code::AddressInUse,
+            std::io::ErrorKind::AddrNotAvailable => Code::AddressUnavailable,
+            std::io::ErrorKind::PermissionDenied => Code::PortNotPermitted,
+            _ => Code::Internal,
+        };
+        code.because(format!("cannot listen on {address}: {error}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Cli;
+
+    #[test]
+    fn it_needs_exactly_one_way_in() {
+        let parse = |words: &[&str]| {
+            Cli::try_parse_from(["switchback", "connect", "web"].iter().chain(words)).is_ok()
+        };
+        assert!(parse(&["--listen", "127.0.0.1:0"]));
+        assert!(parse(&["--stdio"]));
+        assert!(!parse(&[]));
+        assert!(!parse(&["--stdio", "--listen", "127.0.0.1:0"]));
+        assert!(!parse(&["--listen", "8080"]));
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_told_as_such() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let fault = bind(taken.local_addr().unwrap()).await.unwrap_err();
+        assert_eq!(fault.code, Code::AddressInUse);
+        let fault = bind("192.0.2.1:0".parse().unwrap()).await.unwrap_err();
+        assert_eq!(fault.code, Code::AddressUnavailable);
+    }
+
+    #[test]
+    fn the_status_says_where_and_how() {
+        let status = Status {
+            resource: "web".into(),
+            session: "k3m9x2q7w4ht".into(),
+            agent: "branch".into(),
+            listen: Some("127.0.0.1:8080".parse().unwrap()),
+            transport: Some("TCP (Reverse-Connect)".into()),
+            rtt: Some(RttView { smoothed_us: 12_000, min_us: 1, p50_us: 1, p99_us: 1 }),
+        };
+        assert_eq!(
+            in_words(&status),
+            "listening on 127.0.0.1:8080, forwarding to web at agent branch\n  \
+             session k3m9x2q7w4ht, TCP (Reverse-Connect), RTT 12.0 ms"
+        );
+    }
+}

@@ -1,0 +1,45 @@
+//! `resources`: the feed.
+use clap::Args;
+use switchback_control::Fault;
+use switchback_control::wire::ResourceKind;
+
+use crate::account;
+use crate::args::Global;
+use crate::output::table::{Column, Table};
+use crate::output::{self, human};
+
+/// List what you may connect to (the feed).
+///
+/// Shows the resources that were granted to you, and whether an agent that offers them is connected now.
+/// Administrators also see the agents.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  switchback resources\n  switchback resources --json | jq -r '.[].name'"
+)]
+pub(crate) struct ResourcesArgs {}
+
+/// Runs `resources`.
+pub(crate) async fn run(global: &Global) -> Result<(), Fault> {
+    let resources = account::api(global)?.resources().await?;
+    if global.json {
+        return output::json(&resources);
+    }
+    let mut table = Table::new(&[
+        Column::Text("NAME"),
+        Column::Text("KIND"),
+        Column::Text("STATE"),
+        Column::Text("AGENTS"),
+    ]);
+    for resource in resources {
+        let kind = match resource.kind {
+            ResourceKind::Tcp => "tcp",
+        };
+        let agents = match resource.agents.as_slice() {
+            [] => human::UNKNOWN.to_owned(),
+            agents => agents.join(", "),
+        };
+        let state = if resource.online { "online" } else { "offline" };
+        table.row([resource.name, kind.into(), state.into(), agents]);
+    }
+    table.print("no resources: none is granted to you, or no agent ever offered one")
+}
