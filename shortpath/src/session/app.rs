@@ -29,7 +29,7 @@ impl Session {
         Ok(id)
     }
 
-    /// Takes what may be taken from the front of `bytes`. What is left must wait for [`Event::Writable`].
+    /// Takes what may be taken from the front of `bytes`. What is left must wait for [`Event::Writable`](super::Event::Writable).
     ///
     /// # Errors
     /// [`ChannelError`] once nothing more can be written.

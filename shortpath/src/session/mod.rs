@@ -33,6 +33,8 @@ mod words;
 #[cfg(test)]
 mod pair;
 #[cfg(test)]
+mod stories;
+#[cfg(test)]
 mod tests;
 
 pub use close::{

@@ -42,6 +42,8 @@ pub(super) struct Link {
     legs: [Option<LegId>; 2],
     ways: [Direction; 2],
     delay: Duration,
+    /// When the agent attaches its end.
+    late: Option<Instant>,
 }
 
 pub(super) struct Pair {
@@ -70,11 +72,18 @@ impl Pair {
         Self { now, ends: [end(Role::Client), end(Role::Agent)], links: Vec::new(), carried: 0 }
     }
 
-    /// A new link; the agent attaches its end `skew` later than frames may already travel, as after a real handshake.
+    /// A new link, attached at both ends at once.
     pub(super) fn link(&mut self, delay: Duration) -> usize {
-        let legs =
-            [0, 1].map(|end| Some(self.ends[end].session.attach(self.now, LegKind::TcpReverse)));
-        self.links.push(Link { legs, ways: Default::default(), delay });
+        self.skewed_link(delay, Duration::ZERO)
+    }
+
+    /// A new link whose agent attaches `skew` later than the client; frames wait for it. So the two ends may attach
+    /// their legs in different orders.
+    pub(super) fn skewed_link(&mut self, delay: Duration, skew: Duration) -> usize {
+        let client = self.ends[CLIENT].session.attach(self.now, LegKind::TcpReverse);
+        let late = Some(self.now + skew);
+        self.links.push(Link { legs: [Some(client), None], ways: Default::default(), delay, late });
+        self.attach_late();
         self.settle();
         self.links.len() - 1
     }
@@ -186,6 +195,7 @@ impl Pair {
         let until = self.now + time;
         while let Some(at) = self.next_due().filter(|at| *at <= until) {
             self.now = self.now.max(at);
+            self.attach_late();
             self.deliver();
             for end in &mut self.ends {
                 end.session.handle_timeout(self.now);
@@ -204,6 +214,15 @@ impl Pair {
             }
             self.take_events(end);
             self.ends[end].session.check_bounds();
+        }
+    }
+
+    fn attach_late(&mut self) {
+        for link in &mut self.links {
+            if link.late.take_if(|at| *at <= self.now).is_some() {
+                let leg = self.ends[AGENT].session.attach(self.now, LegKind::TcpReverse);
+                link.legs[AGENT] = Some(leg);
+            }
         }
     }
 
@@ -228,6 +247,9 @@ impl Pair {
 
     fn deliver(&mut self) {
         for link in 0..self.links.len() {
+            if self.links[link].late.is_some() {
+                continue;
+            }
             for from in [CLIENT, AGENT] {
                 while self.links[link].ways[from]
                     .queue
@@ -273,12 +295,10 @@ impl Pair {
     }
 
     fn next_due(&mut self) -> Option<Instant> {
-        let links = self.links.iter();
-        let frames = links
-            .flat_map(|link| &link.ways)
-            .filter_map(|way| way.queue.front())
-            .map(|(at, _)| *at)
-            .min();
+        let joined = self.links.iter().filter(|link| link.late.is_none());
+        let frames = joined.flat_map(|link| &link.ways).filter_map(|way| way.queue.front());
+        let late = self.links.iter().filter_map(|link| link.late);
+        let frames = frames.map(|(at, _)| *at).chain(late).min();
         let [client, agent] = &mut self.ends;
         let timers =
             client.session.poll_timeout().into_iter().chain(agent.session.poll_timeout()).min();
