@@ -23,3 +23,10 @@ pub struct EngineConfig {
     /// What the gateway holds at most.
     pub limits: Limits,
 }
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self { io: IoChoice::default(), workers, limits: Limits::default() }
+    }
+}

@@ -27,7 +27,9 @@ pub enum GatewayEvent {
         /// The end it comes from.
         side: LegSide,
     },
-    /// A waiting leg left without a mate.
+    /// A leg left without a mate: one that waited, or one that was admitted and turned away on arrival
+    /// ([`Refusal::LegLimit`], [`Refusal::PairLimit`], [`Refusal::Draining`]). A [`Refusal::LegDuplicate`] is only
+    /// counted, because the pair's own leg goes on waiting.
     LegGone {
         /// The meeting it waited for.
         pair: PairId,

@@ -127,10 +127,16 @@ impl std::fmt::Debug for Broker {
     }
 }
 
-/// A broker that is dropped without [`Broker::shutdown`] lets its tasks end by themselves.
+/// A broker that is dropped without [`Broker::shutdown`] stops in the background: the gateway's end takes up to 3 s, too
+/// long to wait for in a runtime's thread.
 impl Drop for Broker {
     fn drop(&mut self) {
+        if self.app.stop.is_cancelled() {
+            return;
+        }
         self.app.stop.cancel();
+        let hub = self.app.hub.clone();
+        std::thread::spawn(move || hub.data_plane.shutdown());
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn probe() -> Result<(), String> {
     let ring = build(8).map_err(|error| explain(&error))?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(|error| explain(&error))?;
-    let needed = [(opcode::PollAdd::CODE, "POLL_ADD"), (opcode::PollRemove::CODE, "POLL_REMOVE")];
+    let needed = [(opcode::PollAdd::CODE, "POLL_ADD"), (opcode::AsyncCancel::CODE, "ASYNC_CANCEL")];
     match needed.iter().find(|(code, _)| !probe.is_supported(*code)) {
         Some((_, name)) => Err(format!("io_uring: the kernel lacks {name}")),
         None if !ring.params().is_feature_ext_arg() => {
@@ -59,7 +59,10 @@ impl PollRing {
         self.push(&poll_add(fd.as_raw_fd(), token, events))
     }
 
-    /// Stops watching. The request is removed with the next wait; later completions of it are dropped here.
+    /// Stops watching. The request is cancelled with the next wait; later completions of it are dropped here.
+    ///
+    /// By `ASYNC_CANCEL`, not `POLL_REMOVE`: the latter fails with `EALREADY` while a wake-up of the request is pending, and
+    /// leaves it armed, and with it the socket open.
     ///
     /// # Errors
     /// As [`Self::add`].
@@ -68,7 +71,7 @@ impl PollRing {
             return Ok(());
         }
         self.push(
-            &opcode::PollRemove::new(token)
+            &opcode::AsyncCancel::new(token)
                 .build()
                 .user_data(REMOVED)
                 .flags(squeue::Flags::SKIP_SUCCESS),
@@ -155,7 +158,7 @@ impl PollRing {
 }
 
 /// Reported when the kernel refuses to watch a descriptor any longer.
-pub(crate) const POLL_FAILED: u32 = libc::POLLERR as u32;
+pub(crate) const POLL_FAILED: u32 = (libc::POLLNVAL | libc::POLLHUP) as u32;
 
 /// Requests between two waits before an extra flush; a busy turn adds and removes far fewer.
 const ENTRIES: u32 = 256;

@@ -27,6 +27,8 @@ pub(crate) struct Event {
     pub(crate) ready: Ready,
     /// The socket has an error to report (`SO_ERROR`).
     pub(crate) failed: bool,
+    /// The backend cannot watch the socket any longer; no event will follow.
+    pub(crate) lost: bool,
 }
 
 impl Event {
@@ -43,9 +45,34 @@ impl Event {
                 hangup: hangup || failed,
             },
             failed,
+            lost: has(libc::POLLNVAL),
         }
     }
 }
 
 /// Token of the worker's wake-up eventfd. Legs have slot and generation, and never this many slots.
 pub(crate) const WAKE: u64 = u64::MAX - 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(bits: i16) -> Event {
+        Event::of_poll(7, u32::from(bits.unsigned_abs()))
+    }
+
+    #[test]
+    fn a_peers_fin_is_something_to_read_and_a_hangup() {
+        let event = of(libc::POLLIN | libc::POLLRDHUP);
+        assert_eq!(event.ready, Ready { readable: true, writable: false, hangup: true });
+        assert!(!event.failed && !event.lost);
+    }
+
+    #[test]
+    fn an_error_wakes_both_directions() {
+        let event = of(libc::POLLERR | libc::POLLHUP);
+        assert_eq!(event.ready, Ready { readable: true, writable: true, hangup: true });
+        assert!(event.failed);
+        assert!(of(libc::POLLNVAL).lost);
+    }
+}

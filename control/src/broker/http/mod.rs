@@ -22,6 +22,7 @@ use crate::broker::{links, metrics};
 use crate::code::Code;
 use crate::wire::{AGENT_LINK, CLIENT_LINK};
 
+pub(crate) use self::answer::Upgrade;
 pub(crate) use self::caller::{Admin, AgentCaller, Caller};
 
 /// Every route of the broker.

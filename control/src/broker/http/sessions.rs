@@ -2,11 +2,11 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use switchback_engine::{PairFigures, RttFigures};
 
-use super::answer::Refused;
+use super::answer::{Id, Refused};
 use super::caller::Caller;
 use crate::api::{ResourceView, SessionRtt, SessionView, WhoAmI};
 use crate::broker::app::App;
@@ -47,7 +47,7 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     Caller(owner): Caller,
-    Path(id): Path<String>,
+    Id(id): Id,
 ) -> Result<Json<SessionView>, Refused> {
     let session = visible(&app, &owner, &SessionId(id))?;
     Ok(Json(view(&app, session, clock::unix_ms())))
@@ -56,7 +56,7 @@ pub(super) async fn show(
 pub(super) async fn kill(
     State(app): State<Arc<App>>,
     Caller(owner): Caller,
-    Path(id): Path<String>,
+    Id(id): Id,
 ) -> Result<StatusCode, Refused> {
     let session = SessionId(id);
     visible(&app, &owner, &session)?;

@@ -2,10 +2,10 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 
-use super::answer::{Body, Refused};
+use super::answer::{Body, Id, Refused};
 use super::caller::Admin;
 use crate::api::{GrantView, IssuedToken, NewToken, TokenKind, TokenView};
 use crate::broker::app::App;
@@ -65,7 +65,7 @@ fn check_resource(resource: &str) -> Result<(), Fault> {
 pub(super) async fn revoke(
     State(app): State<Arc<App>>,
     Admin(by): Admin,
-    Path(id): Path<String>,
+    Id(id): Id,
 ) -> Result<StatusCode, Refused> {
     match app.store.revoke(&id).await? {
         Removed::Unknown => Err(Code::SubjectUnknown.because("no such token").into()),

@@ -2,8 +2,8 @@
 use std::sync::Arc;
 
 use axum::Extension;
+use axum::extract::State;
 use axum::extract::ws::WebSocket;
-use axum::extract::{State, WebSocketUpgrade};
 use axum::response::Response;
 use switchback_engine::PairId;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use super::{Peer, limited, run};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::door::Visitor;
-use crate::broker::http::AgentCaller;
+use crate::broker::http::{AgentCaller, Upgrade};
 use crate::broker::limits::{
     KEY_CHARS_MAX, REGISTER_DEADLINE, RESOURCES_MAX, TARGET_CHARS_MAX, is_label, is_name,
 };
@@ -28,7 +28,7 @@ pub(in crate::broker) async fn open(
     State(app): State<Arc<App>>,
     Extension(visitor): Extension<Visitor>,
     AgentCaller(owner): AgentCaller,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Response {
     let tasks = app.tasks.clone();
     limited(upgrade)

@@ -2,8 +2,8 @@
 use std::sync::Arc;
 
 use axum::Extension;
+use axum::extract::State;
 use axum::extract::ws::WebSocket;
-use axum::extract::{State, WebSocketUpgrade};
 use axum::response::Response;
 use switchback_engine::PairId;
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use super::{Peer, limited, run};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::door::Visitor;
-use crate::broker::http::Caller;
+use crate::broker::http::{Caller, Upgrade};
 use crate::broker::limits::is_name;
 use crate::broker::orchestrator::{Input, LinkId, Output, Wish};
 use crate::broker::rate::{Bucket, LINK_MESSAGES};
@@ -29,7 +29,7 @@ pub(in crate::broker) async fn open(
     State(app): State<Arc<App>>,
     Extension(visitor): Extension<Visitor>,
     Caller(owner): Caller,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Response {
     let tasks = app.tasks.clone();
     limited(upgrade)

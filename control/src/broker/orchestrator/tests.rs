@@ -1,21 +1,19 @@
-//! Stories of agents, clients and a gateway, in virtual time; then random ones.
-use std::collections::HashMap;
+//! Stories of agents, clients and a gateway, in virtual time.
 use std::time::{Duration, Instant};
 
-use proptest::prelude::*;
 use switchback_engine::{LegSide, PairId};
 
 use super::*;
 use crate::api::SessionState;
-use crate::broker::orchestrator::sessions::{LEGS_MAX, SILENCE_MAX};
+use crate::broker::orchestrator::sessions::SILENCE_MAX;
 use crate::wire::{PublicKey, SessionReport};
 
-const CLIENT: LinkId = LinkId(1);
-const AGENT: LinkId = LinkId(2);
+pub(super) const CLIENT: LinkId = LinkId(1);
+pub(super) const AGENT: LinkId = LinkId(2);
 
 /// An orchestrator, a clock that moves when told, and names that are never used twice.
-struct World {
-    orchestrator: Orchestrator,
+pub(super) struct World {
+    pub(super) orchestrator: Orchestrator,
     now: Instant,
     next: u32,
 }
@@ -27,35 +25,40 @@ impl World {
     }
 
     /// One user and one agent that offers `ssh`.
-    fn ready() -> Self {
+    pub(super) fn ready() -> Self {
         let mut world = Self::new();
         world.client_up(CLIENT, "ada");
         world.agent_up(AGENT, "lab", vec![]);
         world
     }
 
-    fn say(&mut self, input: Input) -> Vec<Output> {
+    pub(super) fn say(&mut self, input: Input) -> Vec<Output> {
         self.orchestrator.handle(self.now, input)
     }
 
-    fn after(&mut self, seconds: u64) -> Vec<Output> {
+    pub(super) fn after(&mut self, seconds: u64) -> Vec<Output> {
         self.now += Duration::from_secs(seconds);
         self.say(Input::Tick)
     }
 
-    fn fresh_pair(&mut self) -> PairId {
+    pub(super) fn fresh_pair(&mut self) -> PairId {
         self.next += 1;
         let mut pair = [0; 16];
         pair[..4].copy_from_slice(&self.next.to_be_bytes());
         PairId(pair)
     }
 
-    fn client_up(&mut self, link: LinkId, user: &str) {
+    pub(super) fn client_up(&mut self, link: LinkId, user: &str) {
         let token = format!("token-of-{user}");
         self.say(Input::ClientUp { link, user: user.into(), token });
     }
 
-    fn agent_up(&mut self, link: LinkId, name: &str, sessions: Vec<Grant>) -> Vec<Output> {
+    pub(super) fn agent_up(
+        &mut self,
+        link: LinkId,
+        name: &str,
+        sessions: Vec<Grant>,
+    ) -> Vec<Output> {
         let registration = Registration {
             name: name.into(),
             key: PublicKey(format!("key-of-{name}")),
@@ -66,7 +69,7 @@ impl World {
         self.say(Input::AgentUp { link, registration })
     }
 
-    fn open_from(&mut self, link: LinkId) -> Vec<Output> {
+    pub(super) fn open_from(&mut self, link: LinkId) -> Vec<Output> {
         let pair = self.fresh_pair();
         let wish = Wish {
             request: 7,
@@ -83,7 +86,7 @@ impl World {
         granted(&self.open_from(CLIENT)).expect("granted")
     }
 
-    fn leg(&mut self, grant: &Grant) -> Vec<Output> {
+    pub(super) fn leg(&mut self, grant: &Grant) -> Vec<Output> {
         let pair = self.fresh_pair();
         self.say(Input::Leg { link: CLIENT, request: 8, grant: grant.clone(), pair })
     }
@@ -100,7 +103,7 @@ impl World {
         self.orchestrator.session(&grant.session, self.now).map(|session| session.state)
     }
 
-    fn report(&mut self, link: LinkId, grant: &Grant, with_grant: bool) -> Vec<Output> {
+    pub(super) fn report(&mut self, link: LinkId, grant: &Grant, with_grant: bool) -> Vec<Output> {
         let report = SessionReport {
             session: grant.session.clone(),
             grant: None,
@@ -340,185 +343,4 @@ fn a_withdrawn_grant_ends_the_sessions_it_carried() {
     assert!(world.state(&grant).is_some());
     world.say(Input::GrantsChanged { user: user(), resources: vec!["web".into()] });
     assert_eq!(world.state(&grant), None);
-}
-
-#[derive(Clone, Debug)]
-enum Move {
-    Client(bool),
-    Agent(bool),
-    Open,
-    Leg(usize),
-    Warm,
-    Waiting(usize, bool),
-    Gone(usize, bool),
-    Started(usize),
-    PairEnded(usize),
-    Report(usize, bool),
-    Ended(usize, bool),
-    Kill(usize),
-    Wait(u64),
-}
-
-fn moves() -> impl Strategy<Value = Vec<Move>> {
-    let one = prop_oneof![
-        1 => any::<bool>().prop_map(Move::Client),
-        1 => any::<bool>().prop_map(Move::Agent),
-        4 => Just(Move::Open),
-        1 => (0..8usize).prop_map(Move::Leg),
-        1 => Just(Move::Warm),
-        1 => (0..16usize, any::<bool>()).prop_map(|(pair, agent)| Move::Waiting(pair, agent)),
-        1 => (0..16usize, any::<bool>()).prop_map(|(pair, agent)| Move::Gone(pair, agent)),
-        4 => (0..16usize).prop_map(Move::Started),
-        2 => (0..16usize).prop_map(Move::PairEnded),
-        1 => (0..8usize, any::<bool>()).prop_map(|(session, client)| Move::Report(session, client)),
-        1 => (0..8usize, any::<bool>()).prop_map(|(session, client)| Move::Ended(session, client)),
-        1 => (0..8usize).prop_map(Move::Kill),
-        1 => (0..120u64).prop_map(Move::Wait),
-    ];
-    prop::collection::vec(one, 1..120)
-}
-
-/// Plays random moves and keeps what a gateway would: which pairs live.
-struct Play {
-    world: World,
-    grants: Vec<Grant>,
-    pairs: Vec<PairId>,
-    answers: HashMap<&'static str, usize>,
-}
-
-impl Play {
-    fn pair(&self, index: usize) -> PairId {
-        self.pairs.get(index % self.pairs.len().max(1)).copied().unwrap_or(PairId([0xee; 16]))
-    }
-
-    fn grant(&self, index: usize) -> Option<Grant> {
-        self.grants.get(index % self.grants.len().max(1)).cloned()
-    }
-
-    fn make(&mut self, next: &Move) {
-        let side = |agent: bool| if agent { LegSide::Agent } else { LegSide::Client };
-        let link = |client: bool| if client { CLIENT } else { AGENT };
-        let out = match *next {
-            Move::Client(true) => {
-                self.world.client_up(CLIENT, "ada");
-                vec![]
-            }
-            Move::Client(false) => self.world.say(Input::ClientDown { link: CLIENT }),
-            Move::Agent(true) => self.world.agent_up(AGENT, "lab", self.grants.clone()),
-            Move::Agent(false) => self.world.say(Input::AgentDown { link: AGENT }),
-            Move::Open => self.answered_once(World::open_from_client),
-            Move::Leg(index) => match self.grant(index) {
-                Some(grant) => self.answered_once(|world| world.leg(&grant)),
-                None => vec![],
-            },
-            Move::Warm => {
-                let pairs = vec![self.world.fresh_pair()];
-                self.world.say(Input::Warm { link: AGENT, pairs })
-            }
-            Move::Waiting(index, agent) => {
-                let pair = self.pair(index);
-                self.world.say(Input::LegWaiting { pair, side: side(agent) })
-            }
-            Move::Gone(index, agent) => {
-                let pair = self.pair(index);
-                self.world.say(Input::LegGone { pair, side: side(agent) })
-            }
-            Move::Started(index) => {
-                let pair = self.pair(index);
-                self.world.say(Input::PairStarted { pair })
-            }
-            Move::PairEnded(index) => {
-                let pair = self.pair(index);
-                self.world.say(Input::PairEnded { pair })
-            }
-            Move::Report(index, client) => match self.grant(index) {
-                Some(grant) => self.world.report(link(client), &grant, true),
-                None => vec![],
-            },
-            Move::Ended(index, client) => match self.grant(index) {
-                Some(Grant { session, .. }) => {
-                    let code = Code::SessionClosed;
-                    self.world.say(Input::Ended { link: link(client), session, code })
-                }
-                None => vec![],
-            },
-            Move::Kill(index) => match self.grant(index) {
-                Some(Grant { session, .. }) => {
-                    self.world.say(Input::Kill { session, code: Code::SessionKilled })
-                }
-                None => vec![],
-            },
-            Move::Wait(seconds) => self.world.after(seconds),
-        };
-        self.note(&out);
-    }
-
-    fn answered_once(&mut self, ask: impl FnOnce(&mut World) -> Vec<Output>) -> Vec<Output> {
-        let out = ask(&mut self.world);
-        let answers = out.iter().filter(|output| {
-            matches!(
-                output,
-                Output::Granted { .. } | Output::ClientLeg { .. } | Output::RefuseClient { .. }
-            )
-        });
-        assert_eq!(answers.count(), 1, "every request gets one answer");
-        out
-    }
-
-    fn note(&mut self, out: &[Output]) {
-        for output in out {
-            match output {
-                Output::Granted { grant, .. } => self.grants.push(*grant.clone()),
-                Output::Offer { pair, .. } => self.pairs.push(*pair),
-                Output::WarmTickets { pairs, .. } => self.pairs.extend(pairs),
-                Output::SessionOver { .. } => *self.answers.entry("over").or_default() += 1,
-                _ => {}
-            }
-        }
-        self.check();
-    }
-
-    /// Books balance: counts match the table, and every leg is known as this session's.
-    fn check(&self) {
-        let core = &self.world.orchestrator;
-        assert_eq!(core.sessions.of_user("ada"), core.sessions.len());
-        assert_eq!(core.sessions.of_agent("lab"), core.sessions.len());
-        assert!(core.sessions.len() <= core.limits.total_max);
-        for session in core.sessions.iter() {
-            assert!(session.legs.len() <= LEGS_MAX);
-            for leg in &session.legs {
-                assert_eq!(core.session_of(leg.pair).as_ref(), Some(&session.grant.session));
-            }
-        }
-        let lead = |pair: &Pair| pair.session().and_then(|id| core.sessions.get(id)).is_some();
-        let legs: usize = core.sessions.iter().map(|session| session.legs.len()).sum();
-        assert!(legs <= core.pairs.values().filter(|pair| lead(pair)).count());
-    }
-}
-
-impl World {
-    fn open_from_client(&mut self) -> Vec<Output> {
-        self.open_from(CLIENT)
-    }
-}
-
-proptest! {
-    #[test]
-    fn no_order_of_events_leaves_anything_behind(moves in moves()) {
-        let (grants, pairs, answers) = (vec![], vec![], HashMap::new());
-        let mut play = Play { world: World::ready(), grants, pairs, answers };
-        moves.iter().for_each(|next| play.make(next));
-        for pair in play.pairs.clone() {
-            play.world.say(Input::PairEnded { pair });
-        }
-        play.world.say(Input::ClientDown { link: CLIENT });
-        play.world.say(Input::AgentDown { link: AGENT });
-        play.world.after(SILENCE_MAX.as_secs());
-        play.world.after(SILENCE_MAX.as_secs());
-        let core = &play.world.orchestrator;
-        prop_assert_eq!(core.sessions.len(), 0);
-        prop_assert_eq!(core.pairs.len(), 0);
-        prop_assert_eq!(core.links(), (0, 0, 0));
-        prop_assert_eq!(core.sessions.of_user("ada"), 0);
-    }
 }

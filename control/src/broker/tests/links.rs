@@ -1,0 +1,221 @@
+//! What links refuse, and what ends them.
+use futures_util::SinkExt;
+use hyper::{Method, StatusCode};
+use tokio_tungstenite::tungstenite::protocol::Message;
+
+use super::support::*;
+use crate::api::{NewToken, TokenKind};
+use crate::code::Code;
+use crate::wire::*;
+
+fn code_of_agent(message: &ToAgent) -> Option<Code> {
+    match message {
+        ToAgent::Refused { code, .. } => Some(*code),
+        _ => None,
+    }
+}
+
+fn code_of_client(message: &ToClient) -> Option<Code> {
+    match message {
+        ToClient::Refused { request: 0, code, .. } => Some(*code),
+        _ => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn links_need_a_good_token_of_their_own_kind() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    for (path, token) in [
+        (AGENT_LINK, &*bench.admin),
+        (CLIENT_LINK, &*bench.join),
+        (AGENT_LINK, "guess"),
+        (CLIENT_LINK, ""),
+    ] {
+        let refused = bench.link(path, token).await.err();
+        assert_eq!(refused, Some(StatusCode::UNAUTHORIZED), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_messages_are_refused_and_close_the_link() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let oversized = format!("{{\"type\":\"report\",\"x\":\"{}\"}}", "x".repeat(MESSAGE_BYTES_MAX));
+    let rows = [
+        (Message::text("{"), Code::MessageMalformed),
+        (Message::text("[]"), Code::MessageMalformed),
+        (Message::text(r#"{"type":"dance"}"#), Code::MessageMalformed),
+        (Message::binary(vec![1, 2, 3]), Code::MessageMalformed),
+        (Message::text(oversized), Code::MessageTooLarge),
+        (Message::text("x".repeat(512 * 1024)), Code::MessageTooLarge),
+    ];
+    for (message, code) in rows {
+        let mut link = bench.client_link(&bench.admin).await;
+        // The broker may stop reading, so the sending of much may fail.
+        let sent = link.socket.send(message.clone()).await;
+        if sent.is_ok() && message.len() < 256 * 1024 {
+            assert_eq!(code_of_client(&link.hear().await), Some(code));
+        }
+        link.ends_somehow().await;
+        let mut link = bench.agent("lab", vec![]).await;
+        let sent = link.socket.send(message.clone()).await;
+        if sent.is_ok() && message.len() < 256 * 1024 {
+            assert_eq!(code_of_agent(&link.hear().await), Some(code));
+        }
+        link.ends_somehow().await;
+    }
+    let metrics = bench.get("/metrics", &bench.admin).await;
+    for counted in ["\"MESSAGE_MALFORMED\"} 8", "\"MESSAGE_TOO_LARGE\"} 4"] {
+        let line = format!("switchback_faults_total{{code={counted}");
+        assert!(metrics.text().contains(&line), "{}", metrics.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_registers_first_once_and_properly() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let with = |change: fn(&mut FromAgent)| {
+        let mut message = register("lab", vec![]);
+        change(&mut message);
+        message
+    };
+    let rows = [
+        (FromAgent::WarmLegs { count: 1 }, Code::MessageMalformed),
+        (
+            with(|message| {
+                if let FromAgent::Register { protocol, .. } = message {
+                    *protocol = 99;
+                }
+            }),
+            Code::ProtocolVersion,
+        ),
+        (
+            with(|message| {
+                if let FromAgent::Register { name, .. } = message {
+                    *name = "No Name".into();
+                }
+            }),
+            Code::MessageMalformed,
+        ),
+        (
+            with(|message| {
+                if let FromAgent::Register { resources, .. } = message {
+                    *resources = vec![resources[0].clone(); 101];
+                }
+            }),
+            Code::MessageMalformed,
+        ),
+        (
+            with(|message| {
+                if let FromAgent::Register { resources, .. } = message {
+                    resources[0].name = "Über".into();
+                }
+            }),
+            Code::MessageMalformed,
+        ),
+        (
+            with(|message| {
+                if let FromAgent::Register { key, .. } = message {
+                    *key = PublicKey("not base64!".into());
+                }
+            }),
+            Code::MessageMalformed,
+        ),
+    ];
+    for (message, code) in rows {
+        let mut link = bench.link(AGENT_LINK, &bench.join).await.ok().unwrap();
+        link.say(&message).await;
+        assert_eq!(code_of_agent(&link.hear().await), Some(code), "{message:?}");
+        link.ends().await;
+    }
+    let mut link = bench.agent("lab", vec![]).await;
+    link.say(&register("lab", vec![])).await;
+    assert_eq!(code_of_agent(&link.hear().await), Some(Code::MessageMalformed));
+    link.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_are_bound_by_tokens_and_by_keys() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let wish =
+        NewToken { kind: TokenKind::Agent, name: "lab".into(), admin: false, grants: vec![] };
+    let (bound, _) = bench.issue(&wish).await;
+    let mut link = bench.link(AGENT_LINK, &bound).await.ok().unwrap();
+    link.say(&register("annex", vec![])).await;
+    assert_eq!(code_of_agent(&link.hear().await), Some(Code::AgentNotAllowed));
+    link.ends().await;
+
+    let mut first = bench.link(AGENT_LINK, &bound).await.ok().unwrap();
+    first.say(&register("lab", vec![])).await;
+    assert_eq!(first.hear::<ToAgent>().await, ToAgent::Registered);
+    let mut impostor = bench.link(AGENT_LINK, &bench.join).await.ok().unwrap();
+    let mut message = register("lab", vec![]);
+    if let FromAgent::Register { key, .. } = &mut message {
+        *key = super::support::key("another");
+    }
+    impostor.say(&message).await;
+    assert_eq!(code_of_agent(&impostor.hear().await), Some(Code::AgentNameTaken));
+    impostor.ends().await;
+    let _second = bench.agent("lab", vec![]).await;
+    first.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revoked_tokens_cut_links_and_sessions() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let (ada, ada_id) = bench.user("ada", &["ssh"]).await;
+    let (bob, _) = bench.user("bob", &["ssh"]).await;
+    let mut agent = bench.agent("lab", vec![]).await;
+    let mut of_ada = bench.client_link(&ada).await;
+    let mut of_bob = bench.client_link(&bob).await;
+    let session = of_ada.open("ssh").await.ok().unwrap().session;
+    let sessions_of_bob = of_bob.open("ssh").await.ok().unwrap().session;
+    for _ in 0..2 {
+        assert!(matches!(agent.hear().await, ToAgent::Offer { .. }));
+    }
+    let path = format!("/v1/tokens/{ada_id}");
+    bench.as_admin(Method::DELETE, &path, &()).await;
+    let code = Code::TokenRevoked;
+    let end = ToClient::End { session: session.clone(), code };
+    assert_eq!(of_ada.hear::<ToClient>().await, end);
+    assert_eq!(code_of_client(&of_ada.hear().await), Some(code));
+    of_ada.ends().await;
+    assert_eq!(agent.hear::<ToAgent>().await, ToAgent::End { session, code });
+    assert_eq!(bench.get("/v1/whoami", &ada).await.code(), Some(code));
+    assert_eq!(bench.link(CLIENT_LINK, &ada).await.err(), Some(StatusCode::UNAUTHORIZED));
+
+    let tokens: Vec<crate::api::TokenView> = bench.get("/v1/tokens", &bench.admin).await.json();
+    let join = tokens.iter().find(|token| token.kind == TokenKind::Agent).unwrap();
+    bench.as_admin(Method::DELETE, &format!("/v1/tokens/{}", join.id), &()).await;
+    let end = ToClient::End { session: sessions_of_bob.clone(), code };
+    assert_eq!(of_bob.hear::<ToClient>().await, end);
+    let end = ToAgent::End { session: sessions_of_bob, code };
+    assert_eq!(agent.hear::<ToAgent>().await, end);
+    assert_eq!(code_of_agent(&agent.hear().await), Some(code));
+    agent.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_of_requests_leave_the_link_as_it_is() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let (eve, _) = bench.user("eve", &["web"]).await;
+    let _agent = bench.agent("lab", vec![]).await;
+    let mut client = bench.client_link(&eve).await;
+    // Granted but unknown, known but not granted, and no name at all: one answer, nothing to learn from it.
+    for resource in ["web", "ssh", "A B"] {
+        assert_eq!(client.open(resource).await.err(), Some(Code::ResourceUnknown), "{resource}");
+    }
+    let forged = crate::secret::Secret::new("A".repeat(300));
+    assert_eq!(client.leg(forged).await.err(), Some(Code::GrantInvalid));
+    let (request, resource, key) = (7, "ssh".into(), key("client"));
+    client.say(&FromClient::Open { request, protocol: 99, resource, key }).await;
+    let refused: ToClient = client.hear().await;
+    assert!(matches!(refused, ToClient::Refused { request: 7, code: Code::ProtocolVersion, .. }));
+    let metrics = bench.get("/metrics", &bench.admin).await;
+    assert!(metrics.text().contains("switchback_faults_total{code=\"RESOURCE_NOT_GRANTED\"} 1"));
+}
