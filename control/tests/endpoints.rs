@@ -329,3 +329,27 @@ async fn an_agent_with_a_revoked_token_stops_with_that_code() {
     let fault = timeout(PATIENCE, agent.task).await.unwrap().unwrap().unwrap_err();
     assert_eq!(fault.code, Code::TokenRevoked);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_crashed_and_came_back_ends_old_connections_and_takes_new_sessions() {
+    let world = World::start().await;
+    let crashing = tokio::runtime::Runtime::new().unwrap();
+    let mut agent = {
+        let _inside = crashing.enter();
+        world.agent(1)
+    };
+    agent.until(|state| state.registered).await;
+    let client = world.client().await;
+    let session = client.open("echo").await.unwrap();
+    let mut stream = TcpStream::connect(forward(&session).await).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    stream.read_exact(&mut [0; 1]).await.unwrap();
+    crashing.shutdown_background();
+    let mut agent = world.agent(1);
+    agent.until(|state| state.registered).await;
+    let ended = timeout(PATIENCE, stream.read(&mut [0; 1])).await.unwrap();
+    assert!(ended.is_err(), "no false end of file");
+    timeout(PATIENCE, session.closed()).await.unwrap();
+    let again = client.open("echo").await.unwrap();
+    echoes(forward(&again).await, b"again").await;
+}
