@@ -54,6 +54,17 @@ pub(crate) enum Load {
     Busy,
 }
 
+/// A request that was answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    /// When it was sent.
+    pub(crate) sent: Instant,
+    /// When the last byte of its answer was here.
+    pub(crate) done: Instant,
+    /// How often such requests are sent, if they are sent at a pace.
+    pub(crate) pace: Option<Duration>,
+}
+
 /// Latencies of requests.
 #[derive(Debug)]
 struct Requests {
@@ -64,7 +75,7 @@ struct Requests {
 /// Figures of a latency histogram, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Latency {
-    /// Requests measured.
+    /// Requests measured, with those that a long one kept from being sent.
     pub(crate) count: u64,
     /// Median.
     pub(crate) p50_us: u64,
@@ -102,15 +113,26 @@ impl Board {
         checks.first_trouble.get_or_insert_with(|| format!("{what}: {trouble}"));
     }
 
-    /// A request was answered: `due` when it should have been sent, `done` when its answer was here.
-    pub(crate) fn answered(&self, way: Way, load: Load, due: Instant, done: Instant) {
+    /// A request was answered.
+    pub(crate) fn answered(&self, way: Way, load: Load, request: Request) {
+        let Request { sent, done, pace } = request;
         if way == Way::Through {
             self.answered.fetch_add(1, Ordering::Relaxed);
-            if lock(&self.restart).judge(due, done) {
+            if lock(&self.restart).judge(sent, done) {
                 return;
             }
         }
-        lock(&self.requests).histogram(way, load).saturating_record(micros(done - due));
+        let mut requests = lock(&self.requests);
+        let histogram = requests.histogram(way, load);
+        match pace {
+            // Requests that a long one kept from being sent would have waited too (coordinated omission).
+            // Refused only beyond the histogram's bound, and the value is kept below it.
+            Some(pace) => {
+                let waited = micros(done - sent).min(LATENCY_US_MAX);
+                let _ = histogram.record_correct(waited, micros(pace));
+            }
+            None => histogram.saturating_record(micros(done - sent)),
+        }
     }
 
     /// Broker and gateway go down now.
@@ -142,14 +164,14 @@ impl Board {
 impl RestartWatch {
     /// Whether a request fell into the restart, so that it tells of the pause and not of ordinary latency.
     ///
-    /// The restart is over with the first answer to a request that was due after broker and gateway were back.
-    fn judge(&mut self, due: Instant, done: Instant) -> bool {
+    /// The restart is over with the first answer to a request that was sent after broker and gateway were back.
+    fn judge(&mut self, sent: Instant, done: Instant) -> bool {
         let Some(gone) = self.gone else { return false };
-        if done < gone || self.over.is_some_and(|over| due >= over) {
+        if done < gone || self.over.is_some_and(|over| sent >= over) {
             return false;
         }
-        self.pause = self.pause.max(done - due);
-        if self.over.is_none() && self.back.is_some_and(|back| due >= back) {
+        self.pause = self.pause.max(done - sent);
+        if self.over.is_none() && self.back.is_some_and(|back| sent >= back) {
             self.over = Some(done);
         }
         true
@@ -225,22 +247,34 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + MS(ms);
         let board = Board::default();
-        let through = |due, done| board.answered(Way::Through, Load::Busy, at(due), at(done));
+        let through = |sent, done| {
+            let request = Request { sent: at(sent), done: at(done), pace: None };
+            board.answered(Way::Through, Load::Busy, request);
+        };
         through(0, 1);
         board.going_down(at(100));
         through(99, 700); // was under way
-        through(119, 701); // waited behind it
-        board.back_up(at(400));
+        through(720, 722); // before the return is noted
+        board.back_up(at(730));
         assert_eq!(board.restart().pause(), None);
-        through(420, 702); // the first that was due after the return
-        through(440, 703); // still waited behind it
-        through(710, 712);
-        assert_eq!(board.restart().outage(), Some(MS(300)));
+        through(740, 750); // the first after the return
+        through(760, 762);
+        assert_eq!(board.restart().outage(), Some(MS(630)));
         assert_eq!(board.restart().pause(), Some(MS(601)));
         assert!(!board.restart().is_going_on());
         let latency = board.latency(Way::Through, Load::Busy);
         assert_eq!((latency.count, latency.max_us / 1000), (2, 2));
-        assert_eq!(board.answered.load(Ordering::Relaxed), 6);
+        assert_eq!(board.answered.load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn requests_that_a_long_one_kept_back_count_as_late() {
+        let (board, sent) = (Board::default(), Instant::now());
+        let request = Request { sent, done: sent + MS(100), pace: Some(MS(20)) };
+        board.answered(Way::Direct, Load::Quiet, request);
+        // 100, 80, 60, 40 and 20 ms.
+        let latency = board.latency(Way::Direct, Load::Quiet);
+        assert_eq!((latency.count, latency.p50_us / 1000), (5, 60));
     }
 
     #[test]
@@ -248,7 +282,8 @@ mod tests {
         let start = Instant::now();
         let board = Board::default();
         board.going_down(start);
-        board.answered(Way::Direct, Load::Quiet, start, start + MS(5));
+        let request = Request { sent: start, done: start + MS(5), pace: None };
+        board.answered(Way::Direct, Load::Quiet, request);
         assert_eq!(board.latency(Way::Direct, Load::Quiet).count, 1);
         assert_eq!(board.latency(Way::Direct, Load::Busy), Latency::default());
     }

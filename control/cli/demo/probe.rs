@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::board::{Board, Checks, Latency, Load, Way};
+use super::board::{Board, Checks, Latency, Load, Request, Way};
 use super::http::Trouble;
 use super::summary::{Gateway, Hold, SessionFacts, pair, rtt_in_words, table};
 use crate::output::human;
@@ -97,7 +97,7 @@ pub(crate) async fn measure(
 ) {
     while !stop.is_cancelled() {
         for way in [Way::Direct, Way::Through] {
-            let begin = Instant::now();
+            let sent = Instant::now();
             let visited = match way {
                 Way::Direct => visit(&manner, TcpStream::connect(&target).await).await,
                 Way::Through => visit(&manner, TcpStream::connect(forward).await).await,
@@ -108,7 +108,8 @@ pub(crate) async fn measure(
                         board.down.fetch_add(bytes, Ordering::Relaxed);
                         board.transferred(true);
                     }
-                    board.answered(way, Load::Quiet, begin, Instant::now());
+                    let request = Request { sent, done: Instant::now(), pace: None };
+                    board.answered(way, Load::Quiet, request);
                 }
                 Err(trouble) => board.broke(&format!("{way:?}").to_lowercase(), &trouble),
             }

@@ -256,6 +256,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::demo::board::Request;
 
     fn summary(board: &Board) -> Summary {
         let gateway = Gateway {
@@ -276,8 +277,9 @@ mod tests {
         let start = Instant::now();
         board.going_down(start);
         board.back_up(start + Duration::from_millis(300));
-        let due = start + Duration::from_millis(400);
-        board.answered(Way::Through, Load::Busy, due, due + Duration::from_millis(50));
+        let sent = start + Duration::from_millis(400);
+        let request = Request { sent, done: sent + Duration::from_millis(50), pace: None };
+        board.answered(Way::Through, Load::Busy, request);
     }
 
     #[test]

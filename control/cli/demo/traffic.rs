@@ -9,10 +9,10 @@ use http_body_util::{Empty, Full};
 use hyper::Method;
 use switchback_control::{Code, Fault};
 use tokio::task::JoinSet;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::board::{Board, Load, Way};
+use super::board::{Board, Load, Request, Way};
 use super::content::{self, Content};
 use super::http::{self, Trouble};
 
@@ -88,19 +88,15 @@ async fn requests(
     stop: &CancellationToken,
 ) -> Result<(), Trouble> {
     let mut sender = in_time(http::connect::<Full<Bytes>>(address)).await?;
-    let mut due = Instant::now();
+    let mut pace = interval(REQUEST_INTERVAL);
+    // A stall is told once, by the request that waited, and not again by a queue behind it.
+    pace.set_missed_tick_behavior(MissedTickBehavior::Skip);
     for number in 0_u64.. {
-        // An answer that came in time leaves a wait, whose timer is coarse: then the request counts from its sending.
-        // One that came late leaves none: then it counts from when it was due.
-        if due > Instant::now() {
-            tokio::select! {
-                () = sleep_until(due.into()) => due = Instant::now(),
-                () = stop.cancelled() => return Ok(()),
-            }
+        tokio::select! {
+            _ = pace.tick() => {}
+            () = stop.cancelled() => return Ok(()),
         }
-        if stop.is_cancelled() {
-            return Ok(());
-        }
+        let sent = Instant::now();
         let load = if busy.is_cancelled() { Load::Busy } else { Load::Quiet };
         let said = Bytes::from(format!("request {number:>56}"));
         let body = Full::new(said.clone());
@@ -110,8 +106,8 @@ async fn requests(
         if heard.await? != said {
             return Err("an echo came back changed".into());
         }
-        board.answered(way, load, due, Instant::now());
-        due += REQUEST_INTERVAL;
+        let request = Request { sent, done: Instant::now(), pace: Some(REQUEST_INTERVAL) };
+        board.answered(way, load, request);
     }
     Ok(())
 }

@@ -173,3 +173,66 @@ async fn follow(
     // The agent is stopping.
     let _ = over.send(SessionOver { id, code: fault.code }).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+    use crate::wire::ResourceKind;
+
+    fn sessions(sessions_max: usize) -> (Sessions, mpsc::Receiver<SessionOver>) {
+        let (name, target) = ("ssh".to_owned(), "127.0.0.1:22".to_owned());
+        let resources = [Resource { name, kind: ResourceKind::Tcp, target }];
+        let (sender, over) = mpsc::channel(4);
+        let (key, config) = (SessionKey::generate().unwrap(), SessionConfig::default());
+        (Sessions::new(key, &resources, config, sessions_max, sender), over)
+    }
+
+    fn offer(id: &str, client: &SessionKey) -> SessionOffer {
+        SessionOffer {
+            id: SessionId(id.into()),
+            user: "ada".into(),
+            resource: "ssh".into(),
+            client_key: PublicKey(BASE64URL_NOPAD.encode(&client.public())),
+            grant: Secret::new("sealed"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_second_leg_joins_its_session_and_another_client_does_not() {
+        let (mut sessions, _over) = sessions(1);
+        let client = SessionKey::generate().unwrap();
+        sessions.accept(offer("a", &client)).unwrap();
+        sessions.accept(offer("a", &client)).unwrap();
+        let thief = SessionKey::generate().unwrap();
+        let refused = sessions.accept(offer("a", &thief)).err().unwrap();
+        assert_eq!((refused.code, sessions.len()), (Code::PeerKeyMismatch, 1));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_served_is_refused_with_its_reason() {
+        let (mut sessions, _over) = sessions(1);
+        let client = SessionKey::generate().unwrap();
+        let mut unknown = offer("a", &client);
+        unknown.resource = "web".into();
+        assert_eq!(sessions.accept(unknown).err().unwrap().code, Code::ResourceUnknown);
+        let mut damaged = offer("a", &client);
+        damaged.client_key = PublicKey("AAAA".into());
+        assert_eq!(sessions.accept(damaged).err().unwrap().code, Code::MessageMalformed);
+        sessions.accept(offer("a", &client)).unwrap();
+        let surplus = sessions.accept(offer("b", &client)).err().unwrap();
+        assert_eq!(surplus.code, Code::SessionLimit);
+    }
+
+    #[tokio::test]
+    async fn an_ended_session_is_forgotten_at_once_and_says_its_last_word() {
+        let (mut sessions, mut over) = sessions(1);
+        let client = SessionKey::generate().unwrap();
+        drop(sessions.accept(offer("a", &client)).unwrap());
+        sessions.end(&SessionId("a".into()), Code::SessionKilled);
+        assert_eq!((sessions.len(), sessions.grants().count()), (0, 0));
+        let last = over.recv().await.unwrap();
+        assert_eq!((last.id.0.as_str(), last.code), ("a", Code::SessionKilled));
+        assert!(!sessions.forget(&last.id));
+    }
+}

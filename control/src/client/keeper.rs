@@ -1,11 +1,12 @@
 //! Keeps one session carried: makes its legs, follows its events, and ends it once.
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use switchback_shortpath::{LegKind, SessionEvent, SessionHandle};
+use switchback_shortpath::{LegId, LegKind, SessionEvent, SessionHandle};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -42,6 +43,8 @@ pub(super) struct Keeper {
     pub(super) tls: Arc<ClientConfig>,
     pub(super) handle: SessionHandle,
     pub(super) phase: watch::Sender<Phase>,
+    /// Legs attached and not lost; the last is the newest.
+    pub(super) legs: BTreeSet<LegId>,
 }
 
 type Attempt = Pin<Box<dyn Future<Output = Result<TlsStream<TcpStream>, Fault>> + Send>>;
@@ -56,7 +59,7 @@ struct End {
 impl Keeper {
     /// Keeps the session until it is over. `ticket` admits its first leg, which must be up at `start_by`.
     pub(super) async fn run(
-        self,
+        mut self,
         ticket: LegTicket,
         start_by: Instant,
         mut events: mpsc::Receiver<SessionEvent>,
@@ -99,17 +102,18 @@ impl Keeper {
     }
 
     /// Takes in an event; a fault if it was the session's last.
-    fn follow(&self, event: Option<SessionEvent>, plan: &mut LegPlan) -> Option<Fault> {
-        let (now, dice) = (Instant::now(), rand::random());
+    fn follow(&mut self, event: Option<SessionEvent>, plan: &mut LegPlan) -> Option<Fault> {
         match event {
-            Some(SessionEvent::Down) => plan.down(now, dice),
             Some(SessionEvent::LegSuspect(leg)) => {
                 tracing::debug!(session = %self.id, %leg, "leg suspect, dialling another");
-                plan.suspect(now, dice);
+                plan.suspect(Instant::now(), rand::random());
             }
             Some(SessionEvent::LegLost { leg, error }) => {
                 tracing::info!(session = %self.id, %leg, error, "leg lost");
+                self.lost(leg, plan);
             }
+            // Follows the loss of a leg, which was acted on.
+            Some(SessionEvent::Down) => tracing::info!(session = %self.id, "session paused"),
             Some(SessionEvent::Resumed) => tracing::info!(session = %self.id, "session carried"),
             Some(SessionEvent::Incoming(mut channel)) => {
                 // Agents open no channels; one that does is refused, not obeyed.
@@ -121,12 +125,25 @@ impl Keeper {
         None
     }
 
+    /// A session may lose a leg before it ever carried anything, or have another under way already.
+    fn lost(&mut self, leg: LegId, plan: &mut LegPlan) {
+        let newest = self.legs.last() == Some(&leg);
+        self.legs.remove(&leg);
+        if self.legs.is_empty() {
+            plan.down(Instant::now(), rand::random());
+        } else if newest {
+            // Those that are left were suspect when it was dialled.
+            plan.suspect(Instant::now(), rand::random());
+        }
+    }
+
     /// Gives a new leg to the session, or notes why there is none.
-    fn settle(&self, made: Result<TlsStream<TcpStream>, Fault>, plan: &mut LegPlan) {
+    fn settle(&mut self, made: Result<TlsStream<TcpStream>, Fault>, plan: &mut LegPlan) {
         match made {
             Ok(stream) => {
                 let leg = self.handle.attach(stream, LegKind::TcpReverse);
                 tracing::debug!(session = %self.id, %leg, "leg attached");
+                self.legs.insert(leg);
                 plan.attached(Instant::now());
                 self.phase.send_replace(Phase::Up);
             }

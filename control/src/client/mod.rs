@@ -1,7 +1,7 @@
 //! The user's end: signs in at the broker, opens sessions, keeps them carried, and forwards applications into them.
 //!
 //! A [`Client`] holds one link to the broker, however many sessions it opens. A session costs one task here, a few in
-//! the session layer, and goes on while the link is down. Its legs are dialled by [`legs::LegPlan`]'s plan.
+//! the session layer, and goes on while the link is down. When it dials its next leg is decided in `legs`, in pure code.
 
 mod desk;
 mod keeper;
@@ -9,7 +9,10 @@ mod legs;
 pub mod profile;
 mod session;
 mod stdio;
+#[cfg(test)]
+mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -150,7 +153,16 @@ impl Client {
         self.desk.admit(id.clone(), live);
         let desk = self.desk.clone();
         let (guard, handle_kept) = (self.guard.clone(), handle.clone());
-        let keeper = Keeper { desk, guard, id: id.clone(), grant, tls, handle: handle_kept, phase };
+        let keeper = Keeper {
+            desk,
+            guard,
+            id: id.clone(),
+            grant,
+            tls,
+            handle: handle_kept,
+            phase,
+            legs: BTreeSet::new(),
+        };
         tokio::spawn(keeper.run(ticket, start_by, events, ordered));
         Ok(ClientSession::new(id, agent, handle, phases, orders, self.guard.clone()))
     }

@@ -68,6 +68,7 @@ impl FakeBroker {
     /// The next link.
     pub(crate) async fn link(&self) -> FakeLink {
         let stream = self.accept().await.unwrap();
+        #[expect(clippy::result_large_err, reason = "tungstenite's signature")]
         let check = |request: &Request, response: Response| {
             assert_eq!(request.headers()["authorization"], format!("Bearer {TOKEN}"));
             Ok(response)
@@ -104,5 +105,10 @@ impl FakeLink {
 
     pub(crate) async fn send_text(&mut self, text: String) {
         self.0.send(Message::text(text)).await.unwrap();
+    }
+
+    pub(crate) async fn close(&mut self) {
+        // The other end may be faster.
+        let _ = self.0.close(None).await;
     }
 }

@@ -143,7 +143,7 @@ async fn a_message_over_the_limit_breaks_the_link_and_nothing_else() {
     let broker = FakeBroker::start().await;
     let mut owner = Owner::of(broker.invite(InviteKind::Login));
     let mut link = broker.link().await;
-    owner.up().await;
+    let _queue = owner.up().await;
     link.send_text("x".repeat(MESSAGE_BYTES_MAX + 1)).await;
     let fault = owner.down().await;
     assert_eq!(fault.code, Code::MessageTooLarge, "{fault}");
