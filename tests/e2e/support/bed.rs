@@ -67,7 +67,7 @@ impl Bed {
         };
         assert_eq!(text("io"), io.as_str());
         Self {
-            addr: text("local_addr").parse().expect("an address"),
+            addr: text("address").parse().expect("an address"),
             join: text("join"),
             login: text("login"),
             home,
