@@ -2,7 +2,9 @@
 //!
 //! The numbers are part of the protocol: new ones are added, none changes its meaning.
 use switchback_shortpath::CloseReason;
-use switchback_shortpath::session::{CLOSE_NORMAL, CLOSE_PROTOCOL, RESET_DROPPED, RESET_SOCKET};
+use switchback_shortpath::session::{
+    CLOSE_NORMAL, CLOSE_PROTOCOL, CLOSE_RESTARTED, RESET_DROPPED, RESET_SOCKET,
+};
 
 use crate::code::{Code, Fault};
 
@@ -31,7 +33,10 @@ pub fn to_wire(code: Code) -> u16 {
 /// The code behind a session's CLOSE; a number we do not know is of a newer peer, and closes all the same.
 #[must_use]
 pub fn of_close(number: u16) -> Code {
-    find(number).unwrap_or(Code::SessionClosed)
+    match number {
+        CLOSE_RESTARTED => Code::SessionLost,
+        number => find(number).unwrap_or(Code::SessionClosed),
+    }
 }
 
 /// The code behind a channel's RESET: without a code of the agent's, the socket behind it was reset.
@@ -48,6 +53,8 @@ pub fn of_reset(number: u16) -> Code {
 #[must_use]
 pub fn of_session(reason: &CloseReason) -> Fault {
     match reason {
+        CloseReason::Restarted | CloseReason::ByPeer(CLOSE_RESTARTED) => Code::SessionLost
+            .because("the other end was started anew and does not know the session"),
         CloseReason::ByPeer(number) | CloseReason::ByUs(number) => of_close(*number).into(),
         CloseReason::Lost => Code::SessionLost.into(),
         CloseReason::Protocol(detail) => Code::SessionProtocol.because(detail),

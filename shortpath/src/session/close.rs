@@ -4,6 +4,8 @@
 pub const CLOSE_NORMAL: u16 = 0;
 /// CLOSE: the peer broke the protocol. Codes from 0xff00 up belong to the session layer, the rest to its owner.
 pub const CLOSE_PROTOCOL: u16 = 0xff00;
+/// CLOSE: the other end was started anew and knows nothing of what was carried before.
+pub const CLOSE_RESTARTED: u16 = 0xff03;
 /// RESET: the application dropped the channel before both directions had ended.
 pub const RESET_DROPPED: u16 = 0xff01;
 
@@ -19,6 +21,8 @@ pub enum CloseReason {
     ByUs(u16),
     /// No leg came within the resume window.
     Lost,
+    /// The other end was started anew and knows nothing of what was carried before.
+    Restarted,
     /// The peer broke the protocol in this way.
     Protocol(String),
 }

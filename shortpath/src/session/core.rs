@@ -1,5 +1,6 @@
 //! The session itself: what the application and the owner of legs may ask of it.
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroU64;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -92,6 +93,9 @@ pub(super) enum Stage {
 pub struct Session {
     pub(super) role: Role,
     pub(super) id: Bytes,
+    pub(super) instance: u64,
+    /// Instance of the other end; 0 until its first HELLO.
+    pub(super) peer_instance: u64,
     pub(super) config: SessionConfig,
     pub(super) stage: Stage,
     pub(super) legs: BTreeMap<LegId, Leg>,
@@ -127,13 +131,22 @@ pub struct Session {
 
 impl Session {
     /// A session without legs; the resume window runs from `now`. Bytes of `id` beyond [`ID_MAX`] are not compared.
+    /// `instance` is random: an end that was started anew under the same id is known by another one.
     #[must_use]
-    pub fn new(now: Instant, role: Role, id: &str, config: SessionConfig) -> Self {
+    pub fn new(
+        now: Instant,
+        role: Role,
+        id: &str,
+        instance: NonZeroU64,
+        config: SessionConfig,
+    ) -> Self {
         let id = Bytes::copy_from_slice(&id.as_bytes()[..id.len().min(ID_MAX)]);
         let peer = if role == Role::Client { Role::Agent } else { Role::Client };
         Self {
             role,
             id,
+            instance: instance.get(),
+            peer_instance: 0,
             config,
             stage: Stage::Open,
             legs: BTreeMap::new(),
@@ -199,6 +212,8 @@ impl Session {
         self.wake_all();
         if self.legs.is_empty() {
             self.end(CloseReason::ByUs(code), None);
+        } else if !self.has_queued() && self.legs.values().all(|leg| leg.hello_sent) {
+            self.end(CloseReason::ByUs(code), Some(code));
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! type u8 | flags u8 | body length u16 | channel u32 | body
-//! HELLO  flags: 1 = sole leg       body: version u16, opened u32, seen u32, id length u8, id, then states
+//! HELLO  flags: 1 = sole leg       body: version u16, instance u64, expects u64, opened u32, seen u32,
+//!                                        id length u8, id, then states
 //! OPEN                             body: window limit u64
 //! DATA                             body: offset u64, bytes
 //! FIN                              body: final offset u64
@@ -29,7 +30,7 @@ pub const OFFSET_MAX: u64 = 1 << 62;
 
 const HEADER: usize = 8;
 const STATE: usize = 21;
-const HELLO_FIXED: usize = 11;
+const HELLO_FIXED: usize = 27;
 
 const HELLO: u8 = 1;
 const OPEN: u8 = 2;
@@ -100,6 +101,10 @@ pub struct Hello {
     pub version: u16,
     /// The session's name.
     pub session: Bytes,
+    /// Random, not 0: tells this end from one that was started anew under the same name and knows nothing.
+    pub instance: u64,
+    /// The instance the sender has met at the other end; 0 if none yet.
+    pub expects: u64,
     /// No other leg of the sender carries this session: what it was sent on earlier ones is lost.
     pub sole: bool,
     /// The next id the sender will open: lower ones of its own that are not in `channels` are over.
@@ -225,6 +230,8 @@ impl Frame {
 impl Hello {
     fn encode(&self, out: &mut BytesMut) {
         out.put_u16(self.version);
+        out.put_u64(self.instance);
+        out.put_u64(self.expects);
         out.put_u32(self.opened);
         out.put_u32(self.seen);
         // `Session::new` cuts the id at ID_MAX.
@@ -240,7 +247,9 @@ impl Hello {
 
     fn decode(flags: u8, mut body: Bytes) -> Result<Self, FrameError> {
         let wrong = FrameError::Length(HELLO, u16::try_from(body.len()).unwrap_or(u16::MAX));
-        let (version, opened, seen) = (body.get_u16(), body.get_u32(), body.get_u32());
+        let version = body.get_u16();
+        let (instance, expects) = (body.get_u64(), body.get_u64());
+        let (opened, seen) = (body.get_u32(), body.get_u32());
         let id_len = usize::from(body.get_u8());
         if body.len() < id_len {
             return Err(wrong);
@@ -255,7 +264,8 @@ impl Hello {
             let channel = ChannelId::new(id).ok_or(FrameError::Channel(HELLO, id))?;
             channels.push(Received::decode(channel, flags, &mut body)?);
         }
-        Ok(Self { version, session, sole: flags & SOLE != 0, opened, seen, channels })
+        let sole = flags & SOLE != 0;
+        Ok(Self { version, instance, expects, session, sole, opened, seen, channels })
     }
 }
 

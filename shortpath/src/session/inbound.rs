@@ -4,7 +4,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::channel::{AckDue, Told};
-use super::close::{CloseReason, ProtocolError};
+use super::close::{CLOSE_RESTARTED, CloseReason, ProtocolError};
 use super::core::{Event, Session};
 use super::frame::{Frame, FrameError, Hello, Received, VERSION};
 use super::receive::Arrival;
@@ -75,6 +75,10 @@ impl Session {
             self.detach(now, leg, "the leg's HELLO names another session");
             return Ok(());
         }
+        if !self.knows_each_other(hello) {
+            self.end(CloseReason::Restarted, Some(CLOSE_RESTARTED));
+            return Ok(());
+        }
         if hello.seen > self.opened {
             return Err(ProtocolError::Channel);
         }
@@ -99,6 +103,15 @@ impl Session {
         }
         self.move_from_suspects();
         Ok(())
+    }
+
+    /// Both ends are those that met first. One that was started anew cannot go on where the other stopped.
+    fn knows_each_other(&mut self, hello: &Hello) -> bool {
+        if self.peer_instance == 0 {
+            self.peer_instance = hello.instance;
+        }
+        self.peer_instance == hello.instance
+            && (hello.expects == 0 || hello.expects == self.instance)
     }
 
     /// Channels that began before this HELLO and are not in it are over at the peer.

@@ -38,7 +38,8 @@ mod stories;
 mod tests;
 
 pub use close::{
-    CLOSE_NORMAL, CLOSE_PROTOCOL, CloseReason, ProtocolError, RESET_DROPPED, RESET_SOCKET,
+    CLOSE_NORMAL, CLOSE_PROTOCOL, CLOSE_RESTARTED, CloseReason, ProtocolError, RESET_DROPPED,
+    RESET_SOCKET,
 };
 pub use core::{Event, Figures, ReadOutcome, Session};
 pub use limits::SessionConfig;

@@ -52,11 +52,15 @@ impl Session {
         if !state.hello_sent || state.pong.is_some() || state.ping_wanted {
             return true;
         }
-        let queued = !self.control.is_empty()
+        self.has_queued() && self.selected() == Some(leg)
+    }
+
+    /// Frames of channels wait for a leg.
+    pub(super) fn has_queued(&self) -> bool {
+        !self.control.is_empty()
             || !self.over.is_empty()
             || !self.interactive.is_empty()
-            || !self.bulk.is_empty();
-        queued && self.selected() == Some(leg)
+            || !self.bulk.is_empty()
     }
 
     /// HELLO, PONG and PING. False when the leg is unknown.
@@ -82,6 +86,8 @@ impl Session {
         let channels = self.channels.iter_mut().map(|(id, channel)| channel.tell(*id)).collect();
         Hello {
             version: VERSION,
+            instance: self.instance,
+            expects: self.peer_instance,
             session: self.id.clone(),
             sole,
             opened: self.opened,

@@ -1,6 +1,7 @@
 //! Two sessions in virtual time, joined by links that delay, lose and die; and the applications at both ends, which know
 //! every byte they must see.
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -57,11 +58,15 @@ pub(super) struct Pair {
 pub(super) const CLIENT: usize = 0;
 pub(super) const AGENT: usize = 1;
 
+fn instance(role: Role) -> NonZeroU64 {
+    NonZeroU64::new(if role == Role::Client { 1 } else { 2 }).unwrap()
+}
+
 impl Pair {
     pub(super) fn new(config: &SessionConfig) -> Self {
         let now = Instant::now();
         let end = |role| End {
-            session: Session::new(now, role, "session", config.clone()),
+            session: Session::new(now, role, "session", instance(role), config.clone()),
             streams: BTreeMap::new(),
             suspects: Vec::new(),
             lost: Vec::new(),

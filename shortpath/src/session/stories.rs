@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::frame::{Frame, Hello, OFFSET_MAX, Received};
 use super::pair::{AGENT, CLIENT, Pair, ms};
 use super::tests::{hello, id};
-use super::{LegKind, Role, Session, SessionConfig};
+use super::{LegKind, SessionConfig};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -162,7 +162,7 @@ proptest! {
     #[test]
     fn a_session_fed_any_frames_never_panics(frames in prop::collection::vec(frame(), 1..60)) {
         let now = std::time::Instant::now();
-        let mut session = Session::new(now, Role::Agent, "session", SessionConfig::default());
+        let mut session = super::tests::agent();
         let leg = session.attach(now, LegKind::TcpReverse);
         session.handle_frame(now, leg, Frame::Hello(hello()));
         let mut out = Vec::new();

@@ -20,7 +20,40 @@ pub(super) fn id(id: u32) -> ChannelId {
 
 pub(super) fn hello() -> Hello {
     let session = Bytes::from_static(b"session");
-    Hello { version: VERSION, session, sole: true, opened: 1, seen: 2, channels: vec![] }
+    Hello {
+        version: VERSION,
+        instance: 7,
+        expects: 0,
+        session,
+        sole: true,
+        opened: 1,
+        seen: 2,
+        channels: vec![],
+    }
+}
+
+pub(super) fn agent() -> Session {
+    let instance = std::num::NonZeroU64::new(2).unwrap();
+    let now = std::time::Instant::now();
+    Session::new(now, Role::Agent, "session", instance, SessionConfig::default())
+}
+
+#[test]
+fn an_end_that_was_started_anew_ends_the_session_for_both_before_it_opens_a_channel() {
+    let now = std::time::Instant::now();
+    // Ours is the new one: the client met another instance before.
+    let mut fresh = agent();
+    let leg = fresh.attach(now, LegKind::TcpReverse);
+    fresh.handle_frame(now, leg, Frame::Hello(Hello { expects: 99, opened: 9, ..hello() }));
+    assert_eq!(fresh.poll_event(), Some(super::Event::Closed(CloseReason::Restarted)));
+    // The peer is the new one.
+    let mut old = agent();
+    for instance in [7, 8] {
+        let leg = old.attach(now, LegKind::TcpReverse);
+        old.handle_frame(now, leg, Frame::Hello(Hello { instance, ..hello() }));
+    }
+    let events: Vec<_> = std::iter::from_fn(|| old.poll_event()).collect();
+    assert_eq!(events.last(), Some(&super::Event::Closed(CloseReason::Restarted)));
 }
 
 #[test]
@@ -135,6 +168,19 @@ fn close_lets_queued_bytes_out_first() {
 }
 
 #[test]
+fn close_of_an_idle_session_reaches_the_peer_in_one_trip() {
+    let mut pair = pair();
+    pair.link(ms(10));
+    pair.run(ms(100));
+    let now = pair.now;
+    pair.ends[CLIENT].session.close(now, 9);
+    pair.settle();
+    assert_eq!(pair.ends[CLIENT].closed, Some(CloseReason::ByUs(9)));
+    pair.run(ms(11));
+    assert_eq!(pair.ends[AGENT].closed, Some(CloseReason::ByPeer(9)));
+}
+
+#[test]
 fn a_stalled_reader_stops_the_writer_at_its_window_and_no_one_else() {
     let mut pair = pair();
     pair.link(ms(1));
@@ -233,7 +279,7 @@ fn broken_rules_close_the_session_with_a_code() {
     ];
     for (frames, expected) in stories {
         let now = std::time::Instant::now();
-        let mut session = Session::new(now, Role::Agent, "session", SessionConfig::default());
+        let mut session = agent();
         let leg = session.attach(now, LegKind::TcpReverse);
         session.handle_frame(now, leg, Frame::Hello(hello()));
         frames.into_iter().for_each(|frame| session.handle_frame(now, leg, frame));

@@ -92,7 +92,7 @@ impl SessionHandle {
         config: SessionConfig,
     ) -> (Self, mpsc::Receiver<SessionEvent>) {
         let now = tokio::time::Instant::now().into_std();
-        let shared = Shared::new(Session::new(now, role, id, config));
+        let shared = Shared::new(Session::new(now, role, id, rand::random(), config));
         let (sender, receiver) = mpsc::channel(EVENTS);
         tokio::spawn(keep_time(Arc::clone(&shared)));
         tokio::spawn(deliver_events(Arc::clone(&shared), sender));

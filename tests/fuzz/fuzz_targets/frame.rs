@@ -1,5 +1,6 @@
 //! What the other end of a session sends: frames one by one, and a whole session that is fed them.
 #![no_main]
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -9,7 +10,7 @@ use switchback_shortpath::{LegKind, ReadOutcome, Role, Session, SessionConfig};
 
 fuzz_target!(|bytes: &[u8]| {
     let start = Instant::now();
-    let mut session = Session::new(start, Role::Agent, "fuzz", SessionConfig::default());
+    let mut session = Session::new(start, Role::Agent, "fuzz", NonZeroU64::MIN, SessionConfig::default());
     let leg = session.attach(start, LegKind::TcpReverse);
     let mut unread = BytesMut::from(bytes);
     for step in 0u32.. {
