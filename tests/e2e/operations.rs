@@ -42,11 +42,11 @@ fn sessions_show_state_transport_bytes_channels_and_rtt_of_both_legs_and_end_to_
         }
         let id = measured["id"].as_str().unwrap();
         let human = Output::of(&mut bed.command(&["session", id])).ok().stdout;
-        for word in ["TCP (Reverse-Connect)", "admin", "p99", id] {
+        for word in ["TCP (Reverse-Connect)", "admin", "P99", id] {
             assert!(human.contains(word), "{word} in {human}");
         }
         // The same at /metrics.
-        assert!(bed.metric("switchback_gateway_leg_rtt_seconds_count", "side=\"client\"") >= 1.0);
+        assert!(bed.metric("switchback_gateway_rtt_seconds_count", "side=\"client\"") >= 1.0);
         assert!(bed.metric("switchback_sessions", "state=\"active\"") >= 1.0);
     }
 }

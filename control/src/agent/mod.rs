@@ -24,7 +24,7 @@ use crate::code::{Code, Fault};
 use crate::dial::BrokerAddress;
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, register_grants};
-use crate::link::{self, LinkEvent};
+use crate::link::{self, Doubt, LinkEvent};
 use crate::wire::{
     AGENT_LINK, AgentLeg, FromAgent, LegTicket, PROTOCOL, Resource, SessionId, SessionOffer,
     ToAgent,
@@ -113,7 +113,9 @@ pub async fn run_with(
     let (over_sender, mut over) = mpsc::channel(EVENTS_MAX);
     let (gone_sender, mut gone) = mpsc::channel(EVENTS_MAX);
     let AgentOptions { sessions_max, session, state } = options;
-    let sessions = Sessions::new(key, &config.resources, session, sessions_max, over_sender);
+    let doubt = Doubt::default();
+    let sessions =
+        Sessions::new(key, &config.resources, session, sessions_max, over_sender, doubt.clone());
     let mut agent = Agent {
         pool: WarmPool::new(config.warm_legs),
         name: config.name,
@@ -130,7 +132,8 @@ pub async fn run_with(
     let link_stop = CancellationToken::new();
     let (sender, mut events) = mpsc::channel(EVENTS_MAX);
     let (invite, linking) = (config.invite, link_stop.clone());
-    let link = tokio::spawn(async move { link::run(&invite, AGENT_LINK, sender, linking).await });
+    let link =
+        tokio::spawn(async move { link::run(&invite, AGENT_LINK, sender, doubt, linking).await });
     let mut tick = interval(REPORT_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = loop {

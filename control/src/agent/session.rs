@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use crate::agent::legs::Purpose;
 use crate::agent::target;
 use crate::code::{Code, Fault};
+use crate::link::Doubt;
 use crate::link::report::figures;
 use crate::reason;
 use crate::wire::{PublicKey, Resource, SealedGrant, SessionId, SessionOffer, SessionReport};
@@ -31,6 +32,7 @@ pub(super) struct Sessions {
     sessions_max: usize,
     live: HashMap<SessionId, Live>,
     over: mpsc::Sender<SessionOver>,
+    doubt: Doubt,
 }
 
 struct Live {
@@ -47,10 +49,11 @@ impl Sessions {
         config: SessionConfig,
         sessions_max: usize,
         over: mpsc::Sender<SessionOver>,
+        doubt: Doubt,
     ) -> Self {
         let target = |resource: &Resource| (resource.name.clone(), resource.target.as_str().into());
         let targets = resources.iter().map(target).collect();
-        Self { key, targets, config, sessions_max, live: HashMap::new(), over }
+        Self { key, targets, config, sessions_max, live: HashMap::new(), over, doubt }
     }
 
     /// The session of an offer, as its leg must know it; created if it is new.
@@ -88,7 +91,7 @@ impl Sessions {
             .ok_or_else(|| Code::MessageMalformed.because("the client's key is malformed"))?;
         let (handle, events) = SessionHandle::start(Role::Agent, &id.0, self.config.clone());
         tracing::info!(session = %id, user, resource, "session offered");
-        tokio::spawn(follow(id, events, target.clone(), self.over.clone()));
+        tokio::spawn(follow(id, events, target.clone(), self.over.clone(), self.doubt.clone()));
         Ok(Live { handle, tls, client_key, grant })
     }
 
@@ -148,6 +151,7 @@ async fn follow(
     mut events: mpsc::Receiver<SessionEvent>,
     target: Arc<str>,
     over: mpsc::Sender<SessionOver>,
+    doubt: Doubt,
 ) {
     let mut fault = Fault::from(Code::SessionClosed);
     while let Some(event) = events.recv().await {
@@ -157,7 +161,11 @@ async fn follow(
                 let (id, target) = (id.clone(), target.clone());
                 tokio::spawn(async move { target::serve(channel, &target, &id).await });
             }
-            SessionEvent::LegSuspect(leg) => tracing::debug!(session = %id, %leg, "leg suspect"),
+            SessionEvent::LegSuspect(leg) => {
+                tracing::debug!(session = %id, %leg, "leg suspect");
+                // What ails the leg may ail the link, and the next leg is offered on that.
+                doubt.raise();
+            }
             SessionEvent::LegLost { leg, error } => {
                 tracing::info!(session = %id, %leg, error, "leg lost");
             }
@@ -185,7 +193,7 @@ mod tests {
         let resources = [Resource { name, kind: ResourceKind::Tcp, target }];
         let (sender, over) = mpsc::channel(4);
         let (key, config) = (SessionKey::generate().unwrap(), SessionConfig::default());
-        (Sessions::new(key, &resources, config, sessions_max, sender), over)
+        (Sessions::new(key, &resources, config, sessions_max, sender, Doubt::default()), over)
     }
 
     fn offer(id: &str, client: &SessionKey) -> SessionOffer {

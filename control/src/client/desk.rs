@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::code::{Code, Fault};
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, figures};
-use crate::link::{self, LinkEvent};
+use crate::link::{self, Doubt, LinkEvent};
 use crate::wire::{CLIENT_LINK, FromClient, SealedGrant, SessionId, ToClient};
 
 /// A broker answers in one round trip; a slow one is asked again.
@@ -56,6 +56,7 @@ pub(super) struct Desk {
     invite: Invite,
     home: String,
     link: watch::Sender<LinkState>,
+    doubt: Doubt,
     requests: Mutex<HashMap<u64, oneshot::Sender<Result<ToClient, Fault>>>>,
     next_request: AtomicU64,
     sessions: Mutex<HashMap<SessionId, Live>>,
@@ -68,6 +69,7 @@ impl Desk {
             invite,
             home,
             link: watch::Sender::new(LinkState::Down(None)),
+            doubt: Doubt::default(),
             requests: Mutex::default(),
             // 0 is the broker's for "no request".
             next_request: AtomicU64::new(1),
@@ -83,6 +85,11 @@ impl Desk {
     /// The link's state, to watch.
     pub(super) fn link(&self) -> watch::Receiver<LinkState> {
         self.link.subscribe()
+    }
+
+    /// A leg fell silent: what ails it may ail the link too.
+    pub(super) fn doubt_link(&self) {
+        self.doubt.raise();
     }
 
     /// Asks the broker and waits for the answer: for the link to come up as long as it takes, then 10 s.
@@ -153,7 +160,7 @@ impl Desk {
     /// Runs the desk until `stop`, or until the link is over.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let (sender, mut events) = mpsc::channel(EVENTS_MAX);
-        let link = link::run(&self.invite, CLIENT_LINK, sender, stop);
+        let link = link::run(&self.invite, CLIENT_LINK, sender, self.doubt.clone(), stop);
         tokio::pin!(link);
         let mut reporter = Reporter::default();
         let mut tick = interval(REPORT_INTERVAL);

@@ -106,6 +106,7 @@ impl Keeper {
         match event {
             Some(SessionEvent::LegSuspect(leg)) => {
                 tracing::debug!(session = %self.id, %leg, "leg suspect, dialling another");
+                self.desk.doubt_link();
                 plan.suspect(Instant::now(), rand::random());
             }
             Some(SessionEvent::LegLost { leg, error }) => {
@@ -156,12 +157,20 @@ impl Keeper {
 
     fn attempt(&self, ticket: Option<LegTicket>) -> Attempt {
         let (desk, grant, tls) = (self.desk.clone(), self.grant.clone(), self.tls.clone());
+        let carried = matches!(*self.phase.borrow(), Phase::Up);
         Box::pin(async move {
             let ticket = match ticket {
                 Some(ticket) => ticket,
                 None => ask_ticket(&desk, grant).await?,
             };
-            leg::connect(&ticket, desk.home(), tls).await
+            let connecting = leg::connect(&ticket, desk.home(), tls);
+            if !carried {
+                return connecting.await;
+            }
+            timeout(leg::RESUME_LEG_TIMEOUT, connecting).await.unwrap_or_else(|_| {
+                desk.doubt_link();
+                Err(Code::LegFailed.because("the leg was not up in time"))
+            })
         })
     }
 

@@ -29,6 +29,9 @@ const ACCEPT_TLS_TIMEOUT: Duration = Duration::from_secs(20);
 /// A gateway's refusal: a fatal TLS alert record (RFC 8446 section 5.1).
 pub(crate) const ALERT_BYTES: usize = 7;
 
+/// The whole of a client's later leg: its session is waiting, and a new attempt with a fresh ticket beats patience.
+pub(crate) const RESUME_LEG_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Dials and authenticates a client's leg. `home` is the broker's `HOST:PORT`, where a ticket names no gateway.
 ///
 /// # Errors

@@ -10,11 +10,12 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -22,9 +23,10 @@ use crate::code::{Code, Fault};
 use crate::dial::{self, Backoff};
 use crate::invite::Invite;
 
-/// Pauses between attempts: quick after a broker restart, gentle on a broker that thousands have lost.
+/// Pauses between attempts: quick after a broker restart, gentle on a broker that thousands have lost. The cap is what
+/// a session may have to wait for its way back after a long outage.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
-const BACKOFF_CAP: Duration = Duration::from_secs(10);
+const BACKOFF_CAP: Duration = Duration::from_secs(3);
 /// A link that lived this long was a good one: the next attempt starts with a short pause again.
 const GOOD_LINK: Duration = Duration::from_secs(5);
 /// Messages queued per link at most; whoever sends more waits.
@@ -41,6 +43,18 @@ pub enum LinkEvent<Out, In> {
     Down(Fault),
 }
 
+/// Says that the network may have changed: whoever sees another connection fall silent raises it, and the link is asked
+/// for a sign of life at once instead of at its next ping.
+#[derive(Clone, Debug, Default)]
+pub struct Doubt(Arc<Notify>);
+
+impl Doubt {
+    /// Has the link prove itself. Cheap and harmless if it is well.
+    pub fn raise(&self) {
+        self.0.notify_one();
+    }
+}
+
 /// Keeps a link to `path` at the invitation's broker until `stop`, or until the owner drops the events' receiver.
 ///
 /// # Errors
@@ -49,6 +63,7 @@ pub async fn run<Out, In>(
     invite: &Invite,
     path: &'static str,
     events: mpsc::Sender<LinkEvent<Out, In>>,
+    doubt: Doubt,
     stop: CancellationToken,
 ) -> Result<(), Fault>
 where
@@ -59,7 +74,7 @@ where
     loop {
         let started = Instant::now();
         let fault = tokio::select! {
-            fault = attempt(invite, path, &events, &stop) => fault,
+            fault = attempt(invite, path, &events, &doubt, &stop) => fault,
             () = events.closed() => return Ok(()),
         };
         if stop.is_cancelled() {
@@ -101,6 +116,7 @@ async fn attempt<Out: Serialize, In: DeserializeOwned>(
     invite: &Invite,
     path: &'static str,
     events: &mpsc::Sender<LinkEvent<Out, In>>,
+    doubt: &Doubt,
     stop: &CancellationToken,
 ) -> Fault {
     let opening = async {
@@ -119,7 +135,7 @@ async fn attempt<Out: Serialize, In: DeserializeOwned>(
     if events.send(LinkEvent::Up(sender)).await.is_err() {
         return stopped();
     }
-    socket::converse(socket, outgoing, events, stop).await
+    socket::converse(socket, outgoing, events, doubt, stop).await
 }
 
 fn stopped() -> Fault {

@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
 
-use super::LinkEvent;
+use super::{Doubt, LinkEvent};
 use crate::api::ErrorBody;
 use crate::code::{Code, Fault};
 use crate::dial::{BrokerAddress, BrokerStream};
@@ -36,6 +36,8 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// Silence that ends a link: three pings without an answer.
 const IDLE_MAX: Duration = Duration::from_secs(45);
+/// Silence after a doubt that ends a link: as long as the session layer gives a leg, several round trips of a satellite.
+const DOUBT_MAX: Duration = Duration::from_secs(2);
 /// A message that cannot be written for this long ends the link.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Last words on a link that is being closed.
@@ -117,15 +119,16 @@ pub(super) async fn converse<Out: Serialize, In: DeserializeOwned>(
     mut socket: Socket,
     mut outgoing: mpsc::Receiver<Out>,
     events: &mpsc::Sender<LinkEvent<Out, In>>,
+    doubt: &Doubt,
     stop: &CancellationToken,
 ) -> Fault {
-    let mut heard = Instant::now();
-    let mut ping_at = heard + PING_INTERVAL;
+    let mut ping_at = Instant::now() + PING_INTERVAL;
+    let mut silent_at = Instant::now() + IDLE_MAX;
     loop {
         let message = tokio::select! {
             incoming = socket.next() => match incoming.map_or_else(|| Err(ended(None)), read::<In>) {
                 Ok(message) => {
-                    heard = Instant::now();
+                    silent_at = Instant::now() + IDLE_MAX;
                     let Some(message) = message else { continue };
                     if events.send(LinkEvent::Message(message)).await.is_err() {
                         return ended(None);
@@ -143,10 +146,12 @@ pub(super) async fn converse<Out: Serialize, In: DeserializeOwned>(
                 None => return goodbye(socket, outgoing).await,
             },
             () = stop.cancelled() => return goodbye(socket, outgoing).await,
+            () = doubt.0.notified() => {
+                silent_at = silent_at.min(Instant::now() + DOUBT_MAX);
+                Message::Ping(Bytes::new())
+            }
+            () = sleep_until(silent_at) => return unreachable("the link fell silent"),
             () = sleep_until(ping_at) => {
-                if heard.elapsed() >= IDLE_MAX {
-                    return unreachable("the link fell silent");
-                }
                 ping_at = Instant::now() + PING_INTERVAL;
                 Message::Ping(Bytes::new())
             }

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::fake_broker::FakeBroker;
-use super::{LinkEvent, is_final, run};
+use super::{Doubt, LinkEvent, is_final, run};
 use crate::code::{Code, Fault};
 use crate::invite::{Invite, InviteKind};
 use crate::wire::{CLIENT_LINK, FromClient, MESSAGE_BYTES_MAX, SessionId, ToClient};
@@ -17,6 +17,7 @@ type Event = LinkEvent<FromClient, ToClient>;
 struct Owner {
     events: mpsc::Receiver<Event>,
     link: JoinHandle<Result<(), Fault>>,
+    doubt: Doubt,
     stop: CancellationToken,
 }
 
@@ -25,8 +26,11 @@ impl Owner {
         let (sender, events) = mpsc::channel(8);
         let stop = CancellationToken::new();
         let token = stop.clone();
-        let link = tokio::spawn(async move { run(&invite, CLIENT_LINK, sender, token).await });
-        Self { events, link, stop }
+        let doubt = Doubt::default();
+        let asked = doubt.clone();
+        let link =
+            tokio::spawn(async move { run(&invite, CLIENT_LINK, sender, asked, token).await });
+        Self { events, link, doubt, stop }
     }
 
     async fn event(&mut self) -> Event {
@@ -91,6 +95,26 @@ async fn a_broken_link_is_made_again_and_its_queue_dies_with_it() {
     let mut link = broker.link().await;
     owner.up().await.send(ended("new")).await.unwrap();
     assert_eq!(link.receive::<FromClient>().await, ended("new"));
+}
+
+#[tokio::test]
+async fn a_doubted_link_that_is_silent_is_made_again_and_one_that_answers_stays() {
+    let broker = FakeBroker::start().await;
+    let mut owner = Owner::of(broker.invite(InviteKind::Login));
+    let mut link = broker.link().await;
+    let queue = owner.up().await;
+    owner.doubt.raise();
+    // Reading is what answers pings.
+    queue.send(ended("alive")).await.unwrap();
+    assert_eq!(link.receive::<FromClient>().await, ended("alive"));
+    link.send(&end("answer")).await;
+    assert!(matches!(owner.event().await, LinkEvent::Message(_)));
+    owner.doubt.raise();
+    let asked = std::time::Instant::now();
+    assert_eq!(owner.down().await.code, Code::BrokerUnreachable);
+    assert!(asked.elapsed() < Duration::from_secs(15), "before the next ping");
+    let _link = broker.link().await;
+    owner.up().await;
 }
 
 #[tokio::test]
