@@ -93,6 +93,7 @@ async fn dial(ticket: &LegTicket, home: &str) -> Result<TcpStream, Fault> {
     let failed = |error: io::Error| Code::LegFailed.because(format!("gateway {gateway}: {error}"));
     let stream = tcp::connect(gateway, DIAL_TIMEOUT).await.map_err(failed)?;
     tcp::give_up_on_silence(&stream).map_err(failed)?;
+    tcp::queue_little(&stream).map_err(failed)?;
     Ok(stream)
 }
 

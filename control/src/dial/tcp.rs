@@ -14,6 +14,8 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Unacknowledged data or probes for this long end a connection: four probes, or five retransmissions at 300 ms RTT.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Two writing rounds of the session layer: one leaves while the next is made.
+const UNSENT_BYTES: u32 = 128 * 1024;
 /// A name's next address is tried after this long, RFC 8305 section 8 "Connection Attempt Delay".
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Addresses of one name tried at most: more only adds load to a service that is down.
@@ -54,6 +56,19 @@ pub fn give_up_on_silence(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     #[cfg(not(target_os = "linux"))]
     let _ = (stream, USER_TIMEOUT);
+    Ok(())
+}
+
+/// Keeps the kernel's queue of unsent bytes short (TCP_NOTSENT_LOWAT, Linux 3.12): what waits, waits in the session layer,
+/// where small frames overtake bulk. Bytes in flight are not limited.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn queue_little(stream: &TcpStream) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = (stream, UNSENT_BYTES);
     Ok(())
 }
 
