@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use switchback_shortpath::session::frame::Frame;
-use switchback_shortpath::{LegKind, ReadOutcome, Role, Session, SessionConfig};
+use switchback_shortpath::session::{Event, ReadOutcome, Session};
+use switchback_shortpath::{LegKind, Role, SessionConfig};
 
 fuzz_target!(|bytes: &[u8]| {
     let start = Instant::now();
@@ -35,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
         let mut out = Vec::new();
         session.poll_transmit(now, leg, 64 * 1024, &mut out);
         while let Some(event) = session.poll_event() {
-            if let switchback_shortpath::Event::Incoming(channel) = event {
+            if let Event::Incoming(channel) = event {
                 while let Ok(ReadOutcome::Bytes(_)) = session.read(channel) {}
             }
         }
