@@ -112,8 +112,9 @@ fn noise(samples: &[Sample]) -> Noise {
 /// Bulk over 8 flows keeps at least this share of a direct connection's throughput.
 const GOAL_THROUGHPUT: f64 = 0.8;
 
-/// CPU per GiB: half of what a tokio copy loop takes on the machine the goal was set on.
-const GOAL_CPU_S_PER_GIB: f64 = 0.2;
+/// CPU per GiB, as a share of what a tokio copy loop takes in the same run: 0.2 s where that takes 0.4 s. The share,
+/// because the same machine takes half as long again on a busy day.
+const GOAL_CPU_SHARE: f64 = 0.5;
 
 /// Resident memory of an idle session: 25,000 sessions fit into 1 GB.
 const GOAL_SESSION_KIB: f64 = 40.0;
@@ -150,8 +151,9 @@ fn judge(
             Some((what, GOAL_THROUGHPUT, share, share >= GOAL_THROUGHPUT))
         }
         Metric::CpuPerGib => {
-            let met = median <= GOAL_CPU_S_PER_GIB;
-            Some(("CPU seconds per GiB at most", GOAL_CPU_S_PER_GIB, median, met))
+            let share = metric.ratios.iter().find(|ratio| ratio.to == TOKIO_COPY)?.median;
+            let what = "CPU per GiB, as a multiple of tokio-copy, at most";
+            Some((what, GOAL_CPU_SHARE, share, share <= GOAL_CPU_SHARE))
         }
         Metric::RssPerSession => {
             let met = median < GOAL_SESSION_KIB;
