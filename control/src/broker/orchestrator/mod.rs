@@ -6,7 +6,7 @@
 //!
 //! A session: granted by `Open` → *connecting* → a pair starts → *active* → its last pair ends → *paused* → a `Leg`
 //! brings another pair → *active* ... It leaves the registry when an end says so, when it is killed, or when nothing
-//! carries it and neither end was heard of for [`SILENCE_MAX`]. That a link drops ends nothing.
+//! carries it and neither end was heard of for `SILENCE_MAX`. That a link drops ends nothing.
 
 mod agents;
 mod endings;
