@@ -112,7 +112,7 @@ const PURE: &[&str] = &[
     "shortpath/src/session/",
     "control/src/ticket.rs",
     "control/src/wire.rs",
-    "control/src/api.rs",
+    "control/src/api/mod.rs",
     "control/src/broker/orchestrator",
 ];
 
