@@ -139,6 +139,10 @@ impl Agent {
         let link = self.link;
         let bad = loop {
             let rights = self.app.hub.rights();
+            // Until it is registered, a revocation does not reach the link.
+            if !self.app.store.is_good(&self.owner.token).await? {
+                return Err(Code::TokenRevoked.into());
+            }
             let (good, bad) = judge_held(&self.app, sessions.clone()).await?;
             let registration = Registration {
                 name: name.clone(),

@@ -200,6 +200,26 @@ async fn revoked_tokens_cut_links_and_sessions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_whose_token_is_revoked_before_it_registers_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let wish =
+        NewToken { kind: TokenKind::Agent, name: "lab".into(), admin: false, grants: vec![] };
+    let (token, id) = bench.issue(&wish).await;
+    let mut link = bench.link(AGENT_LINK, &token).await.ok().unwrap();
+    // The answer to a bad link would have come by now: the link's own first look at its token is over.
+    let probe = tokio::time::timeout(std::time::Duration::from_millis(200), link.hear::<ToAgent>());
+    assert!(probe.await.is_err(), "an unregistered agent is told nothing");
+    bench.as_admin(Method::DELETE, &format!("/v1/tokens/{id}"), &()).await;
+    link.say(&register("lab", vec![])).await;
+    assert_eq!(code_of_agent(&link.hear().await), Some(Code::TokenRevoked));
+    link.ends().await;
+    let (admin, _) = bench.user("ada", &["ssh"]).await;
+    let mut client = bench.client_link(&admin).await;
+    assert_eq!(client.open("ssh").await.err(), Some(Code::ResourceUnknown), "it left nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_of_requests_leave_the_link_as_it_is() {
     let temp = tempfile::tempdir().unwrap();
     let bench = Bench::first(temp.path()).await;
