@@ -215,6 +215,7 @@ impl Orchestrator {
             token,
             resource: wish.resource,
             agent: agent.name.clone(),
+            agent_token: agent.token.clone(),
             client_key: wish.client_key,
             agent_key: agent.key.clone(),
             created_ms: wish.created_ms,

@@ -335,6 +335,19 @@ fn revoking_cuts_links_and_sessions_of_the_token_only() {
 }
 
 #[test]
+fn revoking_an_agents_token_ends_its_sessions_while_its_link_is_down() {
+    let mut world = World::ready();
+    let (grant, pair) = world.open();
+    world.say(Input::PairStarted { pair });
+    world.say(Input::AgentDown { link: AGENT });
+    let out = world.say(Input::TokenRevoked { token: "token-of-lab".into() });
+    let (session, code) = (grant.session.clone(), Code::TokenRevoked);
+    assert!(out.contains(&Output::EndAtClient { link: CLIENT, session, code }));
+    assert!(out.contains(&Output::EndPair { pair }));
+    assert_eq!(world.state(&grant), None);
+}
+
+#[test]
 fn a_withdrawn_grant_ends_the_sessions_it_carried() {
     let mut world = World::ready();
     let (grant, _) = world.open();

@@ -90,7 +90,7 @@ impl Store {
         .await
     }
 
-    /// Judges grants that ends show: the token must still be good, and the user must still be allowed.
+    /// Judges grants that ends show: both ends' tokens must still be good, and the user must still be allowed.
     pub(crate) async fn judge(
         &self,
         grants: Vec<Grant>,
@@ -167,8 +167,10 @@ fn is_granted(db: &Connection, user: &str, resource: &str) -> rusqlite::Result<b
 
 fn judge(db: &Connection, grant: &Grant) -> rusqlite::Result<Result<(), Code>> {
     let sql = "SELECT 1 FROM tokens WHERE id = ?1 AND revoked_ms IS NULL";
-    if !db.prepare_cached(sql)?.exists([&grant.token])? {
-        return Ok(Err(Code::TokenRevoked));
+    for token in [&grant.token, &grant.agent_token] {
+        if !db.prepare_cached(sql)?.exists([token])? {
+            return Ok(Err(Code::TokenRevoked));
+        }
     }
     let granted = is_granted(db, &grant.user, &grant.resource)?;
     Ok(if granted { Ok(()) } else { Err(Code::ResourceNotGranted) })

@@ -97,6 +97,8 @@ async fn grants_decide_access_and_judge_what_ends_show() {
     let temp = tempfile::tempdir().unwrap();
     let store = open(temp.path()).unwrap();
     let token = store.issue(user("ada", false, &[])).await.unwrap().id;
+    let of_agent = || NewSubject { kind: TokenKind::Agent, ..user("*", false, &[]) };
+    let joined = store.issue(of_agent()).await.unwrap().id;
     store.announce(agent("lab", &["ssh"])).await.unwrap();
     let access = |granted, exists| Access { granted, exists };
     let grant =
@@ -112,6 +114,7 @@ async fn grants_decide_access_and_judge_what_ends_show() {
         token: token.clone(),
         resource: "ssh".into(),
         agent: "lab".into(),
+        agent_token: joined.clone(),
         client_key: PublicKey("c".into()),
         agent_key: PublicKey("a".into()),
         created_ms: 1,
@@ -121,6 +124,12 @@ async fn grants_decide_access_and_judge_what_ends_show() {
     assert_eq!(store.ungrant(grant("ada", "*")).await.unwrap(), None);
     let verdict = store.judge(vec![shown.clone()]).await.unwrap()[0].1;
     assert_eq!(verdict, Err(Code::ResourceNotGranted));
+    store.grant(grant("ada", "ssh")).await.unwrap();
+    store.revoke(&joined).await.unwrap();
+    assert_eq!(store.judge(vec![shown.clone()]).await.unwrap()[0].1, Err(Code::TokenRevoked));
+    let agent_token = store.issue(of_agent()).await.unwrap().id;
+    let shown = Grant { agent_token, ..shown };
+    assert_eq!(store.judge(vec![shown.clone()]).await.unwrap()[0].1, Ok(()));
     store.revoke(&token).await.unwrap();
     assert_eq!(store.judge(vec![shown]).await.unwrap()[0].1, Err(Code::TokenRevoked));
 }
