@@ -137,6 +137,7 @@ impl Agent {
             return Err(Code::AgentNotAllowed.into());
         }
         let link = self.link;
+        let record = AgentRecord { name: name.clone(), key: key.0.clone(), version, resources };
         let bad = loop {
             let rights = self.app.hub.rights();
             // Until it is registered, a revocation does not reach the link.
@@ -144,11 +145,13 @@ impl Agent {
                 return Err(Code::TokenRevoked.into());
             }
             let (good, bad) = judge_held(&self.app, sessions.clone()).await?;
+            // Before anybody can hear of it, so that what it offers is there when it is asked for.
+            self.app.store.announce(record.clone()).await?;
             let registration = Registration {
                 name: name.clone(),
                 key: key.clone(),
                 token: self.owner.token.clone(),
-                resources: resources.iter().map(|resource| resource.name.clone()).collect(),
+                resources: record.resources.iter().map(|resource| resource.name.clone()).collect(),
                 sessions: good,
             };
             if self.app.hub.apply_if(rights, Input::AgentUp { link, registration }) {
@@ -163,11 +166,12 @@ impl Agent {
         for (session, code) in bad {
             self.app.hub.end_at(Output::EndAtAgent { link, session, code });
         }
-        let resource_names = resources.len();
-        tracing::info!(agent = name, link = link.0, peer = %self.visitor.address, version,
-            resources = resource_names, "agent registered");
-        self.name = Some(name.clone());
-        self.app.store.announce(AgentRecord { name, key: key.0, version, resources }).await
+        let AgentRecord { version, resources, .. } = record;
+        let resources = resources.len();
+        let peer = self.visitor.address;
+        tracing::info!(agent = name, link = link.0, %peer, version, resources, "agent registered");
+        self.name = Some(name);
+        Ok(())
     }
 }
 

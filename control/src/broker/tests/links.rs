@@ -159,8 +159,32 @@ async fn names_are_bound_by_tokens_and_by_keys() {
     impostor.say(&message).await;
     assert_eq!(code_of_agent(&impostor.hear().await), Some(Code::AgentNameTaken));
     impostor.ends().await;
-    let _second = bench.agent("lab", vec![]).await;
+    let second = bench.agent("lab", vec![]).await;
     first.ends().await;
+    drop(second);
+    let mut impostor = bench.link(AGENT_LINK, &bench.join).await.ok().unwrap();
+    impostor.say(&message).await;
+    let refused = code_of_agent(&impostor.hear().await);
+    assert_eq!(refused, Some(Code::AgentNameTaken), "connected or not");
+    impostor.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_agent_offers_is_there_as_soon_as_it_is_registered() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let mut client = bench.client_link(&bench.admin).await;
+    for index in 0..20 {
+        let mut link = bench.link(AGENT_LINK, &bench.join).await.ok().unwrap();
+        let offered = format!("ssh-{index}");
+        let mut message = register(&format!("lab-{index}"), vec![]);
+        if let FromAgent::Register { resources, .. } = &mut message {
+            resources[0].name.clone_from(&offered);
+        }
+        link.say(&message).await;
+        assert_eq!(link.hear::<ToAgent>().await, ToAgent::Registered);
+        assert_eq!(client.open(&offered).await.err(), None, "{offered}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -214,8 +238,8 @@ async fn an_agent_whose_token_is_revoked_before_it_registers_is_refused() {
     link.say(&register("lab", vec![])).await;
     assert_eq!(code_of_agent(&link.hear().await), Some(Code::TokenRevoked));
     link.ends().await;
-    let (admin, _) = bench.user("ada", &["ssh"]).await;
-    let mut client = bench.client_link(&admin).await;
+    let (ada, _) = bench.user("ada", &["ssh"]).await;
+    let mut client = bench.client_link(&ada).await;
     assert_eq!(client.open("ssh").await.err(), Some(Code::ResourceUnknown), "it left nothing");
 }
 
