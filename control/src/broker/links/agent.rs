@@ -12,7 +12,7 @@ use super::{Peer, limited, run};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::door::Visitor;
-use crate::broker::http::{AgentCaller, Upgrade};
+use crate::broker::http::{AgentCaller, Refused, Upgrade};
 use crate::broker::limits::{
     KEY_CHARS_MAX, REGISTER_DEADLINE, RESOURCES_MAX, TARGET_CHARS_MAX, is_label, is_name,
 };
@@ -29,10 +29,18 @@ pub(in crate::broker) async fn open(
     Extension(visitor): Extension<Visitor>,
     AgentCaller(owner): AgentCaller,
     Upgrade(upgrade): Upgrade,
-) -> Response {
+) -> Result<Response, Refused> {
+    let share = app.token_links.take(owner.token.clone());
+    let share = share.ok_or_else(|| {
+        Code::RateLimited.because("the agents with this join string hold as many links as they may")
+    })?;
     let tasks = app.tasks.clone();
-    limited(upgrade)
-        .on_upgrade(move |socket| tasks.track_future(serve(app, visitor, owner, socket)))
+    Ok(limited(upgrade).on_upgrade(move |socket| {
+        tasks.track_future(async move {
+            serve(app, visitor, owner, socket).await;
+            drop(share);
+        })
+    }))
 }
 
 async fn serve(app: Arc<App>, visitor: Visitor, owner: Owner, socket: WebSocket) {

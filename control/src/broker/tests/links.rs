@@ -5,6 +5,7 @@ use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::support::*;
 use crate::api::{NewToken, TokenKind};
+use crate::broker::limits::USER_LINKS_MAX;
 use crate::code::Code;
 use crate::wire::*;
 
@@ -241,6 +242,22 @@ async fn an_agent_whose_token_is_revoked_before_it_registers_is_refused() {
     let (ada, _) = bench.user("ada", &["ssh"]).await;
     let mut client = bench.client_link(&ada).await;
     assert_eq!(client.open("ssh").await.err(), Some(Code::ResourceUnknown), "it left nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_holds_so_many_links_and_no_more() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let (ada, _) = bench.user("ada", &[]).await;
+    let mut links = Vec::new();
+    for _ in 0..USER_LINKS_MAX {
+        links.push(bench.client_link(&ada).await);
+    }
+    let refused = bench.link(CLIENT_LINK, &ada).await.err();
+    assert_eq!(refused, Some(StatusCode::TOO_MANY_REQUESTS));
+    let _others_have_room = bench.client_link(&bench.admin).await;
+    drop(links.pop());
+    eventually(async || bench.link(CLIENT_LINK, &ada).await.is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
