@@ -200,3 +200,44 @@ impl AsyncWrite for Replay {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::server::ResolvesServerCertUsingSni;
+
+    use super::*;
+
+    fn door() -> Door {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
+        let (counters, tasks, stop) = Default::default();
+        let door = Door::new(Arc::new(tls), Router::new(), counters, tasks, stop);
+        Door { by_source: Shares::new(2), ..door }
+    }
+
+    #[tokio::test]
+    async fn a_source_takes_no_more_than_its_share() {
+        let door = door();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let take = |peer: &str| {
+            let (stream, peer) = (stream.try_clone().unwrap(), peer.parse().unwrap());
+            let connection = ForeignConnection { stream, peer, head: Bytes::new() };
+            door.take(connection, &tokio::runtime::Handle::current());
+            door.counters.source_refused.get()
+        };
+        assert_eq!(take("[2001:db8::1]:1"), 0);
+        assert_eq!(take("[2001:db8::2]:1"), 0);
+        assert_eq!(take("[2001:db8::3]:1"), 1, "addresses of one /64 are one source");
+        assert_eq!(take("192.0.2.1:1"), 1);
+        door.stop.cancel();
+        door.tasks.close();
+        door.tasks.wait().await;
+        assert_eq!(take("[2001:db8::3]:1"), 1, "connections that ended make room");
+    }
+}
