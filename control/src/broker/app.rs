@@ -11,7 +11,9 @@ use crate::broker::admission::TicketAdmission;
 use crate::broker::config::Authority;
 use crate::broker::counters::Counters;
 use crate::broker::hub::Hub;
+use crate::broker::limits::{TOKEN_LINKS_MAX, USER_LINKS_MAX};
 use crate::broker::rate::{FAILED_SIGN_INS, Rates, USER_REQUESTS, source};
+use crate::broker::shares::Shares;
 use crate::broker::store::{Issued, Owner, Store};
 use crate::code::{Code, Fault};
 use crate::invite::{Invite, InviteKind};
@@ -27,6 +29,10 @@ pub(crate) struct App {
     pub(crate) pin: String,
     pub(crate) user_requests: Rates<String>,
     pub(crate) failed_sign_ins: Rates<IpAddr>,
+    /// Client links by user.
+    pub(crate) user_links: Arc<Shares<String>>,
+    /// Agent links by token id.
+    pub(crate) token_links: Arc<Shares<String>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     pub(crate) started: Instant,
@@ -49,6 +55,8 @@ impl App {
             pin,
             user_requests: Rates::new(USER_REQUESTS),
             failed_sign_ins: Rates::new(FAILED_SIGN_INS),
+            user_links: Shares::new(USER_LINKS_MAX),
+            token_links: Shares::new(TOKEN_LINKS_MAX),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             started: Instant::now(),

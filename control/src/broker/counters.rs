@@ -54,6 +54,8 @@ pub(crate) struct Counters {
     pub(crate) sessions_over: PerCode,
     /// HTTPS connections turned away because there were too many.
     pub(crate) connections_refused: Counter,
+    /// HTTPS connections turned away because their source had too many.
+    pub(crate) source_refused: Counter,
     /// TLS handshakes that failed or took too long.
     pub(crate) handshakes_failed: Counter,
     /// Links closed because the peer did not drain them.

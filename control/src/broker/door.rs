@@ -1,6 +1,6 @@
 //! From a connection that the gateway has no use for to a request that the API answers: TLS, then HTTP/1.1.
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,15 +26,17 @@ use tokio_util::task::TaskTracker;
 use crate::broker::counters::Counters;
 use crate::broker::limits::{
     CONNECTIONS_MAX, HANDSHAKE_DEADLINE, HANDSHAKES_MAX, HEAD_BYTES_MAX, HEAD_DEADLINE,
-    HEADERS_MAX, SHUTDOWN_GRACE,
+    HEADERS_MAX, SHUTDOWN_GRACE, SOURCE_CONNECTIONS_MAX,
 };
+use crate::broker::rate::source;
+use crate::broker::shares::{Share, Shares};
 
 /// Where a request comes from, and the room its connection takes. Every request carries it as an extension; a link keeps
 /// its clone for as long as it lasts.
 #[derive(Clone, Debug)]
 pub(crate) struct Visitor {
     pub(crate) address: SocketAddr,
-    _room: Arc<OwnedSemaphorePermit>,
+    _room: Arc<(OwnedSemaphorePermit, Share<IpAddr>)>,
 }
 
 /// Takes connections in while there is room.
@@ -43,6 +45,7 @@ pub(crate) struct Door {
     acceptor: TlsAcceptor,
     router: Router,
     room: Arc<Semaphore>,
+    by_source: Arc<Shares<IpAddr>>,
     handshakes: Arc<Semaphore>,
     counters: Arc<Counters>,
     tasks: TaskTracker,
@@ -58,17 +61,24 @@ impl Door {
         stop: CancellationToken,
     ) -> Self {
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let by_source = Shares::new(SOURCE_CONNECTIONS_MAX);
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-        Self { acceptor: tls.into(), router, room, handshakes, counters, tasks, stop }
+        Self { acceptor: tls.into(), router, room, by_source, handshakes, counters, tasks, stop }
     }
 
-    /// Takes a connection in, on the runtime of `handle`. Never blocks; without room the connection is closed.
+    /// Takes a connection in, on the runtime of `handle`. Never blocks; without room, for it or for its source,
+    /// the connection is closed.
     pub(crate) fn take(&self, connection: ForeignConnection, handle: &tokio::runtime::Handle) {
+        let address = connection.peer;
+        let Some(share) = self.by_source.take(source(address.ip())) else {
+            self.counters.source_refused.add();
+            return;
+        };
         let Ok(permit) = self.room.clone().try_acquire_owned() else {
             self.counters.connections_refused.add();
             return;
         };
-        let visitor = Visitor { address: connection.peer, _room: Arc::new(permit) };
+        let visitor = Visitor { address, _room: Arc::new((permit, share)) };
         let door = self.clone();
         let serve = async move {
             let stop = door.stop.clone();
@@ -188,5 +198,46 @@ impl AsyncWrite for Replay {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::server::ResolvesServerCertUsingSni;
+
+    use super::*;
+
+    fn door() -> Door {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
+        let (counters, tasks, stop) = Default::default();
+        let door = Door::new(Arc::new(tls), Router::new(), counters, tasks, stop);
+        Door { by_source: Shares::new(2), ..door }
+    }
+
+    #[tokio::test]
+    async fn a_source_takes_no_more_than_its_share() {
+        let door = door();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let take = |peer: &str| {
+            let (stream, peer) = (stream.try_clone().unwrap(), peer.parse().unwrap());
+            let connection = ForeignConnection { stream, peer, head: Bytes::new() };
+            door.take(connection, &tokio::runtime::Handle::current());
+            door.counters.source_refused.get()
+        };
+        assert_eq!(take("[2001:db8::1]:1"), 0);
+        assert_eq!(take("[2001:db8::2]:1"), 0);
+        assert_eq!(take("[2001:db8::3]:1"), 1, "addresses of one /64 are one source");
+        assert_eq!(take("192.0.2.1:1"), 1);
+        door.stop.cancel();
+        door.tasks.close();
+        door.tasks.wait().await;
+        assert_eq!(take("[2001:db8::3]:1"), 1, "connections that ended make room");
     }
 }

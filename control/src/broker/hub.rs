@@ -207,6 +207,11 @@ impl Hub {
         self.core().orchestrator.offers(agent, resource)
     }
 
+    /// Names of the agents connected now.
+    pub(crate) fn agents(&self) -> Vec<String> {
+        self.core().orchestrator.agents().map(str::to_owned).collect()
+    }
+
     pub(crate) fn is_registered(&self, link: LinkId) -> bool {
         self.core().orchestrator.is_registered(link)
     }

@@ -3,6 +3,15 @@ use std::time::Duration;
 
 /// HTTPS connections at once, links among them. A link costs about 40 KiB, most of it TLS and WebSocket buffers.
 pub(super) const CONNECTIONS_MAX: usize = 8192;
+/// HTTPS connections at once of one source (an IPv4 address, or an IPv6 /64). An eighth of all: a company behind one
+/// address fits, with a link for each of its people and machines, and no single source locks the others out.
+pub(super) const SOURCE_CONNECTIONS_MAX: usize = 1024;
+/// Links at once of one user. A link carries any number of sessions, so this is one for each `switchback` command that
+/// runs; links of dead connections linger for up to 45 s.
+pub(super) const USER_LINKS_MAX: usize = 256;
+/// Links at once of agents with one token: a fleet may share a join string, and the broker remembers 4,096 agents.
+/// Half of all connections, so that users still get in.
+pub(super) const TOKEN_LINKS_MAX: usize = 4096;
 /// TLS handshakes at once. The hello has arrived whole, so one costs about 1 ms of CPU and then a round trip of waiting:
 /// 1,024 keep two cores busy for half a second, and slow peers must be many to keep others waiting.
 pub(super) const HANDSHAKES_MAX: usize = 1024;

@@ -27,6 +27,7 @@ mod metrics;
 mod orchestrator;
 mod rate;
 mod seal;
+mod shares;
 mod start;
 mod store;
 #[cfg(test)]

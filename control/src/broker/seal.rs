@@ -28,6 +28,9 @@ pub(crate) struct Grant {
     pub(crate) resource: String,
     #[serde(rename = "a")]
     pub(crate) agent: String,
+    /// Id of the token that the agent had joined with.
+    #[serde(rename = "j")]
+    pub(crate) agent_token: String,
     #[serde(rename = "c")]
     pub(crate) client_key: PublicKey,
     #[serde(rename = "k")]
@@ -98,6 +101,7 @@ mod tests {
             token: "t1".into(),
             resource: "ssh".into(),
             agent: "lab".into(),
+            agent_token: "j123456789".into(),
             client_key: PublicKey("c".repeat(59)),
             agent_key: PublicKey("a".repeat(59)),
             created_ms: 1_800_000_000_000,

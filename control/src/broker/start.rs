@@ -28,6 +28,9 @@ const SEAL_KEY_FILE: &str = "seal.key";
 const FIRST_USER: &str = "admin";
 /// How often silence is looked at. The shortest of the limits it serves is 30 s.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the database hears which agents are in use. Often enough for a limit of 30 days, even if the broker runs
+/// for an hour a day.
+const KEEP_AGENTS_EVERY: Duration = Duration::from_secs(1800);
 
 /// The two strings that the very first start prints.
 #[derive(Clone, Debug)]
@@ -187,6 +190,7 @@ async fn begin(
     });
     started.await.map_err(|error| Code::Internal.because(format!("gateway: {error}")))??;
     app.tasks.spawn(tick(app.clone()));
+    app.tasks.spawn(keep_agents(app.clone()));
     Ok(first_invites)
 }
 
@@ -217,6 +221,21 @@ async fn tick(app: Arc<App>) {
         tokio::select! {
             () = app.stop.cancelled() => return,
             _ = clock.tick() => app.hub.apply(Input::Tick),
+        }
+    }
+}
+
+/// From the start on, so that what was forgotten while the broker did not run goes at once.
+async fn keep_agents(app: Arc<App>) {
+    let mut clock = tokio::time::interval(KEEP_AGENTS_EVERY);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            _ = clock.tick() => {}
+        }
+        if let Err(fault) = app.store.keep_agents(app.hub.agents()).await {
+            tracing::error!(%fault, "unused agents could not be forgotten");
         }
     }
 }

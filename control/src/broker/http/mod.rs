@@ -15,14 +15,14 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 
-use self::answer::{Refused, Told};
+use self::answer::Told;
 use crate::broker::app::App;
 use crate::broker::limits::REQUEST_DEADLINE;
 use crate::broker::{links, metrics};
 use crate::code::Code;
 use crate::wire::{AGENT_LINK, CLIENT_LINK};
 
-pub(crate) use self::answer::Upgrade;
+pub(crate) use self::answer::{Refused, Upgrade};
 pub(crate) use self::caller::{Admin, AgentCaller, Caller};
 
 /// Every route of the broker.

@@ -12,7 +12,7 @@ use super::{Peer, limited, run};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::door::Visitor;
-use crate::broker::http::{AgentCaller, Upgrade};
+use crate::broker::http::{AgentCaller, Refused, Upgrade};
 use crate::broker::limits::{
     KEY_CHARS_MAX, REGISTER_DEADLINE, RESOURCES_MAX, TARGET_CHARS_MAX, is_label, is_name,
 };
@@ -29,10 +29,18 @@ pub(in crate::broker) async fn open(
     Extension(visitor): Extension<Visitor>,
     AgentCaller(owner): AgentCaller,
     Upgrade(upgrade): Upgrade,
-) -> Response {
+) -> Result<Response, Refused> {
+    let share = app.token_links.take(owner.token.clone());
+    let share = share.ok_or_else(|| {
+        Code::RateLimited.because("the agents with this join string hold as many links as they may")
+    })?;
     let tasks = app.tasks.clone();
-    limited(upgrade)
-        .on_upgrade(move |socket| tasks.track_future(serve(app, visitor, owner, socket)))
+    Ok(limited(upgrade).on_upgrade(move |socket| {
+        tasks.track_future(async move {
+            serve(app, visitor, owner, socket).await;
+            drop(share);
+        })
+    }))
 }
 
 async fn serve(app: Arc<App>, visitor: Visitor, owner: Owner, socket: WebSocket) {
@@ -137,14 +145,21 @@ impl Agent {
             return Err(Code::AgentNotAllowed.into());
         }
         let link = self.link;
+        let record = AgentRecord { name: name.clone(), key: key.0.clone(), version, resources };
         let bad = loop {
             let rights = self.app.hub.rights();
+            // Until it is registered, a revocation does not reach the link.
+            if !self.app.store.is_good(&self.owner.token).await? {
+                return Err(Code::TokenRevoked.into());
+            }
             let (good, bad) = judge_held(&self.app, sessions.clone()).await?;
+            // Before anybody can hear of it, so that what it offers is there when it is asked for.
+            self.app.store.announce(record.clone()).await?;
             let registration = Registration {
                 name: name.clone(),
                 key: key.clone(),
                 token: self.owner.token.clone(),
-                resources: resources.iter().map(|resource| resource.name.clone()).collect(),
+                resources: record.resources.iter().map(|resource| resource.name.clone()).collect(),
                 sessions: good,
             };
             if self.app.hub.apply_if(rights, Input::AgentUp { link, registration }) {
@@ -159,11 +174,12 @@ impl Agent {
         for (session, code) in bad {
             self.app.hub.end_at(Output::EndAtAgent { link, session, code });
         }
-        let resource_names = resources.len();
-        tracing::info!(agent = name, link = link.0, peer = %self.visitor.address, version,
-            resources = resource_names, "agent registered");
-        self.name = Some(name.clone());
-        self.app.store.announce(AgentRecord { name, key: key.0, version, resources }).await
+        let AgentRecord { version, resources, .. } = record;
+        let resources = resources.len();
+        let peer = self.visitor.address;
+        tracing::info!(agent = name, link = link.0, %peer, version, resources, "agent registered");
+        self.name = Some(name);
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ use super::{Peer, limited, run};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::door::Visitor;
-use crate::broker::http::{Caller, Upgrade};
+use crate::broker::http::{Caller, Refused, Upgrade};
 use crate::broker::limits::is_name;
 use crate::broker::orchestrator::{Input, LinkId, Output, Wish};
 use crate::broker::rate::{Bucket, LINK_MESSAGES};
@@ -30,10 +30,17 @@ pub(in crate::broker) async fn open(
     Extension(visitor): Extension<Visitor>,
     Caller(owner): Caller,
     Upgrade(upgrade): Upgrade,
-) -> Response {
+) -> Result<Response, Refused> {
+    let share = app.user_links.take(owner.name.clone());
+    let share =
+        share.ok_or_else(|| Code::RateLimited.because("you hold as many links as you may"))?;
     let tasks = app.tasks.clone();
-    limited(upgrade)
-        .on_upgrade(move |socket| tasks.track_future(serve(app, visitor, owner, socket)))
+    Ok(limited(upgrade).on_upgrade(move |socket| {
+        tasks.track_future(async move {
+            serve(app, visitor, owner, socket).await;
+            drop(share);
+        })
+    }))
 }
 
 async fn serve(app: Arc<App>, visitor: Visitor, owner: Owner, socket: WebSocket) {

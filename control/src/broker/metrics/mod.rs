@@ -74,6 +74,11 @@ fn refusals(page: &mut Page, app: &App) {
             counters.connections_refused.get(),
         ),
         (
+            "switchback_https_source_refused_total",
+            "HTTPS connections refused because their source had too many.",
+            counters.source_refused.get(),
+        ),
+        (
             "switchback_tls_handshakes_failed_total",
             "TLS handshakes with the broker that failed or took too long.",
             counters.handshakes_failed.get(),

@@ -38,6 +38,7 @@ impl Orchestrator {
             let by_link = session.client.and_then(|link| this.clients.get(&link));
             let served_by = this.agents.by_name(&session.grant.agent);
             session.grant.token == token
+                || session.grant.agent_token == token
                 || by_link.is_some_and(|client| client.token == token)
                 || served_by.is_some_and(|(link, _)| agents.contains(&link))
         });

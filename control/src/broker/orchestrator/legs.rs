@@ -31,15 +31,15 @@ enum Purpose {
     /// A warm leg; `waiting` once it is at the gateway.
     Warm { agent: LinkId, waiting: bool },
     /// A leg of a session. `warm`: the agent's leg was warm and may turn out to be gone.
-    Leg { session: SessionId, agent: LinkId, warm: bool, live: bool },
-    /// Its session is over.
-    Draining { session: SessionId },
+    Leg { session: SessionId, warm: bool, live: bool },
+    /// Its session is over, or does without it. `started`: it had met before.
+    Draining { session: SessionId, started: bool },
 }
 
 impl Pair {
     pub(super) const fn session(&self) -> Option<&SessionId> {
         match &self.purpose {
-            Purpose::Leg { session, .. } | Purpose::Draining { session } => Some(session),
+            Purpose::Leg { session, .. } | Purpose::Draining { session, .. } => Some(session),
             Purpose::Warm { .. } => None,
         }
     }
@@ -57,7 +57,7 @@ impl Orchestrator {
         let warm = self.agents.get_mut(agent).and_then(super::agents::Agent::take_warm);
         let (pair, how) = warm.map_or((fresh, How::Dial), |pair| (pair, How::Warm));
         let session = grant.session.clone();
-        let purpose = Purpose::Leg { session, agent, warm: how == How::Warm, live: false };
+        let purpose = Purpose::Leg { session, warm: how == How::Warm, live: false };
         self.pairs.insert(pair, Pair { purpose, since: now });
         self.out.push(Output::Offer { link: agent, grant: Box::new(grant.clone()), pair, how });
         let surplus = self.sessions.get_mut(&grant.session).and_then(|session| {
@@ -88,11 +88,16 @@ impl Orchestrator {
 
     pub(super) fn leg_waiting(&mut self, pair: PairId, side: LegSide) {
         let Some(known) = self.pairs.get_mut(&pair) else { return };
-        if let (Purpose::Warm { agent, waiting }, LegSide::Agent) = (&mut known.purpose, side) {
-            *waiting = true;
-            if let Some(agent) = self.agents.get_mut(*agent) {
-                agent.warm_arrived(pair);
+        match (&mut known.purpose, side) {
+            (Purpose::Warm { agent, waiting }, LegSide::Agent) => {
+                *waiting = true;
+                if let Some(agent) = self.agents.get_mut(*agent) {
+                    agent.warm_arrived(pair);
+                }
             }
+            // Nobody comes to meet it.
+            (Purpose::Draining { .. }, _) => self.out.push(Output::EndPair { pair }),
+            (Purpose::Warm { .. } | Purpose::Leg { .. }, _) => {}
         }
     }
 
@@ -105,12 +110,13 @@ impl Orchestrator {
                 }
                 self.pairs.remove(&pair);
             }
-            Purpose::Leg { session, agent, warm, live: false } => {
+            Purpose::Leg { session, warm, live: false } => {
                 // A warm leg left just as it was to be used: the agent can still dial in time for the client's.
                 if *warm && side == LegSide::Agent {
                     *warm = false;
-                    let (link, session) = (*agent, session.clone());
-                    self.dial_instead(link, &session, pair);
+                    known.since = now;
+                    let session = session.clone();
+                    self.dial_instead(now, &session, pair);
                 } else {
                     self.forget_leg(now, pair);
                 }
@@ -119,10 +125,20 @@ impl Orchestrator {
         }
     }
 
-    fn dial_instead(&mut self, link: LinkId, session: &SessionId, pair: PairId) {
-        if let (Some(session), Some(_)) = (self.sessions.get(session), self.agents.get(link)) {
-            let grant = Box::new(session.grant.clone());
-            self.out.push(Output::Offer { link, grant, pair, how: How::Dial });
+    /// Has the agent dial for `pair`, over whichever link it has now. Without one the pair ends at once, so that the
+    /// client asks anew rather than waits for nobody.
+    fn dial_instead(&mut self, now: Instant, session: &SessionId, pair: PairId) {
+        let Some(session) = self.sessions.get_mut(session) else { return };
+        let agent = self.agents.by_name(&session.grant.agent);
+        match agent.filter(|(_, agent)| agent.key == session.grant.agent_key) {
+            Some((link, _)) => {
+                let grant = Box::new(session.grant.clone());
+                self.out.push(Output::Offer { link, grant, pair, how: How::Dial });
+            }
+            None => {
+                session.leg_ended(pair, now);
+                self.cut(now, pair);
+            }
         }
     }
 
@@ -165,10 +181,10 @@ impl Orchestrator {
 
     fn drain(&mut self, now: Instant, pair: PairId) {
         if let Some(known) = self.pairs.get_mut(&pair)
-            && let Purpose::Leg { session, .. } = &known.purpose
+            && let Purpose::Leg { session, live, .. } = &known.purpose
         {
-            let session = session.clone();
-            *known = Pair { purpose: Purpose::Draining { session }, since: now };
+            let purpose = Purpose::Draining { session: session.clone(), started: *live };
+            *known = Pair { purpose, since: now };
         }
     }
 
@@ -214,8 +230,11 @@ impl Orchestrator {
                 Purpose::Warm { waiting: true, .. } | Purpose::Leg { live: true, .. } => {
                     return false;
                 }
-                Purpose::Warm { .. } | Purpose::Leg { .. } => PENDING_MAX,
-                Purpose::Draining { .. } => DRAIN_MAX,
+                Purpose::Draining { started: true, .. } => DRAIN_MAX,
+                // As long as its tickets may still bring legs.
+                Purpose::Warm { .. } | Purpose::Leg { .. } | Purpose::Draining { .. } => {
+                    PENDING_MAX
+                }
             };
             now.saturating_duration_since(pair.since) >= limit
         };

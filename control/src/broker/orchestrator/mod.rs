@@ -131,6 +131,11 @@ impl Orchestrator {
         self.agents.offers(agent, resource)
     }
 
+    /// Names of the agents connected now.
+    pub(crate) fn agents(&self) -> impl Iterator<Item = &str> {
+        self.agents.iter().map(|agent| agent.name.as_str())
+    }
+
     pub(crate) fn is_registered(&self, link: LinkId) -> bool {
         self.agents.get(link).is_some()
     }
@@ -215,6 +220,7 @@ impl Orchestrator {
             token,
             resource: wish.resource,
             agent: agent.name.clone(),
+            agent_token: agent.token.clone(),
             client_key: wish.client_key,
             agent_key: agent.key.clone(),
             created_ms: wish.created_ms,

@@ -260,7 +260,41 @@ fn a_pair_that_meets_after_its_session_died_is_cut() {
     let mut world = World::ready();
     let (grant, pair) = world.open();
     world.say(Input::Kill { session: grant.session, code: Code::SessionKilled });
+    world.after(60);
+    assert_eq!(
+        world.say(Input::LegWaiting { pair, side: LegSide::Client }),
+        [Output::EndPair { pair }],
+        "an unused ticket is good for a minute, but brings no leg that stays"
+    );
     assert_eq!(world.say(Input::PairStarted { pair }), [Output::EndPair { pair }]);
+    assert_eq!(world.after(30), [Output::EndPair { pair }]);
+    assert_eq!(world.orchestrator.session_of(pair), None, "forgotten with its tickets");
+}
+
+#[test]
+fn a_lost_warm_leg_is_dialled_over_the_agents_new_link_or_given_up() {
+    let new = LinkId(3);
+    for reconnected in [true, false] {
+        let mut world = World::ready();
+        let warm = world.warm();
+        let (grant, pair) = world.open();
+        assert_eq!(pair, warm);
+        world.say(Input::AgentDown { link: AGENT });
+        if reconnected {
+            world.agent_up(new, "lab", vec![]);
+        }
+        let out = world.say(Input::LegGone { pair, side: LegSide::Agent });
+        if reconnected {
+            assert_eq!(offered(&out), Some((new, pair, How::Dial)));
+            world.say(Input::PairStarted { pair });
+            assert_eq!(world.state(&grant), Some(SessionState::Active));
+        } else {
+            assert_eq!(out, [Output::EndPair { pair }]);
+            let late = world.say(Input::LegWaiting { pair, side: LegSide::Client });
+            assert_eq!(late, [Output::EndPair { pair }], "the client learns at once");
+            assert_eq!(world.state(&grant), Some(SessionState::Connecting), "it may ask again");
+        }
+    }
 }
 
 #[test]
@@ -332,6 +366,19 @@ fn revoking_cuts_links_and_sessions_of_the_token_only() {
     let out = world.say(Input::TokenRevoked { token: "token-of-lab".into() });
     assert!(out.contains(&Output::Close { link: AGENT }));
     assert_eq!(world.state(&of_bob), None, "an agent that is not trusted serves nobody");
+}
+
+#[test]
+fn revoking_an_agents_token_ends_its_sessions_while_its_link_is_down() {
+    let mut world = World::ready();
+    let (grant, pair) = world.open();
+    world.say(Input::PairStarted { pair });
+    world.say(Input::AgentDown { link: AGENT });
+    let out = world.say(Input::TokenRevoked { token: "token-of-lab".into() });
+    let (session, code) = (grant.session.clone(), Code::TokenRevoked);
+    assert!(out.contains(&Output::EndAtClient { link: CLIENT, session, code }));
+    assert!(out.contains(&Output::EndPair { pair }));
+    assert_eq!(world.state(&grant), None);
 }
 
 #[test]

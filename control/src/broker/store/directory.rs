@@ -1,7 +1,8 @@
 //! What agents offer, and who may use it.
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::Store;
 use super::tokens::sql_int;
@@ -10,6 +11,13 @@ use crate::broker::clock;
 use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
 use crate::wire::{Resource, ResourceKind};
+
+/// An agent's name is free for another key, and what it offered is forgotten, once it was not connected for this long:
+/// longer than any holiday of a machine that is coming back, and short enough for a key that was lost.
+const UNUSED_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Agents remembered, online or not: as many as may share one join string. With 100 resources each, all of
+/// them take some 50 MiB; without a bound, one join string could fill the disk.
+const AGENTS_MAX: i64 = 4096;
 
 /// Whether a user may use a resource, and whether there is such a thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,26 +44,37 @@ pub(crate) struct Listed {
 }
 
 impl Store {
-    /// Keeps what an agent announced, in place of what it announced before.
+    /// Keeps what an agent announced, in place of what it announced before. Its name belongs to the key that first
+    /// announced it, whether that agent is connected or not, until it was not seen for 30 days.
+    ///
+    /// # Errors
+    /// [`Code::AgentNameTaken`]; [`Code::RateLimited`] while there are 4,096 other agents. Then nothing changes.
     pub(crate) async fn announce(&self, agent: AgentRecord) -> Result<(), Fault> {
-        let now = sql_int(clock::unix_ms());
+        let now = clock::unix_ms();
+        let name = agent.name.clone();
+        let room = self.call(move |db| announce(db, &agent, now)).await?;
+        match room {
+            Room::Made => Ok(()),
+            Room::NameTaken => Err(Code::AgentNameTaken.because(format!(
+                "the name {name} belongs to the key of another agent; pass another --name, or wait until that \
+                 agent was not connected for 30 days"
+            ))),
+            Room::Full => Err(Code::RateLimited
+                .because("the broker remembers as many agents as it may; one goes after 30 days")),
+        }
+    }
+
+    /// Notes that the agents `online` are in use, and forgets those that were not for 30 days. To be called now and then.
+    pub(crate) async fn keep_agents(&self, online: Vec<String>) -> Result<(), Fault> {
+        let now = clock::unix_ms();
         self.call(move |db| {
             let step = db.transaction()?;
-            step.execute(
-                "INSERT INTO agents (name, key, version, seen_ms) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (name) DO UPDATE SET
-                     key = excluded.key, version = excluded.version, seen_ms = excluded.seen_ms",
-                params![agent.name, agent.key, agent.version, now],
-            )?;
-            step.execute("DELETE FROM resources WHERE agent = ?1", [&agent.name])?;
-            for Resource { name, kind, target } in &agent.resources {
-                let ResourceKind::Tcp = kind;
-                step.execute(
-                    "INSERT INTO resources (agent, name, kind, target) VALUES (?1, ?2, 'tcp', ?3)
-                     ON CONFLICT DO NOTHING",
-                    params![agent.name, name, target],
-                )?;
+            for name in online {
+                let sql = "UPDATE agents SET seen_ms = ?2 WHERE name = ?1";
+                step.prepare_cached(sql)?.execute(params![name, sql_int(now)])?;
             }
+            // Their resources go with them.
+            step.execute("DELETE FROM agents WHERE seen_ms < ?1", [unused_since(now)])?;
             step.commit()
         })
         .await
@@ -90,7 +109,7 @@ impl Store {
         .await
     }
 
-    /// Judges grants that ends show: the token must still be good, and the user must still be allowed.
+    /// Judges grants that ends show: both ends' tokens must still be good, and the user must still be allowed.
     pub(crate) async fn judge(
         &self,
         grants: Vec<Grant>,
@@ -151,6 +170,57 @@ impl Store {
     }
 }
 
+/// Whether there is room for an agent's announcement.
+enum Room {
+    Made,
+    NameTaken,
+    Full,
+}
+
+fn announce(db: &mut Connection, agent: &AgentRecord, now: u64) -> rusqlite::Result<Room> {
+    let step = db.transaction()?;
+    let sql = "SELECT key, seen_ms FROM agents WHERE name = ?1";
+    let known = step
+        .query_row(sql, [&agent.name], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))
+        .optional()?;
+    match known {
+        Some((key, seen_ms)) if key != agent.key && seen_ms >= unused_since(now) => {
+            return Ok(Room::NameTaken);
+        }
+        Some(_) => {}
+        None => {
+            let agents: i64 =
+                step.query_row("SELECT count(*) FROM agents", [], |row| row.get(0))?;
+            if agents >= AGENTS_MAX {
+                return Ok(Room::Full);
+            }
+        }
+    }
+    step.execute(
+        "INSERT INTO agents (name, key, version, seen_ms) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (name) DO UPDATE SET
+             key = excluded.key, version = excluded.version, seen_ms = excluded.seen_ms",
+        params![agent.name, agent.key, agent.version, sql_int(now)],
+    )?;
+    step.execute("DELETE FROM resources WHERE agent = ?1", [&agent.name])?;
+    for Resource { name, kind, target } in &agent.resources {
+        let ResourceKind::Tcp = kind;
+        step.execute(
+            "INSERT INTO resources (agent, name, kind, target) VALUES (?1, ?2, 'tcp', ?3)
+             ON CONFLICT DO NOTHING",
+            params![agent.name, name, target],
+        )?;
+    }
+    step.commit()?;
+    Ok(Room::Made)
+}
+
+/// Agents last seen before this, in Unix milliseconds, are not in use.
+fn unused_since(now: u64) -> i64 {
+    let unused = u64::try_from(UNUSED_MAX.as_millis()).unwrap_or(u64::MAX);
+    sql_int(now.saturating_sub(unused))
+}
+
 pub(super) fn insert_grant(
     step: &Transaction<'_>,
     user: &str,
@@ -167,8 +237,10 @@ fn is_granted(db: &Connection, user: &str, resource: &str) -> rusqlite::Result<b
 
 fn judge(db: &Connection, grant: &Grant) -> rusqlite::Result<Result<(), Code>> {
     let sql = "SELECT 1 FROM tokens WHERE id = ?1 AND revoked_ms IS NULL";
-    if !db.prepare_cached(sql)?.exists([&grant.token])? {
-        return Ok(Err(Code::TokenRevoked));
+    for token in [&grant.token, &grant.agent_token] {
+        if !db.prepare_cached(sql)?.exists([token])? {
+            return Ok(Err(Code::TokenRevoked));
+        }
     }
     let granted = is_granted(db, &grant.user, &grant.resource)?;
     Ok(if granted { Ok(()) } else { Err(Code::ResourceNotGranted) })

@@ -97,6 +97,8 @@ async fn grants_decide_access_and_judge_what_ends_show() {
     let temp = tempfile::tempdir().unwrap();
     let store = open(temp.path()).unwrap();
     let token = store.issue(user("ada", false, &[])).await.unwrap().id;
+    let of_agent = || NewSubject { kind: TokenKind::Agent, ..user("*", false, &[]) };
+    let joined = store.issue(of_agent()).await.unwrap().id;
     store.announce(agent("lab", &["ssh"])).await.unwrap();
     let access = |granted, exists| Access { granted, exists };
     let grant =
@@ -112,6 +114,7 @@ async fn grants_decide_access_and_judge_what_ends_show() {
         token: token.clone(),
         resource: "ssh".into(),
         agent: "lab".into(),
+        agent_token: joined.clone(),
         client_key: PublicKey("c".into()),
         agent_key: PublicKey("a".into()),
         created_ms: 1,
@@ -121,8 +124,60 @@ async fn grants_decide_access_and_judge_what_ends_show() {
     assert_eq!(store.ungrant(grant("ada", "*")).await.unwrap(), None);
     let verdict = store.judge(vec![shown.clone()]).await.unwrap()[0].1;
     assert_eq!(verdict, Err(Code::ResourceNotGranted));
+    store.grant(grant("ada", "ssh")).await.unwrap();
+    store.revoke(&joined).await.unwrap();
+    assert_eq!(store.judge(vec![shown.clone()]).await.unwrap()[0].1, Err(Code::TokenRevoked));
+    let agent_token = store.issue(of_agent()).await.unwrap().id;
+    let shown = Grant { agent_token, ..shown };
+    assert_eq!(store.judge(vec![shown.clone()]).await.unwrap()[0].1, Ok(()));
     store.revoke(&token).await.unwrap();
     assert_eq!(store.judge(vec![shown]).await.unwrap()[0].1, Err(Code::TokenRevoked));
+}
+
+/// As if everything in the database had happened this many days earlier.
+async fn age(store: &Store, days: i64) {
+    let ms = days * 24 * 3600 * 1000;
+    let sql = "UPDATE agents SET seen_ms = seen_ms - ?1";
+    store.call(move |db| db.execute(sql, [ms])).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_belongs_to_its_first_key_until_unused_for_a_month() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = open(temp.path()).unwrap();
+    let other = || AgentRecord { key: "other".into(), ..agent("lab", &["web"]) };
+    store.announce(agent("lab", &["ssh"])).await.unwrap();
+    age(&store, 29).await;
+    let fault = store.announce(other()).await.unwrap_err();
+    assert_eq!(fault.code, Code::AgentNameTaken);
+    assert!(fault.detail.contains("--name"), "{fault}");
+    assert_eq!(store.resources(None).await.unwrap()[0].name, "ssh", "nothing changed");
+    store.keep_agents(vec!["lab".into()]).await.unwrap();
+    age(&store, 29).await;
+    assert!(store.announce(other()).await.is_err(), "a connected agent is in use");
+    age(&store, 2).await;
+    store.announce(other()).await.unwrap();
+    assert_eq!(store.resources(None).await.unwrap()[0].name, "web");
+}
+
+#[tokio::test]
+async fn agents_are_bounded_and_unused_ones_are_forgotten() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = open(temp.path()).unwrap();
+    store.announce(agent("lab", &["ssh"])).await.unwrap();
+    let many = "WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 4096)
+        INSERT INTO agents SELECT 'agent-' || i, key, version, seen_ms FROM agents, n";
+    assert_eq!(store.call(move |db| db.execute(many, [])).await.unwrap(), 4095);
+    let fault = store.announce(agent("annex", &["web"])).await.unwrap_err();
+    assert_eq!(fault.code, Code::RateLimited);
+    store.announce(agent("lab", &["ssh", "web"])).await.unwrap();
+    age(&store, 31).await;
+    store.keep_agents(vec!["agent-2".into()]).await.unwrap();
+    assert!(store.resources(None).await.unwrap().is_empty(), "resources go with their agent");
+    let left = "SELECT name FROM agents";
+    let left = store.call(move |db| db.query_row(left, [], |row| row.get::<_, String>(0))).await;
+    assert_eq!(left.unwrap(), "agent-2");
+    store.announce(agent("annex", &["web"])).await.unwrap();
 }
 
 #[tokio::test]

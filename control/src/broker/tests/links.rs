@@ -5,6 +5,7 @@ use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::support::*;
 use crate::api::{NewToken, TokenKind};
+use crate::broker::limits::USER_LINKS_MAX;
 use crate::code::Code;
 use crate::wire::*;
 
@@ -159,8 +160,32 @@ async fn names_are_bound_by_tokens_and_by_keys() {
     impostor.say(&message).await;
     assert_eq!(code_of_agent(&impostor.hear().await), Some(Code::AgentNameTaken));
     impostor.ends().await;
-    let _second = bench.agent("lab", vec![]).await;
+    let second = bench.agent("lab", vec![]).await;
     first.ends().await;
+    drop(second);
+    let mut impostor = bench.link(AGENT_LINK, &bench.join).await.ok().unwrap();
+    impostor.say(&message).await;
+    let refused = code_of_agent(&impostor.hear().await);
+    assert_eq!(refused, Some(Code::AgentNameTaken), "connected or not");
+    impostor.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_agent_offers_is_there_as_soon_as_it_is_registered() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let mut client = bench.client_link(&bench.admin).await;
+    for index in 0..20 {
+        let mut link = bench.link(AGENT_LINK, &bench.join).await.ok().unwrap();
+        let offered = format!("ssh-{index}");
+        let mut message = register(&format!("lab-{index}"), vec![]);
+        if let FromAgent::Register { resources, .. } = &mut message {
+            resources[0].name.clone_from(&offered);
+        }
+        link.say(&message).await;
+        assert_eq!(link.hear::<ToAgent>().await, ToAgent::Registered);
+        assert_eq!(client.open(&offered).await.err(), None, "{offered}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -197,6 +222,42 @@ async fn revoked_tokens_cut_links_and_sessions() {
     assert_eq!(agent.hear::<ToAgent>().await, end);
     assert_eq!(code_of_agent(&agent.hear().await), Some(code));
     agent.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_whose_token_is_revoked_before_it_registers_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let wish =
+        NewToken { kind: TokenKind::Agent, name: "lab".into(), admin: false, grants: vec![] };
+    let (token, id) = bench.issue(&wish).await;
+    let mut link = bench.link(AGENT_LINK, &token).await.ok().unwrap();
+    // The answer to a bad link would have come by now: the link's own first look at its token is over.
+    let probe = tokio::time::timeout(std::time::Duration::from_millis(200), link.hear::<ToAgent>());
+    assert!(probe.await.is_err(), "an unregistered agent is told nothing");
+    bench.as_admin(Method::DELETE, &format!("/v1/tokens/{id}"), &()).await;
+    link.say(&register("lab", vec![])).await;
+    assert_eq!(code_of_agent(&link.hear().await), Some(Code::TokenRevoked));
+    link.ends().await;
+    let (ada, _) = bench.user("ada", &["ssh"]).await;
+    let mut client = bench.client_link(&ada).await;
+    assert_eq!(client.open("ssh").await.err(), Some(Code::ResourceUnknown), "it left nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_holds_so_many_links_and_no_more() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let (ada, _) = bench.user("ada", &[]).await;
+    let mut links = Vec::new();
+    for _ in 0..USER_LINKS_MAX {
+        links.push(bench.client_link(&ada).await);
+    }
+    let refused = bench.link(CLIENT_LINK, &ada).await.err();
+    assert_eq!(refused, Some(StatusCode::TOO_MANY_REQUESTS));
+    let _others_have_room = bench.client_link(&bench.admin).await;
+    drop(links.pop());
+    eventually(async || bench.link(CLIENT_LINK, &ada).await.is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
