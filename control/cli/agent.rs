@@ -229,12 +229,6 @@ mod tests {
     }
 
     #[test]
-    fn a_dash_stands_for_standard_input() {
-        let join = parsed(&["--join", "-", "--resource", "a=tcp:h:1"]).join.unwrap();
-        assert_eq!(join.reveal(), "-");
-    }
-
-    #[test]
     fn the_join_string_never_shows_in_debug() {
         assert!(!format!("{:?}", parsed(&["--join", &join()])).contains("sbjoin1_"));
     }
