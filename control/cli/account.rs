@@ -96,7 +96,8 @@ pub(crate) async fn whoami(global: &Global) -> Result<(), Fault> {
     output::line(&format!("{}{role} at {url}", who.user))
 }
 
-fn read_stdin() -> Result<Secret, Fault> {
+/// A string that was not to stand on the command line.
+pub(crate) fn read_stdin() -> Result<Secret, Fault> {
     let mut text = String::new();
     std::io::stdin()
         .lock()

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{Global, secret};
 use crate::resource_spec::{self, ResourceSpec};
 use crate::stop::Stop;
-use crate::{config_file, output};
+use crate::{account, config_file, output};
 
 const ROOT_STATE: &str = "/var/lib/switchback-agent";
 
@@ -28,10 +28,15 @@ const ROOT_STATE: &str = "/var/lib/switchback-agent";
 #[command(after_help = "\
 Examples:
   switchback agent --join sbjoin1_... --resource ssh=tcp:127.0.0.1:22
+  pass show switchback | switchback agent --join - --resource ssh=tcp:127.0.0.1:22
   switchback agent --join sbjoin1_... --name branch --resource web=tcp:intra.example:8080 --resource db=tcp:[::1]:5432
-  SWITCHBACK_JOIN=sbjoin1_... switchback agent --config /etc/switchback/agent.toml   # resource = [\"ssh=tcp:...\"]")]
+  SWITCHBACK_JOIN=sbjoin1_... switchback agent --config /etc/switchback/agent.toml   # resource = [\"ssh=tcp:...\"]
+
+Every user of the host can read a command line. As a service, give the join string in SWITCHBACK_JOIN (systemd's
+EnvironmentFile=) or as `join` in the --config file, readable by the service's user alone.")]
 pub(crate) struct AgentArgs {
-    /// Join string, from the first start of `switchback serve` or `switchback token agent NAME`
+    /// Join string, from the first start of `switchback serve` or `switchback token agent NAME`; `-` reads it from
+    /// standard input
     #[arg(long, value_name = "STRING", env = "SWITCHBACK_JOIN", hide_env_values = true, value_parser = secret)]
     join: Option<Secret>,
     /// Name of this agent [default: the host's name]
@@ -77,6 +82,7 @@ impl AgentArgs {
         let join = self.join.ok_or_else(|| {
             Code::UsageInvalid.because("no join string: pass --join or set SWITCHBACK_JOIN")
         })?;
+        let join = if join.reveal() == "-" { account::read_stdin()? } else { join };
         let invite = Invite::parse(join.reveal(), InviteKind::Join)?;
         if let Some(name) = &self.name {
             resource_spec::check_name(name)

@@ -50,9 +50,24 @@ pub(crate) struct ConnectArgs {
     /// How long to keep trying before a temporary refusal is reported
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = humantime::parse_duration)]
     start_timeout: Duration,
-    /// How long connections wait for a way through when nothing carries the session, before they fail
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    /// How long connections wait for a way through when nothing carries the session, before they fail; at most 60s,
+    /// which is how long the agent waits
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = resume_window)]
     resume_window: Duration,
+}
+
+/// The agent's resume window: past it the agent's end of the session is gone, and waiting on would be in vain.
+const RESUME_WINDOW_MAX: Duration = Duration::from_secs(60);
+
+fn resume_window(text: &str) -> Result<Duration, String> {
+    let window = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if window.is_zero() {
+        return Err("must be longer than 0s".into());
+    }
+    if window > RESUME_WINDOW_MAX {
+        return Err("at most 60s: the agent gives the session up after that".into());
+    }
+    Ok(window)
 }
 
 /// What a connected session looks like from here.
@@ -204,6 +219,15 @@ mod tests {
         assert!(!parse(&[]));
         assert!(!parse(&["--stdio", "--listen", "127.0.0.1:0"]));
         assert!(!parse(&["--listen", "8080"]));
+    }
+
+    #[test]
+    fn a_resume_window_is_no_longer_than_the_agents() {
+        assert_eq!(resume_window("1m"), Ok(RESUME_WINDOW_MAX));
+        assert_eq!(resume_window("1ms"), Ok(Duration::from_millis(1)));
+        assert_eq!(SessionConfig::default().resume_window, RESUME_WINDOW_MAX);
+        assert!(resume_window("61s").unwrap_err().contains("at most 60s"));
+        assert!(resume_window("0s").is_err() && resume_window("soon").is_err());
     }
 
     #[tokio::test]

@@ -30,7 +30,7 @@ enum Action {
         after_help = "Examples:\n  switchback grant add alice ssh\n  switchback grant add alice '*'"
     )]
     Add(Pair),
-    /// Take it back; running sessions go on until they end or are killed
+    /// Take it back; the user's running sessions with it end at once
     #[command(after_help = "Example:\n  switchback grant remove alice ssh")]
     Remove(Pair),
     /// List grants

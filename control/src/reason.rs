@@ -3,7 +3,7 @@
 //! The numbers are part of the protocol: new ones are added, none changes its meaning.
 use switchback_shortpath::CloseReason;
 use switchback_shortpath::session::{
-    CLOSE_NORMAL, CLOSE_PROTOCOL, CLOSE_RESTARTED, RESET_DROPPED, RESET_SOCKET,
+    CLOSE_NORMAL, CLOSE_PROTOCOL, CLOSE_RESTARTED, RESET_DROPPED, RESET_LIMIT, RESET_SOCKET,
 };
 
 use crate::code::{Code, Fault};
@@ -44,6 +44,7 @@ pub fn of_close(number: u16) -> Code {
 pub fn of_reset(number: u16) -> Code {
     match number {
         RESET_DROPPED | RESET_SOCKET => Code::TargetReset,
+        RESET_LIMIT => Code::ChannelLimit,
         CLOSE_NORMAL => Code::SessionClosed,
         number => find(number).unwrap_or(Code::TargetReset),
     }
@@ -81,6 +82,7 @@ mod tests {
     fn a_refused_target_is_told_from_a_reset_one() {
         assert_eq!(of_reset(to_wire(Code::TargetRefused)), Code::TargetRefused);
         assert_eq!(of_reset(RESET_DROPPED), Code::TargetReset);
+        assert_eq!(of_reset(RESET_LIMIT), Code::ChannelLimit);
     }
 
     #[test]

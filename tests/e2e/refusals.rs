@@ -9,7 +9,7 @@ use switchback_control::Code;
 use switchback_engine::Refusal;
 use switchback_engine::hello::{self, Parsed};
 
-use crate::support::{Bed, EchoTarget, IOS, Io, eventually};
+use crate::support::{Bed, EchoTarget, HangingTarget, IOS, Io, eventually};
 
 /// Reads to the end and gives the refusal that a fatal TLS alert carried.
 fn refusal(stream: &mut TcpStream) -> Option<Refusal> {
@@ -273,6 +273,39 @@ fn a_target_that_refuses_or_resets_reaches_the_application_as_a_reset() {
     // With --stdio the code is the command's own.
     let output = bed.run(&["connect", "nobody", "--stdio"]);
     assert_eq!(output.refusal(), "TARGET_REFUSED");
+}
+
+#[test]
+fn a_target_that_hangs_is_told_as_such_and_holds_up_nobody_else() {
+    let (hanging, echo) = (HangingTarget::start(), EchoTarget::start());
+    let bed = Bed::start(Io::Uring, &[hanging.resource("hanging"), echo.resource("echo")]);
+    let ask = |local| {
+        let mut stream = TcpStream::connect(local).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0])
+    };
+    let (connect, local) = bed.forward("hanging");
+    let waiting = thread::spawn(move || ask(local));
+    // More than a session's limit come and go meanwhile.
+    for _ in 0..1_200 {
+        drop(TcpStream::connect(local).unwrap());
+    }
+    let (_echo, other) = bed.forward("echo");
+    ask(other).expect("another session goes on");
+    assert!(!waiting.is_finished());
+    let error = waiting.join().unwrap().expect_err("a reset, not an end");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    eventually("the reason on stderr", Duration::from_secs(5), || {
+        connect.stderr().contains("TARGET_TIMEOUT").then_some(())
+    });
+    // With --stdio the code is the command's own.
+    assert_eq!(bed.run(&["connect", "hanging", "--stdio"]).refusal(), "TARGET_TIMEOUT");
+    // The session outlived its target's trouble.
+    hanging.recover();
+    eventually("the target to answer in the same session", Duration::from_secs(30), || {
+        ask(local).ok()
+    });
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! What can go wrong before anything runs, and what it says.
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use switchback_control::Code;
 use tempfile::TempDir;
@@ -142,4 +143,22 @@ fn the_data_directory_is_closed_to_others_and_secrets_stay_out_of_logs() {
         !logs.contains(".client.switchback") && !logs.contains(".agent.switchback"),
         "no ticket in a log"
     );
+}
+
+#[test]
+fn an_agent_takes_its_join_string_from_standard_input() {
+    let bed = Bed::without_agent(Io::Uring, None);
+    let mut agent = switchback(bed.home())
+        .args(["agent", "--json", "--join", "-", "--resource", "a=tcp:127.0.0.1:9"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    agent.stdin.take().unwrap().write_all(format!("{}\n", bed.join).as_bytes()).unwrap();
+    let mut line = String::new();
+    BufReader::new(agent.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    assert!(line.contains(&bed.addr.to_string()), "{line}");
 }

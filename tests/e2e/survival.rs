@@ -136,10 +136,18 @@ fn a_session_ends_with_its_code_when_nothing_carries_it_within_the_resume_window
 fn an_agent_restart_ends_its_sessions_and_new_ones_work_at_once() {
     let echo = EchoTarget::start();
     let mut bed = Bed::start(Io::Uring, &[echo.resource("echo")]);
+    let (mut before, local) = bed.forward("echo");
+    let mut cut = TcpStream::connect(local).unwrap();
+    cut.write_all(b"x").unwrap();
+    cut.read_exact(&mut [0]).unwrap();
     bed.kill_agent();
     let refused = bed.run(&["connect", "echo", "--stdio", "--start-timeout", "1s"]);
     assert_eq!(refused.refusal(), "AGENT_OFFLINE");
     bed.start_agent();
+    assert_ne!(before.wait(Duration::from_secs(30)), 0);
+    assert!(before.stderr().contains("SESSION_LOST"), "{}", before.stderr());
+    cut.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    assert!(matches!(cut.read(&mut [0]), Ok(0) | Err(_)), "the application's socket ends");
     let (_connect, local) = bed.forward("echo");
     let mut stream = TcpStream::connect(local).unwrap();
     stream.write_all(b"again").unwrap();

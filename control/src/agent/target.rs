@@ -16,7 +16,14 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connects a channel to the service at `target` (`HOST:PORT`) and carries it; a service that cannot be reached resets
 /// the channel with the reason.
 pub(super) async fn serve(mut channel: Channel, target: &str, session: &SessionId) {
-    let socket = match tcp::connect(target, DIAL_TIMEOUT).await {
+    let dialled = tokio::select! {
+        dialled = tcp::connect(target, DIAL_TIMEOUT) => dialled,
+        // Whoever asked has gone: a service that hangs holds nothing for nobody.
+        error = channel.failed() => {
+            return tracing::debug!(%session, %error, "channel ended before its target was reached");
+        }
+    };
+    let socket = match dialled {
         Ok(socket) => socket,
         Err(error) => {
             let fault = unreachable(target, &error);
@@ -49,7 +56,62 @@ fn unreachable(target: &str, error: &io::Error) -> Fault {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{SocketAddr, TcpStream};
+
+    use bytes::Bytes;
+    use socket2::{Domain, Socket, Type};
+    use switchback_shortpath::{LegKind, Role, SessionConfig, SessionEvent, SessionHandle};
+    use tokio::io::duplex;
+
     use super::*;
+
+    /// A listener whose backlog is full, so that the kernel drops further SYNs; and what fills it.
+    fn hanging_target() -> (SocketAddr, Socket, Vec<Socket>) {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let fill = |_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            // In progress, for ever.
+            let _ = socket.connect(&address);
+            socket
+        };
+        let filling = (0..4).map(fill).collect();
+        let address = address.as_socket().unwrap();
+        let stuck = TcpStream::connect_timeout(&address, Duration::from_millis(300)).unwrap_err();
+        assert_eq!(stuck.kind(), io::ErrorKind::TimedOut);
+        (address, listener, filling)
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_is_reset_lets_go_of_a_target_that_hangs() {
+        let (address, _listener, _filling) = hanging_target();
+        let start = |role| SessionHandle::start(role, "s", SessionConfig::default());
+        let ((client, _events), (agent, mut events)) = (start(Role::Client), start(Role::Agent));
+        let (near, far) = duplex(64 * 1024);
+        client.attach(near, LegKind::TcpReverse);
+        agent.attach(far, LegKind::TcpReverse);
+        let mut ours = client.open().unwrap();
+        ours.write(Bytes::from_static(b"hello")).await.unwrap();
+        let theirs = loop {
+            if let SessionEvent::Incoming(channel) = events.recv().await.unwrap() {
+                break channel;
+            }
+        };
+        let target = address.to_string();
+        let serving =
+            tokio::spawn(async move { serve(theirs, &target, &SessionId("s".into())).await });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!serving.is_finished());
+        ours.reset(1);
+        tokio::time::timeout(DIAL_TIMEOUT / 2, serving).await.unwrap().unwrap();
+        while agent.stats().channels > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 
     #[test]
     fn each_way_not_to_reach_a_target_has_its_code() {

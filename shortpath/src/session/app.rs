@@ -2,7 +2,7 @@
 use bytes::Bytes;
 
 use super::channel::Told;
-use super::close::{CloseReason, RESET_DROPPED};
+use super::close::{CLOSE_NORMAL, CloseReason, RESET_DROPPED};
 use super::core::{ReadOutcome, Session, Stage};
 use super::limits::CHUNK_COST;
 use super::send::Fin;
@@ -61,6 +61,40 @@ impl Session {
             channel.send.fin = Fin::Wanted;
             self.enqueue_data(id);
         }
+    }
+
+    /// Whether the peer has everything that was written, and its end. If not yet,
+    /// [`Event::Writable`](super::Event::Writable) will come.
+    ///
+    /// # Errors
+    /// [`ChannelError`] once it never will be known: the peer reset the channel, the session is over, or this end was
+    /// never finished.
+    pub fn delivered(&mut self, id: ChannelId) -> Result<bool, ChannelError> {
+        let closed = self.closed_error();
+        let channel = self.channels.get_mut(&id).ok_or(closed.unwrap_or(ChannelError::Finished))?;
+        if channel.send.fin == Fin::Acked {
+            return Ok(true);
+        }
+        if let Some(code) = channel.reset_by_peer {
+            return Err(ChannelError::Reset(code));
+        }
+        if channel.reset != Told::Nothing || channel.send.fin == Fin::None {
+            return Err(ChannelError::Finished);
+        }
+        closed.map_or(Ok(()), Err)?;
+        channel.send.blocked = true;
+        Ok(false)
+    }
+
+    /// The session was closed as done, after all of the peer's direction had arrived: what is unread is the whole tail.
+    #[must_use]
+    pub fn closed_after_end(&self, id: ChannelId) -> bool {
+        let normal = match &self.stage {
+            Stage::Closed(CloseReason::ByPeer(code) | CloseReason::ByUs(code), _)
+            | Stage::Closing(code, _) => *code == CLOSE_NORMAL,
+            _ => false,
+        };
+        normal && self.channels.get(&id).is_some_and(|channel| channel.receive.is_complete())
     }
 
     /// Ends both directions at once; bytes still on their way are dropped at both ends. Does nothing on a channel that

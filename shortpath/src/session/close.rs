@@ -11,6 +11,8 @@ pub const RESET_DROPPED: u16 = 0xff01;
 
 /// RESET: the socket behind the channel failed.
 pub const RESET_SOCKET: u16 = 0xff02;
+/// RESET: the channel is one more than this end holds; one that ends makes room.
+pub const RESET_LIMIT: u16 = 0xff04;
 
 /// Why a session is over.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::channel::{AckDue, Told};
-use super::close::{CLOSE_RESTARTED, CloseReason, ProtocolError};
+use super::close::{CLOSE_RESTARTED, CloseReason, ProtocolError, RESET_LIMIT};
 use super::core::{Event, Session};
 use super::frame::{Frame, FrameError, Hello, Received, VERSION};
 use super::receive::Arrival;
@@ -263,17 +263,28 @@ impl Session {
             };
         }
         while self.seen <= id.get() {
-            if self.peers_held >= self.config.peer_channels_held_max() {
+            if self.peers_held >= self.config.peer_channels_told_max() {
                 return Err(ProtocolError::ChannelLimit);
             }
+            let surplus = self.peers_held >= self.config.peer_channels_held_max();
             let next = self.seen.checked_add(2).ok_or(ProtocolError::ChannelLimit)?;
             let Some(opened) = ChannelId::new(self.seen) else { return Ok(false) };
             self.seen = next;
             self.peers_held += 1;
             self.insert_channel(opened, Told::Nothing);
-            self.events.push_back(Event::Incoming(opened));
+            if surplus {
+                self.turn_away(opened);
+            } else {
+                self.events.push_back(Event::Incoming(opened));
+            }
         }
         Ok(self.channels.contains_key(&id))
+    }
+
+    /// Resets a channel the application never hears of; it is held until the peer knows.
+    fn turn_away(&mut self, id: ChannelId) {
+        self.reset(id, RESET_LIMIT);
+        self.release(id);
     }
 
     /// The peer must learn that a channel is over.

@@ -5,10 +5,13 @@ use std::time::Duration;
 /// same flight as OPEN. TCP's own first flight is 14 KB (RFC 6928), so it is never the brake.
 pub const WINDOW_IMPLIED: u64 = 64 * 1024;
 /// Channels of the peer's opening that a session holds beyond `channels_max`: the peer may forget one while our view of
-/// that is still on its way on a slower leg. Twice the limit covers a whole generation of them.
+/// that is still on its way on a slower leg. Twice the limit covers a whole generation of them. One more is reset.
 pub const CHANNELS_LAG_FACTOR: usize = 2;
-/// Most `channels_max` may be: the states of own and peer's channels must fit one HELLO (3 x 1024 x 21 bytes < 64 KiB).
-pub const CHANNELS_MAX: usize = 1000;
+/// As many again are held while the peer has yet to learn that they were reset. No correct peer, which holds `channels_max`
+/// itself, gets beyond: that ends the session.
+pub const CHANNELS_TOLD_FACTOR: usize = 4;
+/// Most `channels_max` may be: the states of own and peer's channels must fit one HELLO (5 x 600 x 21 bytes < 64 KiB).
+pub const CHANNELS_MAX: usize = 600;
 /// Legs attached at once: the reference uses five paths per session, and a re-dial overlaps the leg it replaces.
 pub const LEGS_MAX: usize = 8;
 /// Separate runs of out-of-order bytes per channel. Runs come from legs overtaking each other, so a handful is normal.
@@ -31,7 +34,7 @@ pub struct SessionConfig {
     /// How long a session without a leg waits for one before it is lost. Default 60 s. Longer keeps applications'
     /// sockets and replay bytes for peers that may never return.
     pub resume_window: Duration,
-    /// Channels each end may have open at once, 1 to [`CHANNELS_MAX`]. Default 512.
+    /// Channels each end may have open at once, one value for both ends, 1 to [`CHANNELS_MAX`]. Default 512.
     pub channels_max: usize,
     /// Unacknowledged bytes kept over all channels. Default 32 MiB: 1 Gbit/s x 120 ms is half of it. Writes wait beyond.
     pub replay_bytes_max: usize,
@@ -80,7 +83,12 @@ impl Default for SessionConfig {
 }
 
 impl SessionConfig {
-    /// Channels of the peer's opening held at most.
+    /// Channels of the peer's opening held at most, those included that were turned away.
+    pub(super) fn peer_channels_told_max(&self) -> usize {
+        self.channels_max.min(CHANNELS_MAX) * CHANNELS_TOLD_FACTOR
+    }
+
+    /// Channels of the peer's opening that the application is given at most.
     pub(super) fn peer_channels_held_max(&self) -> usize {
         self.channels_max.min(CHANNELS_MAX) * CHANNELS_LAG_FACTOR
     }

@@ -39,7 +39,7 @@ mod tests;
 
 pub use close::{
     CLOSE_NORMAL, CLOSE_PROTOCOL, CLOSE_RESTARTED, CloseReason, ProtocolError, RESET_DROPPED,
-    RESET_SOCKET,
+    RESET_LIMIT, RESET_SOCKET,
 };
 pub use core::{Event, Figures, ReadOutcome, Session};
 pub use limits::SessionConfig;

@@ -6,8 +6,8 @@ use bytes::{Bytes, BytesMut};
 use super::frame::{Frame, FrameError, Hello, PAYLOAD_MAX, Received, VERSION};
 use super::pair::{AGENT, CLIENT, Pair, ms};
 use super::{
-    CLOSE_PROTOCOL, ChannelError, ChannelId, CloseReason, LegKind, OpenError, ReadOutcome, Role,
-    Session, SessionConfig,
+    CLOSE_PROTOCOL, ChannelError, ChannelId, CloseReason, LegKind, OpenError, RESET_LIMIT,
+    ReadOutcome, Role, Session, SessionConfig,
 };
 
 fn pair() -> Pair {
@@ -244,6 +244,57 @@ fn channels_are_limited_and_one_that_ends_makes_room() {
     pair.release(CLIENT, first);
     pair.run(ms(20));
     assert!(pair.open(CLIENT).is_some());
+}
+
+#[test]
+fn channels_beyond_what_an_end_holds_are_reset_one_by_one_and_the_session_goes_on() {
+    // The agent's application lets go of none of those that its peer aborted.
+    let config = SessionConfig { channels_max: 3, ..SessionConfig::default() };
+    let mut pair = Pair::new(&config);
+    pair.link(ms(1));
+    let kept: Vec<_> = (0..6)
+        .map(|_| {
+            let channel = pair.open(CLIENT).unwrap();
+            pair.release(CLIENT, channel);
+            pair.run(ms(20));
+            channel
+        })
+        .collect();
+    for _ in 0..20 {
+        let surplus = pair.open(CLIENT).unwrap();
+        pair.write(CLIENT, surplus, 100);
+        pair.run(ms(20));
+        pair.read(CLIENT, surplus);
+        let error = pair.ends[CLIENT].streams[&surplus].error;
+        assert_eq!(error, Some(ChannelError::Reset(RESET_LIMIT)));
+        assert!(!pair.ends[AGENT].streams.contains_key(&surplus));
+        pair.release(CLIENT, surplus);
+        pair.run(ms(20));
+    }
+    assert_eq!(pair.ends[AGENT].session.figures().channels, 6);
+    pair.release(AGENT, kept[0]);
+    let again = pair.open(CLIENT).unwrap();
+    pair.write(CLIENT, again, 100);
+    pair.run(ms(20));
+    pair.read(AGENT, again);
+    assert_eq!(pair.ends[AGENT].streams[&again].read, 100);
+}
+
+#[test]
+fn a_peer_that_opens_without_end_loses_the_session() {
+    let now = std::time::Instant::now();
+    let mut session = agent();
+    let leg = session.attach(now, LegKind::TcpReverse);
+    session.handle_frame(now, leg, Frame::Hello(hello()));
+    let most = SessionConfig::default().channels_max as u32 * 4;
+    session.handle_frame(now, leg, Frame::Open { channel: id(2 * most - 1), limit: 0 });
+    assert!(!session.is_closed());
+    let mut frames = Vec::new();
+    session.poll_transmit(now, leg, usize::MAX, &mut frames);
+    // All of them fit the one frame that tells them all.
+    assert!(frames.iter().all(|frame| frame.wire_len() < 64 * 1024));
+    session.handle_frame(now, leg, Frame::Open { channel: id(2 * most + 1), limit: 0 });
+    assert!(session.is_closed());
 }
 
 #[test]

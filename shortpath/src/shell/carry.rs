@@ -7,7 +7,8 @@
 //! | both have ended | clean close |
 //! | socket fails | RESET ([`RESET_SOCKET`]); the peer's socket is closed with RST |
 //! | channel is reset, or the session ends in mid-stream | the socket is closed with RST, never with a false end of file |
-//! | session ends after the peer's FIN | what had arrived is written, then the socket is closed |
+//! | session is closed as done after the peer's FIN | all of it is written, however slow the socket, then it is closed |
+//! | session ends otherwise after the peer's FIN | what had arrived is written for 5 s, then the socket is closed |
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 use super::channel::{Channel, ChannelReader, ChannelWriter};
 use crate::session::{ChannelError, RESET_SOCKET};
@@ -47,7 +49,8 @@ pub enum CarryEnd {
 /// Carries a socket's bytes over a channel until both directions have ended or one side failed.
 pub async fn carry(channel: Channel, mut socket: TcpStream) -> CarryOutcome {
     let (input, output) = socket.split();
-    let (outcome, delivered) = pump(channel, input, output).await;
+    let (mut reader, mut writer) = channel.split();
+    let (outcome, delivered) = pump(&mut reader, &mut writer, input, output).await;
     if !delivered && let Err(error) = socket.set_zero_linger() {
         tracing::debug!(%error, "a carried socket could not be reset");
     }
@@ -55,54 +58,87 @@ pub async fn carry(channel: Channel, mut socket: TcpStream) -> CarryOutcome {
 }
 
 /// [`carry`] for two streams, such as standard input and output. They cannot be reset: a failure shows in the outcome.
+/// Finished, the peer's session has all of `input`, and the session may be closed; a peer that has ended its direction
+/// and then resets the channel wants no more of it, which is an end as well.
 pub async fn carry_stdio<R, W>(channel: Channel, input: R, output: W) -> CarryOutcome
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    pump(channel, input, output).await.0
+    let (mut reader, mut writer) = channel.split();
+    let (mut outcome, _) = pump(&mut reader, &mut writer, input, output).await;
+    if matches!(outcome.end, CarryEnd::Finished)
+        && let Err(error @ (ChannelError::Closed | ChannelError::Lost)) = writer.delivered().await
+    {
+        outcome.end = CarryEnd::Channel(error);
+    }
+    outcome
 }
 
 /// Read buffer per direction: a DATA frame's worth and room to fill while it is sent.
 const BUFFER: usize = 32 * 1024;
 /// How long bytes that had arrived may still be written after the channel failed.
 const DRAIN: Duration = Duration::from_secs(5);
+/// After a session that ended as it should, the peer's whole tail is written as long as a frame of it (16 KiB at most)
+/// is taken within this: the default resume window, so a slow service gets what a paused one would.
+const STALL: Duration = Duration::from_secs(60);
 
 /// The outcome, and whether `output` received all the peer sent, up to its end.
 async fn pump(
-    channel: Channel,
+    reader: &mut ChannelReader,
+    writer: &mut ChannelWriter,
     input: impl AsyncRead + Unpin,
     output: impl AsyncWrite + Unpin,
 ) -> (CarryOutcome, bool) {
-    let (mut reader, mut writer) = channel.split();
     let (bytes_in, bytes_out) = (AtomicU64::new(0), AtomicU64::new(0));
     let (inward_end, outward_end) = {
-        let inward = inward(&mut writer, input, &bytes_in);
-        let outward = outward(&mut reader, output, &bytes_out);
+        let inward = inward(writer, input, &bytes_in);
+        let outward = async {
+            tokio::select! {
+                end = outward(reader, output, &bytes_out) => Some(end),
+                () = out_of_time(reader, &bytes_out) => None,
+            }
+        };
         tokio::pin!(inward, outward);
         tokio::select! {
             end = &mut inward => match end {
-                Ok(()) => (Ok(()), Some(outward.await)),
-                // The peer's last bytes may have arrived before the failure did.
-                Err(CarryEnd::Channel(error)) => {
-                    let tail = tokio::time::timeout(DRAIN, outward).await.ok();
-                    (Err(CarryEnd::Channel(error)), tail)
-                }
-                Err(error) => (Err(error), None),
+                // If the channel failed, the peer's last bytes may have arrived before.
+                Ok(()) | Err(CarryEnd::Channel(_)) => (end, outward.await),
+                Err(CarryEnd::Socket(_) | CarryEnd::Finished) => (end, None),
             },
             end = &mut outward => match end {
-                Ok(()) => (inward.await, Some(Ok(()))),
-                Err(error) => (Ok(()), Some(Err(error))),
+                Some(Ok(())) => (inward.await, end),
+                Some(Err(_)) => (Ok(()), end),
+                None => (Err(CarryEnd::Channel(reader.failed().await)), None),
             },
         }
     };
     let delivered = matches!(outward_end, Some(Ok(())));
-    let end = inward_end.and(outward_end.unwrap_or(Ok(()))).err().unwrap_or(CarryEnd::Finished);
+    let cut_short = outward_end.is_none() && inward_end.is_ok();
+    let mut end = inward_end.and(outward_end.unwrap_or(Ok(()))).err().unwrap_or(CarryEnd::Finished);
+    if cut_short {
+        end = CarryEnd::Channel(reader.failed().await);
+    }
     if matches!(end, CarryEnd::Socket(_)) {
         writer.reset(RESET_SOCKET);
     }
     let (bytes_in, bytes_out) = (bytes_in.into_inner(), bytes_out.into_inner());
     (CarryOutcome { bytes_in, bytes_out, end }, delivered)
+}
+
+/// Returns once the channel has failed and `output` has had its time for what had arrived.
+async fn out_of_time(reader: &ChannelReader, written: &AtomicU64) {
+    reader.failed().await;
+    if !reader.closed_after_end() {
+        return sleep(DRAIN).await;
+    }
+    loop {
+        let before = written.load(Ordering::Relaxed);
+        sleep(STALL).await;
+        if written.load(Ordering::Relaxed) == before {
+            return;
+        }
+    }
 }
 
 async fn inward(
@@ -127,11 +163,11 @@ async fn inward(
 }
 
 async fn outward(
-    reader: &mut ChannelReader,
+    reader: &ChannelReader,
     mut output: impl AsyncWrite + Unpin,
     count: &AtomicU64,
 ) -> Result<(), CarryEnd> {
-    while let Some(bytes) = reader.read().await.map_err(CarryEnd::Channel)? {
+    while let Some(bytes) = reader.next().await.map_err(CarryEnd::Channel)? {
         let write = async {
             output.write_all(&bytes).await?;
             output.flush().await

@@ -83,6 +83,11 @@ impl Channel {
         self.writer.reset(code);
     }
 
+    /// See [`ChannelWriter::failed`].
+    pub async fn failed(&self) -> ChannelError {
+        self.writer.failed().await
+    }
+
     /// Halves for two tasks.
     #[must_use]
     pub fn split(self) -> (ChannelReader, ChannelWriter) {
@@ -96,6 +101,11 @@ impl ChannelReader {
     /// # Errors
     /// [`ChannelError`] once nothing more will come. Bytes that arrived before the session closed come first.
     pub async fn read(&mut self) -> Result<Option<Bytes>, ChannelError> {
+        self.next().await
+    }
+
+    /// [`Self::read`] for one task that also watches the reader in another way.
+    pub(super) async fn next(&self) -> Result<Option<Bytes>, ChannelError> {
         let Lease { shared, id, signals } = &*self.lease;
         loop {
             match shared.with(|state, _| state.session.read(*id))? {
@@ -109,6 +119,16 @@ impl ChannelReader {
     /// See [`ChannelWriter::reset`].
     pub fn reset(&mut self, code: u16) {
         self.lease.shared.with(|state, _| state.session.reset(self.lease.id, code));
+    }
+
+    /// Waits until the peer reset the channel or the session is over; bytes that had arrived may be left to read.
+    pub(super) async fn failed(&self) -> ChannelError {
+        failure(&self.lease.signals, |_| true).await
+    }
+
+    /// See [`crate::session::Session::closed_after_end`].
+    pub(super) fn closed_after_end(&self) -> bool {
+        self.lease.shared.with(|state, _| state.session.closed_after_end(self.lease.id))
     }
 
     /// Waits until nothing is left to read because the peer reset the channel.
@@ -144,6 +164,19 @@ impl ChannelWriter {
     pub fn reset(&mut self, code: u16) {
         self.finished = true;
         self.lease.shared.with(|state, _| state.session.reset(self.lease.id, code));
+    }
+
+    /// Waits until the peer's session has everything that was written and its end: call after [`Self::finish`], and before
+    /// the session is closed. Without a leg it waits for one, at most the resume window.
+    ///
+    /// # Errors
+    /// [`ChannelError`] once that will never be known: the peer reset the channel or the session is over.
+    pub async fn delivered(&mut self) -> Result<(), ChannelError> {
+        let Lease { shared, id, signals } = &*self.lease;
+        while !shared.with(|state, _| state.session.delivered(*id))? {
+            signals.writable.notified().await;
+        }
+        Ok(())
     }
 
     /// Waits until nothing more can be written because the peer reset the channel or the session is over.

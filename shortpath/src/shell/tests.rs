@@ -365,3 +365,77 @@ async fn carry_stdio_ends_with_both_directions() {
     assert_eq!(all, b"output");
     assert!(matches!(carrying.await.unwrap().end, CarryEnd::Finished));
 }
+
+#[tokio::test(start_paused = true)]
+async fn carry_stdio_is_finished_only_once_the_peer_has_all_of_the_input() {
+    let mut ends = ends();
+    let leg = ends.join();
+    let ours = ends.client.open().unwrap();
+    let (input, mut input_far) = tokio::io::duplex(1024);
+    let carrying = tokio::spawn(carry_stdio(ours, input, tokio::io::sink()));
+    let mut theirs = ends.incoming().await;
+    theirs.finish();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Without a leg the input is taken but goes nowhere.
+    leg.abort();
+    input_far.write_all(b"the last words").await.unwrap();
+    drop(input_far);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(!carrying.is_finished());
+    let _leg = ends.join();
+    assert!(matches!(carrying.await.unwrap().end, CarryEnd::Finished));
+    ends.client.close(0);
+    assert_eq!(closed(&mut ends.agent_events).await, CloseReason::ByPeer(0));
+    assert_eq!(read_all(&mut theirs).await, b"the last words");
+}
+
+#[tokio::test(start_paused = true)]
+async fn input_that_never_got_through_is_no_success() {
+    let mut ends = ends();
+    let leg = ends.join();
+    let ours = ends.client.open().unwrap();
+    let (input, mut input_far) = tokio::io::duplex(1024);
+    let carrying = tokio::spawn(carry_stdio(ours, input, tokio::io::sink()));
+    let mut theirs = ends.incoming().await;
+    theirs.finish();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    leg.abort();
+    input_far.write_all(b"the last words").await.unwrap();
+    drop(input_far);
+    let end = carrying.await.unwrap().end;
+    assert!(matches!(end, CarryEnd::Channel(ChannelError::Lost)), "{end:?}");
+}
+
+/// The peer's whole tail is with an agent whose target takes nothing yet; then the client closes with `code`, and the
+/// target reads after `pause`. What it got.
+async fn tail_after_close(code: u16, pause: Duration) -> usize {
+    let mut ends = ends();
+    let _leg = ends.join();
+    let mut ours = ends.client.open().unwrap();
+    let theirs = ends.incoming().await;
+    let (output, mut target) = tokio::io::duplex(1024);
+    let (held, _never) = tokio::io::duplex(1);
+    let carrying = tokio::spawn(carry_stdio(theirs, held, output));
+    ours.write(Bytes::from(pattern(50_000, 3))).await.unwrap();
+    let (_reader, mut writer) = ours.split();
+    writer.finish();
+    writer.delivered().await.unwrap();
+    ends.client.close(code);
+    tokio::time::sleep(pause).await;
+    let mut all = Vec::new();
+    target.read_to_end(&mut all).await.unwrap();
+    assert!(pattern(50_000, 3).starts_with(&all));
+    drop(carrying.await.unwrap());
+    all.len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_target_gets_the_whole_tail_of_a_session_that_was_closed_as_done() {
+    assert_eq!(tail_after_close(0, Duration::from_secs(50)).await, 50_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_takes_nothing_or_whose_session_was_ended_is_not_waited_for() {
+    assert!(tail_after_close(0, Duration::from_secs(70)).await < 50_000);
+    assert!(tail_after_close(1, Duration::from_secs(6)).await < 50_000);
+}

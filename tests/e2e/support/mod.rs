@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 pub(crate) use bed::{Bed, IOS, Io};
 pub(crate) use process::{Output, Process, switchback};
 pub(crate) use proxy::FreezingProxy;
-pub(crate) use targets::{EchoTarget, SinkTarget};
+pub(crate) use targets::{EchoTarget, HangingTarget, SinkTarget};
 
 /// Waits until `probe` gives a value, and says what it waited for when it does not.
 pub(crate) fn eventually<T>(
@@ -28,7 +28,8 @@ pub(crate) fn eventually<T>(
     }
 }
 
-/// The path of a program, or `None` after printing that the test is skipped.
+/// The path of a program, or `None` after printing that the test is skipped. In CI as root, where scripts/test installs
+/// them all, a missing one fails the test.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
@@ -36,6 +37,8 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
         .map(|dir| dir.join(name))
         .find(|candidate| candidate.is_file());
     if found.is_none() {
+        let ci = std::env::var("CI").is_ok_and(|value| value == "true");
+        assert!(!(ci && rustix::process::geteuid().is_root()), "`{name}` is not installed");
         println!("SKIPPED: `{name}` is not installed (scripts/test installs it when run as root)");
     }
     found

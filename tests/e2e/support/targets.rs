@@ -4,6 +4,9 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
 
 /// Sends back what it receives, and ends its side when the peer has ended its own.
 pub(crate) struct EchoTarget {
@@ -88,5 +91,48 @@ impl SinkTarget {
 
     pub(crate) fn start_reading(&self) {
         self.reading.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Answers no SYN, because its backlog is full, until it recovers and echoes.
+pub(crate) struct HangingTarget {
+    addr: SocketAddr,
+    listener: TcpListener,
+    /// What fills the backlog.
+    _filling: Vec<Socket>,
+}
+
+impl HangingTarget {
+    pub(crate) fn start() -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&any.into()).expect("a port");
+        listener.listen(0).unwrap();
+        let listener = TcpListener::from(listener);
+        let addr = listener.local_addr().unwrap();
+        let fill = |_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            // In progress until the target recovers.
+            let _ = socket.connect(&addr.into());
+            socket
+        };
+        let filling = (0..4).map(fill).collect();
+        let stuck = TcpStream::connect_timeout(&addr, Duration::from_millis(300)).unwrap_err();
+        assert_eq!(stuck.kind(), std::io::ErrorKind::TimedOut, "the backlog is full");
+        Self { addr, listener, _filling: filling }
+    }
+
+    pub(crate) fn resource(&self, name: &str) -> String {
+        format!("{name}=tcp:{}", self.addr)
+    }
+
+    pub(crate) fn recover(&self) {
+        let listener = self.listener.try_clone().unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                thread::spawn(move || echo(stream));
+            }
+        });
     }
 }
