@@ -84,10 +84,8 @@ impl Session {
         }
         self.forget_what_the_peer_forgot(hello)?;
         for state in &hello.channels {
-            if self.find(state.channel)? {
+            if self.held(state.channel)? {
                 self.apply_state(state)?;
-            } else {
-                self.note_over(state.channel);
             }
         }
         self.begun = true;
@@ -135,8 +133,7 @@ impl Session {
         if id.opened_by(self.role) {
             return Err(ProtocolError::Channel);
         }
-        if !self.find(id)? {
-            self.note_over(id);
+        if !self.held(id)? {
             return Ok(());
         }
         if let Some(channel) = self.channels.get_mut(&id) {
@@ -156,8 +153,7 @@ impl Session {
         offset: u64,
         bytes: Bytes,
     ) -> Result<(), ProtocolError> {
-        if !self.find(id)? {
-            self.note_over(id);
+        if !self.held(id)? {
             return Ok(());
         }
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
@@ -183,8 +179,7 @@ impl Session {
     }
 
     fn fin(&mut self, id: ChannelId, size: u64) -> Result<(), ProtocolError> {
-        if !self.find(id)? {
-            self.note_over(id);
+        if !self.held(id)? {
             return Ok(());
         }
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
@@ -202,8 +197,7 @@ impl Session {
     }
 
     fn peer_reset(&mut self, id: ChannelId, code: u16) -> Result<(), ProtocolError> {
-        if !self.find(id)? {
-            self.note_over(id);
+        if !self.held(id)? {
             return Ok(());
         }
         if let Some(channel) = self.channels.get_mut(&id) {
@@ -251,6 +245,15 @@ impl Session {
             self.reset(id, super::close::RESET_DROPPED);
         }
         self.forget_if_done(id);
+    }
+
+    /// As [`Self::find`], for frames that want an answer: the peer is told if the channel is over.
+    fn held(&mut self, id: ChannelId) -> Result<bool, ProtocolError> {
+        let held = self.find(id)?;
+        if !held {
+            self.note_over(id);
+        }
+        Ok(held)
     }
 
     /// Whether the channel is held; opens it (and those before it) if the peer just did, as OPEN may come on another leg.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::agent::is_key;
 use super::reports::{Shown, judge_all, take_in};
-use super::{Peer, limited, run};
+use super::{Peer, hear, limited, run};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::door::Visitor;
@@ -70,13 +70,9 @@ struct Client {
 
 impl Peer for Client {
     async fn said(&mut self, text: &str) {
-        if !self.flood.take(clock::now()) {
-            return self.refuse(Code::RateLimited.because("too many messages on this link"));
-        }
-        match serde_json::from_str(text) {
+        match hear(&mut self.flood, text) {
             Ok(message) => self.obey(message).await,
-            // No detail from serde: it may quote a value, and messages hold secrets.
-            Err(_) => self.refuse(Code::MessageMalformed.because("no message of this protocol")),
+            Err(fault) => self.refuse(fault),
         }
     }
 

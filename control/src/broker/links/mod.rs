@@ -12,14 +12,17 @@ use std::future::Future;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::broker::clock;
 use crate::broker::hub::Outgoing;
 use crate::broker::limits::{
     FAREWELL_DEADLINE, LINK_READ_MAX, LINK_SEND_DEADLINE, LINK_SILENCE_MAX, PING_EVERY,
 };
+use crate::broker::rate::Bucket;
 use crate::code::{Code, Fault};
 use crate::wire::MESSAGE_BYTES_MAX;
 
@@ -38,6 +41,16 @@ trait Peer: Send {
 /// Prepares a WebSocket with our limits.
 fn limited(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
     upgrade.max_message_size(LINK_READ_MAX).max_frame_size(LINK_READ_MAX)
+}
+
+/// A message of the protocol, if its sender keeps to its rate.
+fn hear<M: DeserializeOwned>(flood: &mut Bucket, text: &str) -> Result<M, Fault> {
+    if !flood.take(clock::now()) {
+        return Err(Code::RateLimited.because("too many messages on this link"));
+    }
+    // No detail from serde: it may quote a value, and messages hold secrets.
+    serde_json::from_str(text)
+        .map_err(|_| Code::MessageMalformed.because("no message of this protocol"))
 }
 
 /// What a link's wait ended with.
