@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use switchback_engine::{
     Admission, Cause, EngineConfig, ForeignConnection, Gateway, GatewayEvent, Metrics, PairId,
-    StartError, StunCounters, StunResponder, bind_listener,
+    StartError, StunCounters, StunResponder, bind_listeners,
 };
 
 use crate::broker::config::ServeConfig;
@@ -61,12 +61,13 @@ fn read<T>(slot: &RwLock<Option<T>>) -> std::sync::RwLockReadGuard<'_, Option<T>
     slot.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Binds the one TCP port. Blocks for up to 2 s.
+/// Binds the one TCP port: a listener for each relay worker. Blocks for up to 2 s.
 ///
 /// # Errors
 /// [`Code::AddressInUse`], [`Code::PortNotPermitted`], [`Code::AddressUnavailable`].
-pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Fault> {
-    bind_listener(address).map_err(|error| {
+pub(crate) fn bind(config: &ServeConfig) -> Result<Vec<TcpListener>, Fault> {
+    let address = config.listen;
+    bind_listeners(address, workers(config)).map_err(|error| {
         let code = match error.kind() {
             io::ErrorKind::AddrInUse => Code::AddressInUse,
             io::ErrorKind::PermissionDenied => Code::PortNotPermitted,
@@ -86,22 +87,17 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Fault> {
 /// # Errors
 /// [`Code::UringUnavailable`] if io_uring was demanded; [`Code::Internal`] if the system refused threads or descriptors.
 pub(crate) fn start(
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     config: &ServeConfig,
     admission: Arc<dyn Admission>,
     foreign: Box<dyn Fn(ForeignConnection) + Send + Sync>,
     hub: &Arc<Hub>,
 ) -> Result<(), Fault> {
-    let address =
-        listener.local_addr().map_err(|error| Code::Internal.because(error.to_string()))?;
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let engine = EngineConfig {
-        io: config.io,
-        workers: config.workers.unwrap_or_else(cores),
-        limits: config.gateway_limits,
-    };
+    let address = local_addr(&listeners)?;
+    let engine =
+        EngineConfig { io: config.io, workers: workers(config), limits: config.gateway_limits };
     let events = events_to(hub.clone())?;
-    let gateway = Gateway::start(listener, engine, admission, foreign, events).map_err(
+    let gateway = Gateway::start(listeners, engine, admission, foreign, events).map_err(
         |error| match error {
             StartError::UringUnavailable(reason) => Code::UringUnavailable.because(reason),
             StartError::System(error) => Code::Internal.because(format!("gateway: {error}")),
@@ -113,6 +109,19 @@ pub(crate) fn start(
         Err(error) => tracing::warn!(%address, %error, "no STUN: the UDP port could not be had"),
     }
     Ok(())
+}
+
+/// The address that all of `listeners` are bound to.
+///
+/// # Errors
+/// [`Code::Internal`].
+pub(crate) fn local_addr(listeners: &[TcpListener]) -> Result<SocketAddr, Fault> {
+    let first = listeners.first().ok_or_else(|| Code::Internal.because("no listener"))?;
+    first.local_addr().map_err(|error| Code::Internal.because(format!("listener: {error}")))
+}
+
+fn workers(config: &ServeConfig) -> usize {
+    config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// A thread that hands the gateway's events to `hub`, one after the other; it ends with the gateway.

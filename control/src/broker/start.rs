@@ -50,7 +50,7 @@ pub struct Broker {
 
 /// What is ready before anything runs.
 struct Ground {
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     local_addr: SocketAddr,
     authority: Authority,
     identity: Identity,
@@ -73,14 +73,14 @@ impl Broker {
         let ground = tokio::task::spawn_blocking(move || Ground::prepare(&blocking))
             .await
             .map_err(|error| Code::Internal.because(format!("start: {error}")))??;
-        let Ground { listener, local_addr, authority, identity, seal, store } = ground;
+        let Ground { listeners, local_addr, authority, identity, seal, store } = ground;
         let tickets = Arc::new(TicketKey::new(&clock::random()));
         let counters = Arc::new(Counters::default());
         let hub = Arc::new(Hub::new(config.session_limits, seal, tickets.clone(), counters));
         let admission = Arc::new(TicketAdmission::new(tickets));
         let app = App::new(hub, store, admission.clone(), authority, identity.pin);
         let app = Arc::new(app);
-        let begun = begin(&app, &config, listener, identity.tls).await;
+        let begun = begin(&app, &config, listeners, identity.tls).await;
         let first_invites = match begun {
             Ok(first_invites) => first_invites,
             Err(fault) => {
@@ -146,17 +146,15 @@ impl Drop for Broker {
 impl Ground {
     /// Everything that blocks.
     fn prepare(config: &ServeConfig) -> Result<Self, Fault> {
-        let listener = gateway::bind(config.listen)?;
-        let local_addr = listener
-            .local_addr()
-            .map_err(|error| Code::Internal.because(format!("listener: {error}")))?;
+        let listeners = gateway::bind(config)?;
+        let local_addr = gateway::local_addr(&listeners)?;
         let authority = Authority::choose(config.public.as_deref(), local_addr)?;
         let data = DataDir::open(&config.data)?;
         let hosts = [authority.host.clone(), local_addr.ip().to_string()];
         let identity = Identity::load(&data, config.tls.as_ref(), &hosts)?;
         let seal = seal_key(&data)?;
         let store = Store::open(data)?;
-        Ok(Self { listener, local_addr, authority, identity, seal, store })
+        Ok(Self { listeners, local_addr, authority, identity, seal, store })
     }
 }
 
@@ -175,7 +173,7 @@ fn seal_key(data: &DataDir) -> Result<SealKey, Fault> {
 async fn begin(
     app: &Arc<App>,
     config: &ServeConfig,
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     tls: Arc<rustls::ServerConfig>,
 ) -> Result<Option<FirstInvites>, Fault> {
     let first_invites = first_invites(app).await?;
@@ -186,7 +184,7 @@ async fn begin(
     let foreign = Box::new(move |connection| door.take(connection, &runtime));
     let (config, hub, admission) = (config.clone(), app.hub.clone(), app.admission.clone());
     let started = tokio::task::spawn_blocking(move || {
-        gateway::start(listener, &config, admission, foreign, &hub)
+        gateway::start(listeners, &config, admission, foreign, &hub)
     });
     started.await.map_err(|error| Code::Internal.because(format!("gateway: {error}")))??;
     app.tasks.spawn(tick(app.clone()));
