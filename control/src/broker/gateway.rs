@@ -99,6 +99,7 @@ pub(crate) fn start(
         io: config.io,
         workers: config.workers.unwrap_or_else(cores),
         limits: config.gateway_limits,
+        busy_poll: config.busy_poll,
     };
     let events = events_to(hub.clone())?;
     let gateway = Gateway::start(listener, engine, admission, foreign, events).map_err(

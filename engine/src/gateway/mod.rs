@@ -12,6 +12,7 @@ mod stun;
 mod stun_reply;
 
 pub use backend::{Backend, BackendKind};
+pub(crate) use caps::Places;
 pub use listener::bind_listener;
 pub(crate) use pairing::{Arrival, Pairing, Waiting};
 pub use start::{Gateway, StartError};

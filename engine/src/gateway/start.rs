@@ -68,6 +68,7 @@ impl Gateway {
             shared: shared.clone(),
             events,
             farewells: farewell_sender,
+            busy_poll: config.busy_poll.map(|window| window.min(BUSY_POLL_MAX)),
         })?);
         let (stop, stop_receiver) = watch::channel(false);
         let (quiet_sender, quiet) = std_mpsc::channel();
@@ -136,6 +137,8 @@ impl Drop for Gateway {
     }
 }
 
+/// Longer spinning only burns a core: a wake-up takes less than 0.1 ms.
+const BUSY_POLL_MAX: Duration = Duration::from_millis(10);
 /// Farewells take up to a second; twice that for a busy machine.
 const QUIET_WITHIN: Duration = Duration::from_secs(2);
 

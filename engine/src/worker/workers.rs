@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -14,6 +15,7 @@ use super::queue::ReadyQueue;
 use super::readiness::Readiness;
 use super::sampling::Sampling;
 use super::slots::Legs;
+use super::spin::BusyPoll;
 use super::turn::Worker;
 use super::uring::Uring;
 use crate::gateway::{BackendKind, Pairing};
@@ -28,6 +30,8 @@ pub(crate) struct WorkersSetup {
     pub(crate) shared: Arc<Shared>,
     pub(crate) events: Arc<dyn Fn(GatewayEvent) + Send + Sync>,
     pub(crate) farewells: FarewellSender,
+    /// How long workers spin after bytes moved, see [`BusyPoll`].
+    pub(crate) busy_poll: Option<Duration>,
 }
 
 /// The relay workers. Legs are dealt by pair id, so that mates always meet on the same one.
@@ -109,6 +113,7 @@ impl Workers {
             shared: setup.shared.clone(),
             events: setup.events.clone(),
             farewells: setup.farewells.clone(),
+            busy_poll: setup.busy_poll,
             pipes_max: (PIPES_MAX / setup.count.max(1)).max(PIPES_PER_WORKER_MIN),
         };
         let (ready, started) = crossbeam::channel::bounded(1);
@@ -116,7 +121,7 @@ impl Workers {
             std::thread::Builder::new().name(format!("relay-{index}")).spawn(move || {
                 pin(core);
                 // A ring belongs to the thread that makes it (SINGLE_ISSUER).
-                match parts.backend.readiness() {
+                match parts.backend.readiness(parts.busy_poll) {
                     Ok(readiness) => {
                         let _ = ready.send(Ok(()));
                         parts.worker(readiness).run();
@@ -133,9 +138,9 @@ impl Workers {
 }
 
 impl BackendKind {
-    fn readiness(self) -> io::Result<Box<dyn Readiness>> {
+    fn readiness(self, busy_poll: Option<Duration>) -> io::Result<Box<dyn Readiness>> {
         Ok(match self {
-            Self::Uring => Box::new(Uring::new()?),
+            Self::Uring => Box::new(Uring::new(busy_poll)?),
             Self::Epoll => Box::new(Epoll::new()?),
         })
     }
@@ -159,6 +164,7 @@ struct Parts {
     shared: Arc<Shared>,
     events: Arc<dyn Fn(GatewayEvent) + Send + Sync>,
     farewells: FarewellSender,
+    busy_poll: Option<Duration>,
     pipes_max: usize,
 }
 
@@ -176,6 +182,7 @@ impl Parts {
             pairs: Slab::new(),
             active: HashMap::new(),
             queue: ReadyQueue::default(),
+            busy_poll: BusyPoll::new(self.busy_poll),
             sampling: Sampling::default(),
             pipes: PipePool::new(self.pipes_max),
             scratch: vec![0; SCRATCH].into(),

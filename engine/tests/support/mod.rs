@@ -59,7 +59,7 @@ impl Lab {
         let (event_sender, foreign_sender) = (shared(event_sender), shared(foreign_sender));
         let started = Gateway::start(
             listener,
-            EngineConfig { io, workers: 2, limits },
+            EngineConfig { io, workers: 2, limits, ..EngineConfig::default() },
             Arc::new(ByName),
             Box::new(move |connection| drop(foreign_sender.lock().unwrap().send(connection))),
             Arc::new(move |event| drop(event_sender.lock().unwrap().send(event))),
