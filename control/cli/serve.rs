@@ -1,6 +1,7 @@
 //! `serve`: broker and gateway in the foreground.
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use etcetera::BaseStrategy;
@@ -17,6 +18,8 @@ use crate::{config_file, output};
 /// The port that every network lets out.
 const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 443);
+/// Microseconds. Waking a core takes less than 100; longer spinning only burns it.
+const BUSY_POLL_MAX: u32 = 10_000;
 const ROOT_DATA: &str = "/var/lib/switchback";
 
 /// Broker and gateway on one TCP port.
@@ -45,6 +48,9 @@ pub(crate) struct ServeArgs {
     /// Relay threads, each on a core of its own [default: one per core]
     #[arg(long, value_name = "N", env = "SWITCHBACK_WORKERS")]
     workers: Option<usize>,
+    /// Spin this long after bytes moved before sleeping, for latency: 0 (never) to 10000 [default: 0]
+    #[arg(long, value_name = "MICROS", env = "SWITCHBACK_BUSY_POLL")]
+    busy_poll: Option<u32>,
     /// Certificate chain (PEM) instead of a self-made one; needs --tls-key
     #[arg(long, value_name = "FILE", env = "SWITCHBACK_TLS_CERT")]
     tls_cert: Option<PathBuf>,
@@ -93,6 +99,7 @@ impl ServeArgs {
             data: self.data.or(file.data),
             io: self.io.or(file.io),
             workers: self.workers.or(file.workers),
+            busy_poll: self.busy_poll.or(file.busy_poll),
             tls_cert: self.tls_cert.or(file.tls_cert),
             tls_key: self.tls_key.or(file.tls_key),
             public: self.public.or(file.public),
@@ -109,11 +116,17 @@ impl ServeArgs {
         if self.workers == Some(0) {
             return Err(Code::ConfigInvalid.because("--workers must be at least 1"));
         }
+        if self.busy_poll.is_some_and(|micros| micros > BUSY_POLL_MAX) {
+            let reason = format!("--busy-poll must be at most {BUSY_POLL_MAX} microseconds");
+            return Err(Code::ConfigInvalid.because(reason));
+        }
+        let busy_poll = self.busy_poll.filter(|&micros| micros > 0);
         let listen = self.listen.unwrap_or(DEFAULT_LISTEN);
         let data = self.data.map_or_else(default_data, Ok)?;
         Ok(ServeConfig {
             io: self.io.unwrap_or_default().into(),
             workers: self.workers,
+            busy_poll: busy_poll.map(|micros| Duration::from_micros(micros.into())),
             tls,
             public: self.public,
             ..ServeConfig::new(listen, data)
@@ -221,7 +234,9 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let file = file("listen = \"127.0.0.1:1\"\nworkers = 3\nio = \"epoll\"\ndata = \"/d\"\n");
+        let file = file(
+            "listen = \"127.0.0.1:1\"\nworkers = 3\nbusy-poll = 70\nio = \"epoll\"\ndata = \"/d\"\n",
+        );
         let path = file.path().to_str().unwrap();
         let config = parsed(&["--listen", "127.0.0.1:2", "--config", path])
             .with_file()
@@ -229,6 +244,7 @@ mod tests {
             .unwrap();
         assert_eq!(config.listen.port(), 2);
         assert_eq!(config.workers, Some(3));
+        assert_eq!(config.busy_poll, Some(Duration::from_micros(70)));
         assert_eq!(config.io, IoChoice::Epoll);
         assert_eq!(config.data, PathBuf::from("/d"));
     }
@@ -247,6 +263,17 @@ mod tests {
             let fault = parsed(&words).into_config().unwrap_err();
             assert_eq!(fault.code, Code::ConfigInvalid);
         }
+    }
+
+    #[test]
+    fn busy_poll_is_off_unless_asked_for_and_at_most_ten_milliseconds() {
+        let busy_poll = |words: &[&str]| {
+            parsed(words).into_config().map(|config| config.busy_poll).map_err(|fault| fault.code)
+        };
+        assert_eq!(busy_poll(&[]), Ok(None));
+        assert_eq!(busy_poll(&["--busy-poll", "0"]), Ok(None));
+        assert_eq!(busy_poll(&["--busy-poll", "50"]), Ok(Some(Duration::from_micros(50))));
+        assert_eq!(busy_poll(&["--busy-poll", "10001"]), Err(Code::ConfigInvalid));
     }
 
     #[test]

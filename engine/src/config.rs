@@ -1,4 +1,6 @@
 //! What a gateway can be told.
+use std::time::Duration;
+
 use crate::Limits;
 
 /// Where readiness comes from.
@@ -22,11 +24,15 @@ pub struct EngineConfig {
     pub workers: usize,
     /// What the gateway holds at most.
     pub limits: Limits,
+    /// How long a worker that has nothing to do goes on looking for events after bytes moved, before it sleeps: up to 10 ms.
+    /// Saves the wake-up of a sleeping core (tens of microseconds a message) and keeps the core busy meanwhile. Workers
+    /// without active flows sleep as ever. Needs no privilege. Default: none.
+    pub busy_poll: Option<Duration>,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
         let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { io: IoChoice::default(), workers, limits: Limits::default() }
+        Self { io: IoChoice::default(), workers, limits: Limits::default(), busy_poll: None }
     }
 }

@@ -3,10 +3,11 @@
 //! Each worker counts in its own block of relaxed atomics; [`crate::Gateway::metrics`] adds them up.
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::gateway::BackendKind;
+use crate::gateway::{BackendKind, Places};
 use crate::relay::Direction;
 use crate::{Cause, LegSide, Limits, Phase, Refusal};
 
@@ -46,6 +47,10 @@ pub struct Metrics {
     pub pipes_in_use: usize,
     /// Pipes kept for reuse now.
     pub pipes_pooled: usize,
+    /// Times a worker spun before it would have slept.
+    pub busy_polls: u64,
+    /// Time workers spent spinning.
+    pub busy_poll_time: Duration,
     /// Smoothed round-trip times of clients' legs, microseconds: one value per sample.
     pub client_rtt_us: Histogram<u64>,
     /// Smoothed round-trip times of agents' legs, microseconds: one value per sample.
@@ -71,10 +76,8 @@ pub(crate) struct Shared {
     pub(crate) accepted: AtomicU64,
     pub(crate) accept_errors: AtomicU64,
     pub(crate) foreign: AtomicU64,
-    pub(crate) hellos: AtomicUsize,
     refused: [AtomicU64; Refusal::ALL.len()],
-    waiting: AtomicUsize,
-    pairs: AtomicUsize,
+    places: Places,
 }
 
 impl Shared {
@@ -84,10 +87,8 @@ impl Shared {
             accepted: AtomicU64::new(0),
             accept_errors: AtomicU64::new(0),
             foreign: AtomicU64::new(0),
-            hellos: AtomicUsize::new(0),
             refused: Default::default(),
-            waiting: AtomicUsize::new(0),
-            pairs: AtomicUsize::new(0),
+            places: Places::default(),
         }
     }
 
@@ -95,22 +96,31 @@ impl Shared {
         self.refused[refusal as usize].fetch_add(1, Relaxed);
     }
 
+    /// Takes a place for an unfinished hello; `false` if there is none.
+    pub(crate) fn enter_hello(&self) -> bool {
+        self.places.enter_hello(&self.limits)
+    }
+
+    pub(crate) fn leave_hello(&self) {
+        self.places.leave_hello();
+    }
+
     /// Takes a place in the waiting room; `false` if there is none.
     pub(crate) fn enter_waiting(&self) -> bool {
-        enter(&self.waiting, self.limits.waiting_legs_max)
+        self.places.enter_waiting(&self.limits)
     }
 
     pub(crate) fn leave_waiting(&self) {
-        self.waiting.fetch_sub(1, Relaxed);
+        self.places.leave_waiting();
     }
 
     /// Takes a place for a pair; `false` if there is none.
     pub(crate) fn enter_pair(&self) -> bool {
-        enter(&self.pairs, self.limits.pairs_max)
+        self.places.enter_pair(&self.limits)
     }
 
     pub(crate) fn leave_pair(&self) {
-        self.pairs.fetch_sub(1, Relaxed);
+        self.places.leave_pair();
     }
 
     /// Everything that is counted, over all workers.
@@ -123,15 +133,16 @@ impl Shared {
         let refused = Refusal::ALL
             .iter()
             .map(|&refusal| (refusal, self.refused[refusal as usize].load(Relaxed)));
+        let [hellos_in_flight, legs_waiting, pairs_active] = self.places.taken();
         let mut metrics = Metrics {
             backend,
             accepted: self.accepted.load(Relaxed),
             accept_errors: self.accept_errors.load(Relaxed),
             foreign: self.foreign.load(Relaxed),
             refused: refused.collect(),
-            hellos_in_flight: self.hellos.load(Relaxed),
-            legs_waiting: self.waiting.load(Relaxed),
-            pairs_active: self.pairs.load(Relaxed),
+            hellos_in_flight,
+            legs_waiting,
+            pairs_active,
             pairs_started: 0,
             pairs_ended: Vec::new(),
             client_to_agent: 0,
@@ -140,6 +151,8 @@ impl Shared {
             copied: 0,
             pipes_in_use: 0,
             pipes_pooled: 0,
+            busy_polls: 0,
+            busy_poll_time: Duration::ZERO,
             client_rtt_us: rtt_histogram(),
             agent_rtt_us: rtt_histogram(),
             workers: loads,
@@ -166,6 +179,8 @@ pub(crate) struct WorkerStats {
     spliced: AtomicU64,
     pipes_in_use: AtomicUsize,
     pipes_pooled: AtomicUsize,
+    spins: AtomicU64,
+    spun_ns: AtomicU64,
     rtt: [Mutex<Histogram<u64>>; 2],
 }
 
@@ -179,6 +194,8 @@ impl WorkerStats {
             spliced: AtomicU64::new(0),
             pipes_in_use: AtomicUsize::new(0),
             pipes_pooled: AtomicUsize::new(0),
+            spins: AtomicU64::new(0),
+            spun_ns: AtomicU64::new(0),
             rtt: [Mutex::new(rtt_histogram()), Mutex::new(rtt_histogram())],
         }
     }
@@ -202,6 +219,11 @@ impl WorkerStats {
         self.pipes_pooled.store(pooled, Relaxed);
     }
 
+    pub(crate) fn spun(&self, time: Duration) {
+        self.spins.fetch_add(1, Relaxed);
+        self.spun_ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
     pub(crate) fn rtt(&self, side: LegSide, smoothed_us: u32) {
         let mut histogram = self.rtt[side as usize].lock().unwrap_or_else(PoisonError::into_inner);
         histogram.saturating_record(u64::from(smoothed_us));
@@ -222,6 +244,8 @@ impl WorkerStats {
         metrics.spliced += self.spliced.load(Relaxed);
         metrics.pipes_in_use += self.pipes_in_use.load(Relaxed);
         metrics.pipes_pooled += self.pipes_pooled.load(Relaxed);
+        metrics.busy_polls += self.spins.load(Relaxed);
+        metrics.busy_poll_time += Duration::from_nanos(self.spun_ns.load(Relaxed));
         for (sum, side) in
             [(&mut metrics.client_rtt_us, &self.rtt[0]), (&mut metrics.agent_rtt_us, &self.rtt[1])]
         {
@@ -244,21 +268,9 @@ fn rtt_histogram() -> Histogram<u64> {
         .unwrap_or_else(|_| unreachable!("2 significant digits are valid"))
 }
 
-fn enter(gauge: &AtomicUsize, max: usize) -> bool {
-    gauge.fetch_update(Relaxed, Relaxed, |held| (held < max).then_some(held + 1)).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn places_are_limited_and_given_back() {
-        let shared = Shared::new(Limits { pairs_max: 2, ..Limits::default() });
-        assert!(shared.enter_pair() && shared.enter_pair() && !shared.enter_pair());
-        shared.leave_pair();
-        assert!(shared.enter_pair());
-    }
 
     #[test]
     fn metrics_add_up_over_workers() {

@@ -1,6 +1,7 @@
 //! What `serve` can be told, and the address that invitations carry.
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use switchback_engine::{IoChoice, Limits};
 
@@ -19,6 +20,8 @@ pub struct ServeConfig {
     pub io: IoChoice,
     /// Relay workers. Default: one per core this process may use.
     pub workers: Option<usize>,
+    /// How long relay workers spin after bytes moved before they sleep, up to 10 ms. Default: they sleep at once.
+    pub busy_poll: Option<Duration>,
     /// The operator's certificate. Default: one made at the first start.
     pub tls: Option<TlsFiles>,
     /// `HOST` or `HOST:PORT` that agents and clients shall dial. Default: the listen address, or for a wildcard the
@@ -38,6 +41,7 @@ impl ServeConfig {
             data: data.into(),
             io: IoChoice::default(),
             workers: None,
+            busy_poll: None,
             tls: None,
             public: None,
             gateway_limits: Limits::default(),

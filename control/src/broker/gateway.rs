@@ -94,8 +94,12 @@ pub(crate) fn start(
     hub: &Arc<Hub>,
 ) -> Result<(), Fault> {
     let address = local_addr(&listeners)?;
-    let engine =
-        EngineConfig { io: config.io, workers: workers(config), limits: config.gateway_limits };
+    let engine = EngineConfig {
+        io: config.io,
+        workers: workers(config),
+        limits: config.gateway_limits,
+        busy_poll: config.busy_poll,
+    };
     let events = events_to(hub.clone())?;
     let gateway = Gateway::start(listeners, engine, admission, foreign, events).map_err(
         |error| match error {

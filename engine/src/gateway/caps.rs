@@ -1,4 +1,9 @@
-//! Limits are cut to what the descriptor limit can carry.
+//! Limits are cut to what the descriptor limit can carry, and places are taken against them.
+//!
+//! Hellos, waiting legs and pairs have a maximum each and share one: the sockets that fit. What one kind leaves unused
+//! the others may have, so that a gateway full of pairs needs nothing in reserve but a few places at the door.
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::Limits;
@@ -20,39 +25,160 @@ pub(crate) fn raise_descriptor_limit() -> u64 {
 pub(crate) fn fit(limits: Limits, descriptors: u64, pipes: usize) -> Limits {
     let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
     let reserve = RESERVE.min(descriptors / 2);
-    let ours = (descriptors - reserve).saturating_sub(2 * pipes).max(descriptors / 8);
-    let hellos_max = limits.hellos_max.min(ours / 8).max(1);
-    let waiting_legs_max = limits.waiting_legs_max.min(ours / 4).max(1);
-    // A pair holds two descriptors. What the other limits leave unused is for pairs.
-    let pairs_max =
-        limits.pairs_max.min(ours.saturating_sub(hellos_max + waiting_legs_max) / 2).max(1);
-    Limits { hellos_max, waiting_legs_max, pairs_max, ..limits }
+    let ours = (descriptors - reserve).saturating_sub(2 * pipes).max(descriptors / 8).max(4);
+    let sockets_max = limits.sockets_max.min(ours);
+    Limits {
+        sockets_max,
+        hellos_max: limits.hellos_max.min(sockets_max / 8).max(1),
+        waiting_legs_max: limits.waiting_legs_max.min(sockets_max / 4).max(1),
+        pairs_max: limits.pairs_max.min(sockets_max / 2),
+        ..limits
+    }
 }
 
-/// For listeners, the broker's own connections and its files.
+/// The places taken, over all threads. A refused place is not taken.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    sockets: AtomicUsize,
+    hellos: AtomicUsize,
+    waiting: AtomicUsize,
+    pairs: AtomicUsize,
+}
+
+impl Places {
+    /// A connection whose hello is to be read. It does not get the last places: whoever is past the door must not be
+    /// turned away for want of one.
+    pub(crate) fn enter_hello(&self, limits: &Limits) -> bool {
+        let door_max = limits.sockets_max - limits.sockets_max / DOOR_MARGIN;
+        self.enter(&self.hellos, limits.hellos_max, 1, door_max)
+    }
+
+    pub(crate) fn leave_hello(&self) {
+        self.leave(&self.hellos, 1);
+    }
+
+    /// A leg that waits for its mate.
+    pub(crate) fn enter_waiting(&self, limits: &Limits) -> bool {
+        self.enter(&self.waiting, limits.waiting_legs_max, 1, limits.sockets_max)
+    }
+
+    pub(crate) fn leave_waiting(&self) {
+        self.leave(&self.waiting, 1);
+    }
+
+    /// Two legs that have met; neither is counted otherwise any more.
+    pub(crate) fn enter_pair(&self, limits: &Limits) -> bool {
+        self.enter(&self.pairs, limits.pairs_max, 2, limits.sockets_max)
+    }
+
+    pub(crate) fn leave_pair(&self) {
+        self.leave(&self.pairs, 2);
+    }
+
+    /// Hellos, waiting legs and pairs now.
+    pub(crate) fn taken(&self) -> [usize; 3] {
+        [&self.hellos, &self.waiting, &self.pairs].map(|gauge| gauge.load(Relaxed))
+    }
+
+    fn enter(&self, gauge: &AtomicUsize, max: usize, sockets: usize, sockets_max: usize) -> bool {
+        if !add(gauge, 1, max) {
+            return false;
+        }
+        let fits = add(&self.sockets, sockets, sockets_max);
+        if !fits {
+            gauge.fetch_sub(1, Relaxed);
+        }
+        fits
+    }
+
+    fn leave(&self, gauge: &AtomicUsize, sockets: usize) {
+        gauge.fetch_sub(1, Relaxed);
+        self.sockets.fetch_sub(sockets, Relaxed);
+    }
+}
+
+fn add(gauge: &AtomicUsize, count: usize, max: usize) -> bool {
+    let added = |held: usize| held.checked_add(count).filter(|&sum| sum <= max);
+    gauge.fetch_update(Relaxed, Relaxed, added).is_ok()
+}
+
+/// For listeners, the broker's own connections and its files, and for legs on their way from one place to the next.
 const RESERVE: usize = 512;
+/// This part of the places is closed to hellos: 300 of 20,000, more legs than are between hello and pair at any moment.
+const DOOR_MARGIN: usize = 64;
 /// The kernel's own ceiling by default (`fs.nr_open`), should the limit be infinite.
 const DESCRIPTORS_ENOUGH: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
-    fn everything_at_once_fits() {
-        for descriptors in [64u64, 256, 1024, 4096, 20_000, 1 << 20, u64::MAX] {
-            let fitted = fit(Limits::default(), descriptors, 128);
-            let used = fitted.hellos_max + fitted.waiting_legs_max + 2 * fitted.pairs_max;
-            assert!(used as u64 <= descriptors, "{descriptors}: {fitted:?}");
-            assert!(fitted.pairs_max > 0 && fitted.hellos_max > 0 && fitted.waiting_legs_max > 0);
-        }
+    fn twenty_thousand_descriptors_carry_nine_thousand_pairs_and_still_greet() {
+        let limits = fit(Limits::default(), 20_000, 128);
+        let places = Places::default();
+        assert!((0..9000).all(|_| places.enter_pair(&limits)), "{limits:?}");
+        assert!((0..500).all(|_| places.enter_hello(&limits)), "{limits:?}");
+        assert!((0..400).all(|_| places.enter_waiting(&limits)), "{limits:?}");
     }
 
     #[test]
     fn enough_descriptors_change_nothing() {
-        let fitted = fit(Limits::default(), 1 << 20, 128);
-        assert_eq!(fitted.pairs_max, Limits::default().pairs_max);
-        assert_eq!(fitted.waiting_legs_max, Limits::default().waiting_legs_max);
-        assert_eq!(fitted.hellos_max, Limits::default().hellos_max);
+        let (fitted, wanted) = (fit(Limits::default(), 1 << 20, 128), Limits::default());
+        assert_eq!(
+            (fitted.pairs_max, fitted.waiting_legs_max, fitted.hellos_max, fitted.sockets_max),
+            (wanted.pairs_max, wanted.waiting_legs_max, wanted.hellos_max, wanted.sockets_max)
+        );
+    }
+
+    #[test]
+    fn a_full_house_is_refused_at_the_door_and_not_behind_it() {
+        let limits = fit(Limits::default(), 4096, 128);
+        let places = Places::default();
+        while places.enter_hello(&limits) {}
+        while places.enter_pair(&limits) {}
+        places.leave_pair();
+        assert!(!places.enter_hello(&limits), "the last places are not for hellos");
+        assert!(places.enter_waiting(&limits) && places.enter_waiting(&limits));
+        assert!(!places.enter_waiting(&limits));
+        places.leave_waiting();
+        places.leave_waiting();
+        assert!(places.enter_pair(&limits), "what waiting legs give back is for pairs");
+    }
+
+    #[test]
+    fn each_kind_has_its_own_maximum() {
+        let limits =
+            Limits { hellos_max: 1, waiting_legs_max: 1, pairs_max: 1, ..Limits::default() };
+        let places = Places::default();
+        for enter in [Places::enter_hello, Places::enter_waiting, Places::enter_pair] {
+            assert!(enter(&places, &limits) && !enter(&places, &limits));
+        }
+        assert_eq!(places.taken(), [1, 1, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_open_never_exceeds_the_descriptors(
+            descriptors in 64u64..5000,
+            steps in proptest::collection::vec((0u8..3, any::<bool>()), 0..3000),
+        ) {
+            let (limits, places) = (fit(Limits::default(), descriptors, 16), Places::default());
+            for (kind, enter) in steps {
+                let [hellos, waiting, pairs] = places.taken();
+                match (kind, enter) {
+                    (0, true) => _ = places.enter_hello(&limits),
+                    (1, true) => _ = places.enter_waiting(&limits),
+                    (2, true) => _ = places.enter_pair(&limits),
+                    (0, false) if hellos > 0 => places.leave_hello(),
+                    (1, false) if waiting > 0 => places.leave_waiting(),
+                    (2, false) if pairs > 0 => places.leave_pair(),
+                    _ => {}
+                }
+                let [hellos, waiting, pairs] = places.taken();
+                prop_assert!((hellos + waiting + 2 * pairs) as u64 + 32 <= descriptors);
+            }
+        }
     }
 }

@@ -11,7 +11,6 @@ use std::net::{Shutdown, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -119,11 +118,15 @@ impl Desk {
             self.spawn(async move { desk.refuse(stream, Refusal::HelloLimit).await });
             return;
         }
-        self.shared.hellos.fetch_add(1, Relaxed);
+        if !self.shared.enter_hello() {
+            self.sources.borrow_mut().leave(source);
+            self.spawn(async move { desk.refuse(stream, Refusal::HelloLimit).await });
+            return;
+        }
         self.spawn(async move {
             let read = desk.read_hello(&stream, head, deadline).await;
             desk.sources.borrow_mut().leave(source);
-            desk.shared.hellos.fetch_sub(1, Relaxed);
+            desk.shared.leave_hello();
             match read {
                 Ok((hello, head)) => desk.dispatch(stream, peer, &hello, head).await,
                 Err(refusal) => desk.refuse(stream, refusal).await,

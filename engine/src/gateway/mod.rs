@@ -14,6 +14,7 @@ mod stun;
 mod stun_reply;
 
 pub use backend::{Backend, BackendKind};
+pub(crate) use caps::Places;
 pub(crate) use farewell::say_farewell;
 pub use listener::bind_listeners;
 pub(crate) use pairing::{Arrival, Pairing, Waiting};

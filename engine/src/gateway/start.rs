@@ -77,6 +77,7 @@ impl Gateway {
             events,
             reception: reception.clone(),
             desk: desk_sender,
+            busy_poll: config.busy_poll.map(|window| window.min(BUSY_POLL_MAX)),
         })?;
         let (stage, stage_receiver) = watch::channel(Stage::Open);
         let crew = workers.crew.clone();
@@ -158,6 +159,8 @@ impl Drop for Gateway {
     }
 }
 
+/// Longer spinning only burns a core: a wake-up takes less than 0.1 ms.
+const BUSY_POLL_MAX: Duration = Duration::from_millis(10);
 /// Farewells take up to a second; twice that for a busy machine.
 const QUIET_WITHIN: Duration = Duration::from_secs(2);
 

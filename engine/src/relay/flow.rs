@@ -151,6 +151,11 @@ impl Flow {
         self.delivered
     }
 
+    /// Its last transfer was one of a stream's: others go before it.
+    pub(crate) fn streaming(&self) -> bool {
+        !matches!(self.mode, Mode::Copy { big: 0 })
+    }
+
     /// A pipe that this flow may hold is empty.
     pub(crate) fn pipe_empty(&self) -> bool {
         !matches!(self.pending, Pending::Pipe(_))
@@ -163,8 +168,9 @@ impl Flow {
     /// Chooses between copying and splicing after a transfer of `bytes`.
     fn judge(&mut self, bytes: usize) {
         self.mode = match self.mode {
-            Mode::Copy { .. } if bytes < BIG || self.splice_refused => Mode::Copy { big: 0 },
+            Mode::Copy { .. } if bytes < BIG => Mode::Copy { big: 0 },
             Mode::Copy { big } if big + 1 < BIG_IN_A_ROW => Mode::Copy { big: big + 1 },
+            Mode::Copy { .. } if self.splice_refused => self.mode,
             Mode::Copy { .. } => Mode::Splice { small: 0 },
             Mode::Splice { .. } if bytes > SMALL => Mode::Splice { small: 0 },
             Mode::Splice { small } if small + 1 < SMALL_IN_A_ROW => {
@@ -243,6 +249,22 @@ mod tests {
         flow.did(Did::Shut);
         assert!(flow.finished());
         assert_eq!(flow.next(true, true), Step::Rest);
+    }
+
+    #[test]
+    fn a_flow_streams_from_its_first_big_read_to_its_last_small_one_spliced_or_not() {
+        let mut flow = Flow::new(0);
+        copied(&mut flow, BIG - 1);
+        assert!(!flow.streaming());
+        copied(&mut flow, BIG);
+        assert!(flow.streaming());
+        copied(&mut flow, 64);
+        assert!(!flow.streaming());
+        assert!(streaming().streaming(), "spliced");
+        let mut refused = streaming();
+        refused.did(Did::SpliceRefused);
+        (0..9).for_each(|_| copied(&mut refused, BIG));
+        assert!(refused.streaming(), "copied for ever");
     }
 
     #[test]

@@ -154,6 +154,11 @@ impl Pair {
         self.flows[direction as usize].delivered()
     }
 
+    /// `direction` is a stream: others go before it.
+    pub(crate) fn streaming(&self, direction: Direction) -> bool {
+        self.flows[direction as usize].streaming()
+    }
+
     /// The pipe that `direction` may hold is empty.
     pub(crate) fn pipe_empty(&self, direction: Direction) -> bool {
         self.flows[direction as usize].pipe_empty()

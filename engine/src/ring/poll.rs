@@ -3,7 +3,6 @@
 //! The ring borrows no memory of ours: a poll request carries a descriptor number and a token, and the kernel takes its own
 //! reference to the file. That reference outlives `close(2)`, so the last FIN or RST of a socket leaves only once its poll
 //! request is gone: remove it in the same turn.
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
@@ -21,8 +20,18 @@ pub(crate) struct Polled {
 /// Readiness of many descriptors from one ring. Used by the thread that made it.
 pub(crate) struct PollRing {
     ring: IoUring,
-    /// What is watched. A completion whose token is not here is stale.
-    watched: HashMap<u64, RawFd>,
+    /// What is watched, by descriptor number. A completion whose watch is not here is stale.
+    watches: Vec<Watch>,
+    /// Of the newest watch.
+    serial: u32,
+}
+
+/// One watched descriptor. The number in the ring is its descriptor and its serial.
+#[derive(Clone, Copy, Debug, Default)]
+struct Watch {
+    token: u64,
+    /// 0: none.
+    serial: u32,
 }
 
 /// Says why this process cannot use io_uring as we need it, if so.
@@ -57,7 +66,7 @@ impl PollRing {
     /// # Errors
     /// `io_uring_setup(2)`.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { ring: build(ENTRIES)?, watched: HashMap::new() })
+        Ok(Self { ring: build(ENTRIES)?, watches: Vec::new(), serial: 0 })
     }
 
     /// Watches `fd` for `events` (`poll(2)` bits), edge by edge, until [`Self::remove`].
@@ -65,8 +74,14 @@ impl PollRing {
     /// # Errors
     /// `io_uring_enter(2)`, if the submission queue had to be flushed.
     pub(crate) fn add(&mut self, fd: BorrowedFd<'_>, token: u64, events: u32) -> io::Result<()> {
-        self.watched.insert(token, fd.as_raw_fd());
-        self.push(&poll_add(fd.as_raw_fd(), token, events))
+        let fd = fd.as_raw_fd();
+        let index = usize::try_from(fd).map_err(|_| io::ErrorKind::InvalidInput)?;
+        if self.watches.len() <= index {
+            self.watches.resize(index + 1, Watch::default());
+        }
+        self.serial = self.serial.checked_add(1).unwrap_or(1);
+        self.watches[index] = Watch { token, serial: self.serial };
+        self.push(&poll_add(fd, number(fd, self.serial), events))
     }
 
     /// Stops watching. The request is cancelled with the next wait; later completions of it are dropped here.
@@ -76,12 +91,14 @@ impl PollRing {
     ///
     /// # Errors
     /// As [`Self::add`].
-    pub(crate) fn remove(&mut self, token: u64) -> io::Result<()> {
-        if self.watched.remove(&token).is_none() {
+    pub(crate) fn remove(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let fd = fd.as_raw_fd();
+        let watch = usize::try_from(fd).ok().and_then(|index| self.watches.get_mut(index));
+        let Some(watch) = watch.map(std::mem::take).filter(|watch| watch.serial > 0) else {
             return Ok(());
-        }
+        };
         self.push(
-            &opcode::AsyncCancel::new(token)
+            &opcode::AsyncCancel::new(number(fd, watch.serial))
                 .build()
                 .user_data(REMOVED)
                 .flags(squeue::Flags::SKIP_SUCCESS),
@@ -101,8 +118,8 @@ impl PollRing {
         self.enter(timeout)?;
         let mut again = Vec::new();
         for completion in self.ring.completion() {
-            let token = completion.user_data();
-            let Some(&fd) = self.watched.get(&token) else { continue };
+            let (fd, serial) = fd_and_serial(completion.user_data());
+            let Some(token) = token_of(&self.watches, fd, serial) else { continue };
             let result = completion.result();
             if let Ok(bits) = u32::try_from(result) {
                 polled.push(Polled { token, events: bits });
@@ -112,11 +129,21 @@ impl PollRing {
                 // descriptor is reported as failed and its owner decides.
                 match result {
                     ..0 => polled.push(Polled { token, events: POLL_FAILED }),
-                    _ => again.push(poll_add(fd, token, events)),
+                    _ => again.push(poll_add(fd, completion.user_data(), events)),
                 }
             }
         }
         again.iter().try_for_each(|entry| self.push(entry))
+    }
+
+    /// Lets waits poll the network devices that sockets are fed from, for `window` before they sleep
+    /// (`IORING_REGISTER_NAPI`, Linux 6.9). Needs no privilege. Kernels and devices that cannot are waited for as ever.
+    pub(crate) fn busy_poll_devices(&self, window: Duration) {
+        let micros = u32::try_from(window.as_micros()).unwrap_or(u32::MAX);
+        let mut napi = types::Napi::new().set_busy_poll_timeout(micros);
+        if let Err(error) = self.ring.submitter().register_napi(&mut napi) {
+            tracing::info!(%error, "no busy polling of network devices: the kernel lacks it");
+        }
     }
 
     fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
@@ -174,11 +201,27 @@ pub(crate) const POLL_FAILED: u32 = (libc::POLLNVAL | libc::POLLHUP) as u32;
 const ENTRIES: u32 = 256;
 /// Room for completions, 64 KiB of memory. Beyond it the kernel queues them itself (`IORING_FEAT_NODROP`).
 const COMPLETIONS: u32 = 4096;
-/// Token of removals; never watched.
-const REMOVED: u64 = u64::MAX;
+/// Number of removals: serial 0 is never watched.
+const REMOVED: u64 = 0;
 
-fn poll_add(fd: RawFd, token: u64, events: u32) -> squeue::Entry {
-    opcode::PollAdd::new(types::Fd(fd), events).multi(true).build().user_data(token)
+fn poll_add(fd: RawFd, number: u64, events: u32) -> squeue::Entry {
+    opcode::PollAdd::new(types::Fd(fd), events).multi(true).build().user_data(number)
+}
+
+/// The number of a watch in the ring.
+fn number(fd: RawFd, serial: u32) -> u64 {
+    u64::from(serial) << 32 | u64::from(fd.cast_unsigned())
+}
+
+fn fd_and_serial(number: u64) -> (RawFd, u32) {
+    let low = |number: u64| u32::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
+    (low(number).cast_signed(), low(number >> 32))
+}
+
+/// The token of a watch, unless it has ended.
+fn token_of(watches: &[Watch], fd: RawFd, serial: u32) -> Option<u64> {
+    let watch = watches.get(usize::try_from(fd).ok()?)?;
+    (serial > 0 && watch.serial == serial).then_some(watch.token)
 }
 
 /// One thread submits and reaps, and the kernel works only when we ask it to: the ring for a loop like ours (Linux 6.1).
@@ -205,5 +248,24 @@ fn explain(error: &io::Error) -> String {
         Some(libc::ENOMEM) => "io_uring: ENOMEM (raise RLIMIT_MEMLOCK)".into(),
         Some(libc::EMFILE | libc::ENFILE) => "io_uring: out of file descriptors".into(),
         _ => format!("io_uring: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_is_found_by_its_number_until_it_ends() {
+        let (fd, serial) = (7, u32::MAX);
+        assert_eq!(fd_and_serial(number(fd, serial)), (fd, serial));
+        let mut watches = vec![Watch::default(); 8];
+        watches[7] = Watch { token: 99, serial };
+        assert_eq!(token_of(&watches, fd, serial), Some(99));
+        assert_eq!(token_of(&watches, fd, serial - 1), None, "the descriptor's former watch");
+        watches[7] = Watch::default();
+        let (fd, serial) = fd_and_serial(REMOVED);
+        assert_eq!(token_of(&watches, fd, serial), None, "a removal is no watch");
+        assert_eq!(token_of(&watches, 100, 1), None);
     }
 }

@@ -234,7 +234,7 @@ impl Worker {
         });
         self.publish_pairs();
         self.sample_pair(key);
-        Direction::BOTH.into_iter().for_each(|direction| self.queue_fresh(key, direction));
+        Direction::BOTH.into_iter().for_each(|direction| self.enqueue(key, direction));
     }
 
     /// Sends away a leg that was admitted but never got into the room.

@@ -12,6 +12,7 @@ mod readiness;
 mod sampling;
 mod serve;
 mod slots;
+mod spin;
 mod turn;
 mod uring;
 mod workers;

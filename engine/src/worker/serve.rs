@@ -39,15 +39,20 @@ impl Worker {
         let awake =
             Direction::BOTH.map(|direction| (direction, joined.pair.next(direction) != Step::Rest));
         for (direction, _) in awake.into_iter().filter(|&(_, awake)| awake) {
-            self.queue_fresh(key, direction);
+            self.enqueue(key, direction);
         }
     }
 
     /// Puts a flow into the ready queue, once.
-    pub(crate) fn queue_fresh(&mut self, key: usize, direction: Direction) {
+    pub(crate) fn enqueue(&mut self, key: usize, direction: Direction) {
         if let Some(joined) = self.pairs.get_mut(key) {
             let tube = &mut joined.tubes[direction as usize];
-            if !std::mem::replace(&mut tube.queued, true) {
+            if std::mem::replace(&mut tube.queued, true) {
+                return;
+            }
+            if joined.pair.streaming(direction) {
+                self.queue.push_stream((key, direction));
+            } else {
                 self.queue.push_fresh((key, direction));
             }
         }
@@ -78,6 +83,7 @@ impl Worker {
             self.queue.push_stream((key, direction));
         }
         if moved {
+            self.busy_poll.moved();
             self.note_moved(key);
         }
         self.end_if_over(key);

@@ -2,8 +2,10 @@
 //!
 //! One turn: wait, note events, read the inbox, serve flows, accept a few connections, fire timers. Events and messages only record what is to be done;
 //! the flows are served afterwards, each within a budget, so no event can starve another. An idle worker sleeps until an
-//! event, a message or the next deadline; it has no ticking timer.
+//! event, a message or the next deadline; it has no ticking timer. With `--busy-poll` it looks for events a while before it
+//! sleeps (see [`super::spin`]).
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ use super::queue::ReadyQueue;
 use super::readiness::{Event, LISTENER, Readiness, WAKE};
 use super::sampling::Sampling;
 use super::slots::{Joined, Legs};
+use super::spin::BusyPoll;
 use crate::gateway::Pairing;
 use crate::ring::PipePool;
 use crate::stats::{Shared, WorkerStats};
@@ -40,6 +43,7 @@ pub(crate) struct Worker {
     pub(crate) pairs: Slab<Joined>,
     pub(crate) active: HashMap<PairId, usize>,
     pub(crate) queue: ReadyQueue,
+    pub(crate) busy_poll: BusyPoll,
     pub(crate) sampling: Sampling,
     pub(crate) pipes: PipePool,
     pub(crate) scratch: Box<[u8]>,
@@ -59,7 +63,7 @@ impl Worker {
         }
         while !self.stopping {
             let timeout = self.timeout();
-            if let Err(error) = self.readiness.wait(timeout, &mut events) {
+            if let Err(error) = self.wait(timeout, &mut events) {
                 return self.fail(&error);
             }
             let begun = self.turn_begins();
@@ -81,6 +85,29 @@ impl Worker {
         let next = [self.room.next_deadline(), self.sampling.due()].into_iter().flatten().min();
         let timers = next.map(|next| next.saturating_duration_since(Instant::now()));
         [timers, self.door.timeout()].into_iter().flatten().min()
+    }
+
+    /// Waits as the readiness source does, but while flows are active it spins first.
+    fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        if !self.busy_poll.may_spin(timeout) {
+            return self.readiness.wait(timeout, events);
+        }
+        let begun = Instant::now();
+        let Some(until) = self.busy_poll.spin_until(begun, timeout) else {
+            return self.readiness.wait(timeout, events);
+        };
+        let mut now = begun;
+        while events.is_empty() && now < until {
+            std::hint::spin_loop();
+            self.readiness.wait(Some(Duration::ZERO), events)?;
+            now = Instant::now();
+        }
+        let spun = now - begun;
+        self.stats.spun(spun);
+        if events.is_empty() {
+            self.readiness.wait(timeout.map(|timeout| timeout.saturating_sub(spun)), events)?;
+        }
+        Ok(())
     }
 
     fn note(&mut self, event: Event) {
@@ -128,7 +155,7 @@ impl Worker {
     }
 
     /// The readiness source failed: nothing can be relayed any more.
-    fn fail(mut self, error: &std::io::Error) {
+    fn fail(mut self, error: &io::Error) {
         tracing::error!(%error, "relay worker lost its readiness source");
         self.end_everything(Cause::Internal);
     }

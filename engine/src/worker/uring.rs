@@ -13,10 +13,16 @@ pub(crate) struct Uring {
 }
 
 impl Uring {
+    /// With `busy_poll`, waiting also polls the network devices that sockets are fed from, where kernel and device can.
+    ///
     /// # Errors
     /// `io_uring_setup(2)`.
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { ring: PollRing::new()?, polled: Vec::new() })
+    pub(crate) fn new(busy_poll: Option<Duration>) -> io::Result<Self> {
+        let ring = PollRing::new()?;
+        if let Some(window) = busy_poll {
+            ring.busy_poll_devices(window);
+        }
+        Ok(Self { ring, polled: Vec::new() })
     }
 }
 
@@ -25,8 +31,8 @@ impl Readiness for Uring {
         self.ring.add(fd, token, EVENTS)
     }
 
-    fn deregister(&mut self, _fd: BorrowedFd<'_>, token: u64) {
-        if let Err(error) = self.ring.remove(token) {
+    fn deregister(&mut self, fd: BorrowedFd<'_>, _token: u64) {
+        if let Err(error) = self.ring.remove(fd) {
             tracing::error!(%error, "poll removal failed; the socket stays half open until the worker ends");
         }
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -18,6 +19,7 @@ use super::queue::ReadyQueue;
 use super::readiness::Readiness;
 use super::sampling::Sampling;
 use super::slots::Legs;
+use super::spin::BusyPoll;
 use super::turn::Worker;
 use super::uring::Uring;
 use crate::GatewayEvent;
@@ -35,6 +37,8 @@ pub(crate) struct WorkersSetup {
     pub(crate) events: Arc<dyn Fn(GatewayEvent) + Send + Sync>,
     pub(crate) reception: Arc<Reception>,
     pub(crate) desk: DeskSender,
+    /// How long workers spin after bytes moved, see [`BusyPoll`].
+    pub(crate) busy_poll: Option<Duration>,
 }
 
 /// The relay workers.
@@ -76,6 +80,7 @@ impl Workers {
                 backend: setup.backend,
                 shared: setup.shared.clone(),
                 events: setup.events.clone(),
+                busy_poll: setup.busy_poll,
                 pipes_max: (PIPES_MAX / count).max(PIPES_PER_WORKER_MIN),
             };
             let core = cores.get(index % cores.len().max(1)).copied();
@@ -126,7 +131,7 @@ impl Workers {
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             pin(core);
             // A ring belongs to the thread that makes it (SINGLE_ISSUER).
-            match parts.backend.readiness() {
+            match parts.backend.readiness(parts.busy_poll) {
                 Ok(readiness) => {
                     let _ = ready.send(Ok(()));
                     parts.worker(readiness).run();
@@ -150,9 +155,9 @@ fn inbox() -> io::Result<(InboxSender, Inbox)> {
 }
 
 impl BackendKind {
-    fn readiness(self) -> io::Result<Box<dyn Readiness>> {
+    fn readiness(self, busy_poll: Option<Duration>) -> io::Result<Box<dyn Readiness>> {
         Ok(match self {
-            Self::Uring => Box::new(Uring::new()?),
+            Self::Uring => Box::new(Uring::new(busy_poll)?),
             Self::Epoll => Box::new(Epoll::new()?),
         })
     }
@@ -175,6 +180,7 @@ struct Parts {
     backend: BackendKind,
     shared: Arc<Shared>,
     events: Arc<dyn Fn(GatewayEvent) + Send + Sync>,
+    busy_poll: Option<Duration>,
     pipes_max: usize,
 }
 
@@ -195,6 +201,7 @@ impl Parts {
             pairs: Slab::new(),
             active: HashMap::new(),
             queue: ReadyQueue::default(),
+            busy_poll: BusyPoll::new(self.busy_poll),
             sampling: Sampling::default(),
             pipes: PipePool::new(self.pipes_max),
             scratch: vec![0; SCRATCH].into(),

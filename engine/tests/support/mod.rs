@@ -70,7 +70,7 @@ impl Lab {
         let (event_sender, foreign_sender) = (shared(event_sender), shared(foreign_sender));
         let started = Gateway::start(
             listeners,
-            EngineConfig { io, workers, limits },
+            EngineConfig { io, workers, limits, ..EngineConfig::default() },
             Arc::new(ByName),
             Box::new(move |connection| drop(foreign_sender.lock().unwrap().send(connection))),
             Arc::new(move |event| drop(event_sender.lock().unwrap().send(event))),
