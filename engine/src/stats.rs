@@ -3,6 +3,7 @@
 //! Each worker counts in its own block of relaxed atomics; [`crate::Gateway::metrics`] adds them up.
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
@@ -46,6 +47,10 @@ pub struct Metrics {
     pub pipes_in_use: usize,
     /// Pipes kept for reuse now.
     pub pipes_pooled: usize,
+    /// Legs sampled (`TCP_INFO`) since the start.
+    pub samples: u64,
+    /// CPU time this took, over all workers.
+    pub sampling_time: Duration,
     /// Smoothed round-trip times of clients' legs, microseconds: one value per sample.
     pub client_rtt_us: Histogram<u64>,
     /// Smoothed round-trip times of agents' legs, microseconds: one value per sample.
@@ -127,6 +132,8 @@ impl Shared {
             copied: 0,
             pipes_in_use: 0,
             pipes_pooled: 0,
+            samples: 0,
+            sampling_time: Duration::ZERO,
             client_rtt_us: rtt_histogram(),
             agent_rtt_us: rtt_histogram(),
         };
@@ -152,6 +159,8 @@ pub(crate) struct WorkerStats {
     spliced: AtomicU64,
     pipes_in_use: AtomicUsize,
     pipes_pooled: AtomicUsize,
+    samples: AtomicU64,
+    sampling_ns: AtomicU64,
     rtt: [Mutex<Histogram<u64>>; 2],
 }
 
@@ -165,6 +174,8 @@ impl WorkerStats {
             spliced: AtomicU64::new(0),
             pipes_in_use: AtomicUsize::new(0),
             pipes_pooled: AtomicUsize::new(0),
+            samples: AtomicU64::new(0),
+            sampling_ns: AtomicU64::new(0),
             rtt: [Mutex::new(rtt_histogram()), Mutex::new(rtt_histogram())],
         }
     }
@@ -188,6 +199,11 @@ impl WorkerStats {
         self.pipes_pooled.store(pooled, Relaxed);
     }
 
+    pub(crate) fn sampled(&self, legs: u64, cost: Duration) {
+        self.samples.fetch_add(legs, Relaxed);
+        self.sampling_ns.fetch_add(u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
     pub(crate) fn rtt(&self, side: LegSide, smoothed_us: u32) {
         let mut histogram = self.rtt[side as usize].lock().unwrap_or_else(PoisonError::into_inner);
         histogram.saturating_record(u64::from(smoothed_us));
@@ -208,6 +224,8 @@ impl WorkerStats {
         metrics.spliced += self.spliced.load(Relaxed);
         metrics.pipes_in_use += self.pipes_in_use.load(Relaxed);
         metrics.pipes_pooled += self.pipes_pooled.load(Relaxed);
+        metrics.samples += self.samples.load(Relaxed);
+        metrics.sampling_time += Duration::from_nanos(self.sampling_ns.load(Relaxed));
         for (sum, side) in
             [(&mut metrics.client_rtt_us, &self.rtt[0]), (&mut metrics.agent_rtt_us, &self.rtt[1])]
         {
@@ -256,11 +274,13 @@ mod tests {
             worker.pair_ended(Cause::AgentReset, Phase::HalfClosed);
             worker.moved(Direction::ClientToAgent, 10, 5);
             worker.rtt(LegSide::Agent, 1000);
+            worker.sampled(2, Duration::from_micros(3));
         }
         let metrics = shared.metrics(BackendKind::Epoll, workers.iter());
         assert_eq!(metrics.pairs_ended, [(Cause::AgentReset, Phase::HalfClosed, 2)]);
         assert_eq!((metrics.client_to_agent, metrics.copied, metrics.spliced), (30, 20, 10));
         assert_eq!((metrics.client_rtt_us.len(), metrics.agent_rtt_us.len()), (0, 2));
+        assert_eq!((metrics.samples, metrics.sampling_time), (4, Duration::from_micros(6)));
         assert!(metrics.refused.contains(&(Refusal::TicketExpired, 1)));
     }
 }

@@ -13,10 +13,10 @@ use slab::Slab;
 use super::inbox::{FarewellSender, Inbox, Message};
 use super::queue::ReadyQueue;
 use super::readiness::{Event, Readiness, WAKE};
-use super::sampling::Sampling;
 use super::slots::{Joined, Legs};
 use crate::gateway::Pairing;
 use crate::ring::PipePool;
+use crate::rtt::Rounds;
 use crate::stats::{Shared, WorkerStats};
 use crate::{Cause, GatewayEvent, PairId};
 
@@ -33,7 +33,7 @@ pub(crate) struct Worker {
     pub(crate) pairs: Slab<Joined>,
     pub(crate) active: HashMap<PairId, usize>,
     pub(crate) queue: ReadyQueue,
-    pub(crate) sampling: Sampling,
+    pub(crate) sampling: Rounds,
     pub(crate) pipes: PipePool,
     pub(crate) scratch: Box<[u8]>,
     pub(crate) stopping: bool,

@@ -12,12 +12,12 @@ use super::epoll::Epoll;
 use super::inbox::{FarewellSender, Inbox, InboxSender, Message, NewLeg};
 use super::queue::ReadyQueue;
 use super::readiness::Readiness;
-use super::sampling::Sampling;
 use super::slots::Legs;
 use super::turn::Worker;
 use super::uring::Uring;
 use crate::gateway::{BackendKind, Pairing};
 use crate::ring::PipePool;
+use crate::rtt::Rounds;
 use crate::stats::{Shared, WorkerStats};
 use crate::{Cause, GatewayEvent, PairId};
 
@@ -110,6 +110,7 @@ impl Workers {
             events: setup.events.clone(),
             farewells: setup.farewells.clone(),
             pipes_max: (PIPES_MAX / setup.count.max(1)).max(PIPES_PER_WORKER_MIN),
+            sampling: Rounds::among(setup.count),
         };
         let (ready, started) = crossbeam::channel::bounded(1);
         let thread =
@@ -160,6 +161,7 @@ struct Parts {
     events: Arc<dyn Fn(GatewayEvent) + Send + Sync>,
     farewells: FarewellSender,
     pipes_max: usize,
+    sampling: Rounds,
 }
 
 impl Parts {
@@ -176,7 +178,7 @@ impl Parts {
             pairs: Slab::new(),
             active: HashMap::new(),
             queue: ReadyQueue::default(),
-            sampling: Sampling::default(),
+            sampling: self.sampling,
             pipes: PipePool::new(self.pipes_max),
             scratch: vec![0; SCRATCH].into(),
             stopping: false,

@@ -138,10 +138,17 @@ fn gateway(page: &mut Page, metrics: &Metrics) {
         ("pairs_started_total", "Pairs started.", metrics.pairs_started),
         ("spliced_bytes_total", "Bytes that went through a pipe.", metrics.spliced),
         ("copied_bytes_total", "Bytes that were copied.", metrics.copied),
+        ("samples_total", "Readings of a leg's TCP_INFO.", metrics.samples),
     ];
     for (name, help, value) in counters {
         page.single(&format!("switchback_gateway_{name}"), "counter", help, value);
     }
+    page.single(
+        "switchback_gateway_sampling_seconds_total",
+        "counter",
+        "CPU time of the relay workers spent on samples.",
+        metrics.sampling_time.as_secs_f64(),
+    );
     let gauges = [
         ("hellos", "Unfinished hellos now.", metrics.hellos_in_flight),
         ("legs_waiting", "Legs waiting for a mate now.", metrics.legs_waiting),
