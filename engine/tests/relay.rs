@@ -28,7 +28,9 @@ on_both_backends![
     interactive_bytes_pass_beside_bulk,
     round_trips_are_measured,
     idle_pair_is_no_longer_sampled_and_called_idle,
-    reader_that_does_not_read_is_named,
+    agent_that_does_not_read_is_named,
+    client_that_does_not_read_is_named,
+    sampling_many_busy_pairs_stays_within_its_share,
     five_hundred_pairs_at_once,
 ];
 
@@ -343,36 +345,68 @@ fn idle_pair_is_no_longer_sampled_and_called_idle(io: IoChoice) {
     assert_eq!(lab.gateway.metrics().samples, samples);
 }
 
-/// Either end writes until nothing more is taken; the other does not read.
-fn reader_that_does_not_read_is_named(io: IoChoice) {
+fn agent_that_does_not_read_is_named(io: IoChoice) {
+    reader_that_does_not_read(io, LegSide::Agent);
+}
+
+fn client_that_does_not_read_is_named(io: IoChoice) {
+    reader_that_does_not_read(io, LegSide::Client);
+}
+
+fn reader_that_does_not_read(io: IoChoice, reader: LegSide) {
     let Some(lab) = lab(io) else { return };
-    for (number, reader) in [(1, LegSide::Agent), (2, LegSide::Client)] {
-        let (client, agent, meter) = metered_pair(&lab, number);
-        let (writer, sleeper) =
-            if reader == LegSide::Agent { (&client, &agent) } else { (&agent, &client) };
-        writer.set_nonblocking(true).unwrap();
-        let piece = vec![1; 1 << 20];
-        lab.eventually("the reader is found out", |_| {
-            while (&*writer).write(&piece).is_ok() {}
-            meter.figures().who_is_slow().slow == Slow::Receiver(reader)
-        });
-        let figures = meter.figures();
-        let [client, agent] = [figures.client, figures.agent].map(|leg| leg.unwrap());
-        let (full, other) =
-            if reader == LegSide::Agent { (agent, client) } else { (client, agent) };
-        let sending = full.sending.unwrap();
-        assert!(sending.busy_share * sending.rwnd_limited_share >= 0.25, "{full:?}");
-        assert!(other.sending.unwrap().busy_share < 0.25, "{other:?}");
-        // It stays so although not one byte moves, and ends when the reader reads.
-        std::thread::sleep(Duration::from_millis(2500));
-        let stalled = meter.figures();
-        assert_eq!(stalled.who_is_slow().slow, Slow::Receiver(reader), "{stalled:?}");
-        writer.shutdown(Shutdown::Write).unwrap();
-        read_all(&mut sleeper.try_clone().unwrap());
-        lab.eventually("nobody is to blame", |_| {
-            matches!(meter.figures().who_is_slow().slow, Slow::Idle | Slow::Sender)
-        });
+    let (client, agent, meter) = metered_pair(&lab, 1);
+    let (writer, sleeper) =
+        if reader == LegSide::Agent { (&client, &agent) } else { (&agent, &client) };
+    writer.set_nonblocking(true).unwrap();
+    let piece = vec![1; 1 << 20];
+    lab.eventually("the reader is found out", |_| {
+        while (&*writer).write(&piece).is_ok() {}
+        meter.figures().who_is_slow().slow == Slow::Receiver(reader)
+    });
+    let figures = meter.figures();
+    let [client, agent] = [figures.client, figures.agent].map(|leg| leg.unwrap());
+    let (full, other) = if reader == LegSide::Agent { (agent, client) } else { (client, agent) };
+    let sending = full.sending.unwrap();
+    assert!(sending.busy_share * sending.rwnd_limited_share >= 0.25, "{full:?}");
+    assert!(other.sending.unwrap().busy_share < 0.25, "{other:?}");
+    // It stays so although not one byte moves, and ends when the reader reads.
+    std::thread::sleep(Duration::from_millis(1500));
+    let stalled = meter.figures();
+    assert_eq!(stalled.who_is_slow().slow, Slow::Receiver(reader), "{stalled:?}");
+    writer.shutdown(Shutdown::Write).unwrap();
+    read_all(&mut sleeper.try_clone().unwrap());
+    lab.eventually("nobody is to blame", |_| {
+        matches!(meter.figures().who_is_slow().slow, Slow::Idle | Slow::Sender)
+    });
+}
+
+/// What it costs: `SAMPLING_PAIRS=2000 cargo test --release -p switchback-engine --test relay -- --nocapture sampling_many`.
+fn sampling_many_busy_pairs_stays_within_its_share(io: IoChoice) {
+    let Some(lab) = lab(io) else { return };
+    let count = std::env::var("SAMPLING_PAIRS").map_or(100, |count| count.parse().unwrap());
+    let mut pairs: Vec<_> = (0..count).map(|number| lab.pair(number)).collect();
+    let (start, before) = (Instant::now(), lab.gateway.metrics());
+    let time = if count > 100 { Duration::from_secs(15) } else { Duration::from_secs(2) };
+    while start.elapsed() < time {
+        let round = Instant::now();
+        for (client, agent) in &mut pairs {
+            client.write_all(b"x").unwrap();
+            read_exactly(agent, 1);
+        }
+        std::thread::sleep(Duration::from_millis(500).saturating_sub(round.elapsed()));
     }
+    let (after, elapsed) = (lab.gateway.metrics(), start.elapsed());
+    let samples = after.samples - before.samples;
+    let spent = after.sampling_time - before.sampling_time;
+    let share = spent.as_secs_f64() / elapsed.as_secs_f64();
+    println!(
+        "{io:?}: {count} pairs, {samples} legs sampled in {elapsed:.1?}, {:.0} ns each, {:.3} % of a core",
+        spent.as_nanos() as f64 / samples as f64,
+        share * 100.0
+    );
+    assert!(samples >= u64::from(count) * 2, "every leg was sampled: {samples}");
+    assert!(share < 0.01, "{share}");
 }
 
 fn five_hundred_pairs_at_once(io: IoChoice) {
