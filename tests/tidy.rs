@@ -108,7 +108,7 @@ const PURE: &[&str] = &[
     "engine/src/gateway/sources.rs",
     "engine/src/relay/flow.rs",
     "engine/src/relay/pair.rs",
-    "engine/src/rtt/window.rs",
+    "engine/src/rtt/",
     "engine/src/worker/placement.rs",
     "shortpath/src/session/",
     "control/src/ticket.rs",

@@ -1,7 +1,7 @@
 //! `sessions`, `session`, `kill`: what is going on, and the way to end it.
 use clap::Args;
 use switchback_control::Fault;
-use switchback_control::api::SessionView;
+use switchback_control::api::{LegView, SendingView, SessionView, SlowPart};
 use switchback_control::wire::{RttView, SessionId};
 
 use crate::account;
@@ -12,7 +12,8 @@ use crate::output::{self, human};
 /// List sessions with transport and round-trip times.
 ///
 /// Administrators see all sessions, others their own. RTT is end to end, from client to agent and back; CLIENT-LEG and
-/// AGENT-LEG are the two parts as the gateway measures them. UP is what the client sent, DOWN what it received.
+/// AGENT-LEG are the two parts as the gateway measures them, with a `!` at the one that holds the session back
+/// (`switchback session ID` says why). UP is what the client sent, DOWN what it received.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -21,13 +22,14 @@ Examples:
   switchback sessions --json | jq '.[] | {id, rtt: .rtt.end_to_end.smoothed_us}'")]
 pub(crate) struct SessionsArgs {}
 
-/// Show every figure of one session.
+/// Show every figure of one session, and who is slow.
 ///
-/// For each leg and end to end: smoothed, smallest, median and 99th percentile of the round-trip time.
+/// For each leg and end to end: smoothed, smallest, median and 99th percentile of the round-trip time. For each leg what
+/// the gateway's kernel (TCP_INFO) says about sending towards that end: what was lost, how fast it goes, and what it waits
+/// for. Shares and "delivered" refer to the last second before the sample; "of it" is the part of the busy time.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  switchback session k3m9x2q7w4ht\n  switchback session k3m9x2q7w4ht --json"
-)]
+#[command(after_help = "Examples:\n  switchback session k3m9x2q7w4ht\n  \
+        switchback session k3m9x2q7w4ht --json | jq .slow\n  watch -n1 switchback session k3m9x2q7w4ht")]
 pub(crate) struct SessionArgs {
     /// Session id, from `switchback sessions`
     id: String,
@@ -83,7 +85,9 @@ pub(crate) async fn show(args: SessionArgs, global: &Global) -> Result<(), Fault
     }
     facts.print("")?;
     output::line("")?;
-    rtt_table(&session).print("")
+    rtt_table(&session).print("")?;
+    output::line("")?;
+    legs_table(&session).print("")
 }
 
 /// Runs `kill`.
@@ -97,6 +101,9 @@ pub(crate) async fn kill(args: KillArgs, global: &Global) -> Result<(), Fault> {
 }
 
 fn row(session: SessionView) -> [String; 13] {
+    let who = session.slow.who;
+    let client_slow = matches!(who, SlowPart::ClientPath | SlowPart::ClientReceiver);
+    let agent_slow = matches!(who, SlowPart::AgentPath | SlowPart::AgentReceiver);
     [
         session.id.0,
         session.user,
@@ -105,8 +112,8 @@ fn row(session: SessionView) -> [String; 13] {
         session.state.as_str().into(),
         session.transport.unwrap_or_else(|| human::UNKNOWN.into()),
         human::rtt(session.rtt.end_to_end),
-        human::rtt(session.rtt.client_leg),
-        human::rtt(session.rtt.agent_leg),
+        marked(human::rtt(session.rtt.client_leg), client_slow),
+        marked(human::rtt(session.rtt.agent_leg), agent_slow),
         human::bytes(session.client_to_target),
         human::bytes(session.target_to_client),
         session.channels.to_string(),
@@ -114,7 +121,12 @@ fn row(session: SessionView) -> [String; 13] {
     ]
 }
 
-fn facts_of(session: &SessionView) -> [(&'static str, String); 12] {
+/// The mark of the leg that holds a session back.
+fn marked(figure: String, slow: bool) -> String {
+    if slow { format!("!{figure}") } else { figure }
+}
+
+fn facts_of(session: &SessionView) -> [(&'static str, String); 13] {
     let transport = session.transport.clone().unwrap_or_else(|| human::UNKNOWN.into());
     [
         ("id", session.id.0.clone()),
@@ -129,6 +141,7 @@ fn facts_of(session: &SessionView) -> [(&'static str, String); 12] {
         ("channels", session.channels.to_string()),
         ("resumes", session.resumes.to_string()),
         ("age", human::age(session.age_ms)),
+        ("who is slow", format!("{}: {}", who_in_words(session.slow.who), session.slow.because)),
     ]
 }
 
@@ -157,4 +170,122 @@ fn rtt_table(session: &SessionView) -> Table {
         ]);
     }
     table
+}
+
+/// Both legs side by side.
+fn legs_table(session: &SessionView) -> Table {
+    let mut table =
+        Table::new(&[Column::Text("LEG"), Column::Figure("CLIENT"), Column::Figure("AGENT")]);
+    let legs = [session.legs.client, session.legs.agent];
+    for (name, figure) in LEG_FIGURES {
+        let [client, agent] = legs
+            .map(|leg| leg.and_then(|leg| figure(&leg)).unwrap_or_else(|| human::UNKNOWN.into()));
+        table.row([(*name).to_owned(), client, agent]);
+    }
+    table
+}
+
+/// A figure of a leg as people read it; `None` if the kernel does not tell.
+type LegFigure = fn(&LegView) -> Option<String>;
+
+const LEG_FIGURES: &[(&str, LegFigure)] = &[
+    ("round trip deviation", |leg| Some(human::micros(leg.rttvar_us.into()))),
+    ("sent again", |leg| Some(sent_again(leg))),
+    ("sent again, recently", |leg| sending(leg, |it| human::percent(it.retransmitted_share))),
+    ("received behind a gap", |leg| leg.out_of_order_share.map(human::percent)),
+    ("delivered", |leg| sending(leg, |it| human::bit_rate(it.acked_bits_per_second))),
+    ("delivery rate", |leg| sending(leg, delivery_rate)),
+    ("congestion window", |leg| Some(segments(leg.cwnd_segments))),
+    ("unacknowledged", |leg| Some(segments(leg.unacked_segments))),
+    ("not sent yet", |leg| sending(leg, |it| human::bytes(it.notsent_bytes.into()))),
+    ("busy", |leg| sending(leg, |it| human::percent(it.busy_share))),
+    ("of it, receiver's window full", |leg| {
+        sending(leg, |it| human::percent(it.rwnd_limited_share))
+    }),
+    ("of it, send buffer full", |leg| sending(leg, |it| human::percent(it.sndbuf_limited_share))),
+    ("last acknowledgement before", |leg| Some(human::micros(leg.since_ack_ms * 1000))),
+    ("sampled before", |leg| Some(human::micros(leg.age_ms * 1000))),
+    ("over", |leg| Some(human::micros(leg.interval_ms * 1000))),
+];
+
+fn sending(leg: &LegView, figure: impl Fn(&SendingView) -> String) -> Option<String> {
+    leg.sending.as_ref().map(figure)
+}
+
+fn sent_again(leg: &LegView) -> String {
+    match leg.sending {
+        Some(sending) => {
+            format!("{} ({})", segments(leg.retransmits), human::bytes(sending.retransmitted_bytes))
+        }
+        None => segments(leg.retransmits),
+    }
+}
+
+/// A rate that the path was not tried for is a lower bound.
+fn delivery_rate(sending: &SendingView) -> String {
+    let bound = if sending.app_limited { ">= " } else { "" };
+    format!("{bound}{}", human::bit_rate(sending.delivery_bits_per_second))
+}
+
+fn segments(count: u32) -> String {
+    format!("{count} {}", if count == 1 { "segment" } else { "segments" })
+}
+
+const fn who_in_words(who: SlowPart) -> &'static str {
+    match who {
+        SlowPart::Unmeasured => "not known yet",
+        SlowPart::Idle => "nobody, it is idle",
+        SlowPart::Sender => "neither leg",
+        SlowPart::ClientPath => "network to the client",
+        SlowPart::ClientReceiver => "client",
+        SlowPart::AgentPath => "network to the agent",
+        SlowPart::AgentReceiver => "agent",
+        SlowPart::Gateway => "gateway",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leg() -> LegView {
+        LegView {
+            rttvar_us: 340,
+            retransmits: 1,
+            unacked_segments: 2,
+            cwnd_segments: 10,
+            since_ack_ms: 20,
+            sending: Some(SendingView {
+                retransmitted_bytes: 1448,
+                delivery_bits_per_second: 9_414_000,
+                app_limited: true,
+                rwnd_limited_share: 0.92,
+                ..SendingView::default()
+            }),
+            out_of_order_share: None,
+            interval_ms: 1000,
+            age_ms: 300,
+        }
+    }
+
+    fn shown(name: &str, leg: &LegView) -> Option<String> {
+        LEG_FIGURES.iter().find(|(row, _)| *row == name).unwrap().1(leg)
+    }
+
+    #[test]
+    fn figures_of_a_leg_carry_their_units() {
+        let leg = leg();
+        assert_eq!(shown("sent again", &leg).unwrap(), "1 segment (1.41 KiB)");
+        assert_eq!(shown("delivery rate", &leg).unwrap(), ">= 9.41 Mbit/s");
+        assert_eq!(shown("of it, receiver's window full", &leg).unwrap(), "92 %");
+        assert_eq!(shown("sampled before", &leg).unwrap(), "300 ms");
+    }
+
+    #[test]
+    fn what_an_older_kernel_does_not_tell_is_unknown_and_not_zero() {
+        let leg = LegView { sending: None, ..leg() };
+        assert_eq!(shown("busy", &leg), None);
+        assert_eq!(shown("received behind a gap", &leg), None);
+        assert_eq!(shown("sent again", &leg).unwrap(), "1 segment");
+    }
 }

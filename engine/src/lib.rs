@@ -32,5 +32,5 @@ pub use id::{LegSide, PairId};
 pub use limits::Limits;
 pub use outcome::{Cause, Outcome, Phase};
 pub use relay::{PairFigures, PairMeter};
-pub use rtt::RttFigures;
+pub use rtt::{Because, Finding, LegFigures, RttFigures, SendingFigures, Slow};
 pub use stats::{Metrics, WorkerLoad};

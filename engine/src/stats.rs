@@ -51,6 +51,10 @@ pub struct Metrics {
     pub busy_polls: u64,
     /// Time workers spent spinning.
     pub busy_poll_time: Duration,
+    /// Legs sampled (`TCP_INFO`) since the start.
+    pub samples: u64,
+    /// CPU time this took, over all workers.
+    pub sampling_time: Duration,
     /// Smoothed round-trip times of clients' legs, microseconds: one value per sample.
     pub client_rtt_us: Histogram<u64>,
     /// Smoothed round-trip times of agents' legs, microseconds: one value per sample.
@@ -153,6 +157,8 @@ impl Shared {
             pipes_pooled: 0,
             busy_polls: 0,
             busy_poll_time: Duration::ZERO,
+            samples: 0,
+            sampling_time: Duration::ZERO,
             client_rtt_us: rtt_histogram(),
             agent_rtt_us: rtt_histogram(),
             workers: loads,
@@ -181,6 +187,8 @@ pub(crate) struct WorkerStats {
     pipes_pooled: AtomicUsize,
     spins: AtomicU64,
     spun_ns: AtomicU64,
+    samples: AtomicU64,
+    sampling_ns: AtomicU64,
     rtt: [Mutex<Histogram<u64>>; 2],
 }
 
@@ -196,6 +204,8 @@ impl WorkerStats {
             pipes_pooled: AtomicUsize::new(0),
             spins: AtomicU64::new(0),
             spun_ns: AtomicU64::new(0),
+            samples: AtomicU64::new(0),
+            sampling_ns: AtomicU64::new(0),
             rtt: [Mutex::new(rtt_histogram()), Mutex::new(rtt_histogram())],
         }
     }
@@ -224,6 +234,11 @@ impl WorkerStats {
         self.spun_ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
+    pub(crate) fn sampled(&self, legs: u64, cost: Duration) {
+        self.samples.fetch_add(legs, Relaxed);
+        self.sampling_ns.fetch_add(u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
     pub(crate) fn rtt(&self, side: LegSide, smoothed_us: u32) {
         let mut histogram = self.rtt[side as usize].lock().unwrap_or_else(PoisonError::into_inner);
         histogram.saturating_record(u64::from(smoothed_us));
@@ -246,6 +261,8 @@ impl WorkerStats {
         metrics.pipes_pooled += self.pipes_pooled.load(Relaxed);
         metrics.busy_polls += self.spins.load(Relaxed);
         metrics.busy_poll_time += Duration::from_nanos(self.spun_ns.load(Relaxed));
+        metrics.samples += self.samples.load(Relaxed);
+        metrics.sampling_time += Duration::from_nanos(self.sampling_ns.load(Relaxed));
         for (sum, side) in
             [(&mut metrics.client_rtt_us, &self.rtt[0]), (&mut metrics.agent_rtt_us, &self.rtt[1])]
         {
@@ -282,11 +299,13 @@ mod tests {
             worker.pair_ended(Cause::AgentReset, Phase::HalfClosed);
             worker.moved(Direction::ClientToAgent, 10, 5);
             worker.rtt(LegSide::Agent, 1000);
+            worker.sampled(2, Duration::from_micros(3));
         }
         let metrics = shared.metrics(BackendKind::Epoll, workers.iter(), Vec::new());
         assert_eq!(metrics.pairs_ended, [(Cause::AgentReset, Phase::HalfClosed, 2)]);
         assert_eq!((metrics.client_to_agent, metrics.copied, metrics.spliced), (30, 20, 10));
         assert_eq!((metrics.client_rtt_us.len(), metrics.agent_rtt_us.len()), (0, 2));
+        assert_eq!((metrics.samples, metrics.sampling_time), (4, Duration::from_micros(6)));
         assert!(metrics.refused.contains(&(Refusal::TicketExpired, 1)));
     }
 }

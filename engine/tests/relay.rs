@@ -4,10 +4,11 @@ mod support;
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use support::{Lab, Noise, expect_reset, pair_id, read_all, read_exactly, reset};
-use switchback_engine::{Cause, GatewayEvent, IoChoice, LegSide, Limits, Phase};
+use switchback_engine::{Cause, GatewayEvent, IoChoice, LegSide, Limits, PairMeter, Phase, Slow};
 
 on_both_backends![
     legs_pair_in_both_orders,
@@ -26,6 +27,10 @@ on_both_backends![
     killed_waiting_leg_leaves,
     interactive_bytes_pass_beside_bulk,
     round_trips_are_measured,
+    idle_pair_is_no_longer_sampled_and_called_idle,
+    agent_that_does_not_read_is_named,
+    client_that_does_not_read_is_named,
+    sampling_many_busy_pairs_stays_within_its_share,
     five_hundred_pairs_at_once,
 ];
 
@@ -303,28 +308,105 @@ fn interactive_bytes_pass_beside_bulk(io: IoChoice) {
     });
 }
 
+/// A pair that has started, and its meter.
+fn metered_pair(lab: &Lab, number: u32) -> (TcpStream, TcpStream, Arc<PairMeter>) {
+    let (client, hello) = lab.client(number);
+    let mut agent = lab.agent(number);
+    read_exactly(&mut agent, hello.len());
+    loop {
+        if let GatewayEvent::PairStarted { meter, .. } = lab.event() {
+            return (client, agent, meter);
+        }
+    }
+}
+
 fn round_trips_are_measured(io: IoChoice) {
     let Some(lab) = lab(io) else { return };
-    let (_client, hello) = lab.client(1);
-    let mut agent = lab.agent(1);
-    read_exactly(&mut agent, hello.len());
-    let meter = loop {
-        if let GatewayEvent::PairStarted { meter, .. } = lab.event() {
-            break meter;
-        }
-    };
+    let (_client, _agent, meter) = metered_pair(&lab, 1);
     lab.eventually("both legs have figures", |_| {
         let figures = meter.figures();
-        [figures.client_rtt, figures.agent_rtt]
+        [figures.client, figures.agent]
             .iter()
-            .all(|rtt| rtt.is_some_and(|rtt| rtt.smoothed_us > 0))
+            .all(|leg| leg.is_some_and(|leg| leg.rtt.smoothed_us > 0))
     });
     lab.eventually("the second sample came", |gateway| gateway.metrics().client_rtt_us.len() >= 2);
-    let figures = meter.figures().agent_rtt.unwrap();
-    assert!(
-        figures.min_us <= figures.smoothed_us && figures.p50_us <= figures.p99_us,
-        "{figures:?}"
+    let rtt = meter.figures().agent.unwrap().rtt;
+    assert!(rtt.min_us <= rtt.smoothed_us && rtt.p50_us <= rtt.p99_us, "{rtt:?}");
+    let metrics = lab.gateway.metrics();
+    assert!(metrics.samples >= 4 && metrics.sampling_time > Duration::ZERO, "{metrics:?}");
+}
+
+fn idle_pair_is_no_longer_sampled_and_called_idle(io: IoChoice) {
+    let Some(lab) = lab(io) else { return };
+    let (_client, _agent, meter) = metered_pair(&lab, 1);
+    lab.eventually("it is idle", |_| meter.figures().who_is_slow().slow == Slow::Idle);
+    let samples = lab.gateway.metrics().samples;
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(lab.gateway.metrics().samples, samples);
+}
+
+fn agent_that_does_not_read_is_named(io: IoChoice) {
+    reader_that_does_not_read(io, LegSide::Agent);
+}
+
+fn client_that_does_not_read_is_named(io: IoChoice) {
+    reader_that_does_not_read(io, LegSide::Client);
+}
+
+fn reader_that_does_not_read(io: IoChoice, reader: LegSide) {
+    let Some(lab) = lab(io) else { return };
+    let (client, agent, meter) = metered_pair(&lab, 1);
+    let (writer, sleeper) =
+        if reader == LegSide::Agent { (&client, &agent) } else { (&agent, &client) };
+    writer.set_nonblocking(true).unwrap();
+    let piece = vec![1; 1 << 20];
+    lab.eventually("the reader is found out", |_| {
+        while (&*writer).write(&piece).is_ok() {}
+        meter.figures().who_is_slow().slow == Slow::Receiver(reader)
+    });
+    let figures = meter.figures();
+    let [client, agent] = [figures.client, figures.agent].map(|leg| leg.unwrap());
+    let (full, other) = if reader == LegSide::Agent { (agent, client) } else { (client, agent) };
+    let sending = full.sending.unwrap();
+    assert!(sending.busy_share * sending.rwnd_limited_share >= 0.25, "{full:?}");
+    assert!(other.sending.unwrap().busy_share < 0.25, "{other:?}");
+    // It stays so although not one byte moves, and ends when the reader reads.
+    std::thread::sleep(Duration::from_millis(1500));
+    let stalled = meter.figures();
+    assert_eq!(stalled.who_is_slow().slow, Slow::Receiver(reader), "{stalled:?}");
+    writer.shutdown(Shutdown::Write).unwrap();
+    read_all(&mut sleeper.try_clone().unwrap());
+    lab.eventually("nobody is to blame", |_| {
+        matches!(meter.figures().who_is_slow().slow, Slow::Idle | Slow::Sender)
+    });
+}
+
+/// What it costs: `SAMPLING_PAIRS=2000 cargo test --release -p switchback-engine --test relay -- --nocapture sampling_many`.
+fn sampling_many_busy_pairs_stays_within_its_share(io: IoChoice) {
+    let Some(lab) = lab(io) else { return };
+    let count = std::env::var("SAMPLING_PAIRS").map_or(100, |count| count.parse().unwrap());
+    let mut pairs: Vec<_> = (0..count).map(|number| lab.pair(number)).collect();
+    let (start, before) = (Instant::now(), lab.gateway.metrics());
+    let time = if count > 100 { Duration::from_secs(15) } else { Duration::from_secs(2) };
+    while start.elapsed() < time {
+        let round = Instant::now();
+        for (client, agent) in &mut pairs {
+            client.write_all(b"x").unwrap();
+            read_exactly(agent, 1);
+        }
+        std::thread::sleep(Duration::from_millis(500).saturating_sub(round.elapsed()));
+    }
+    let (after, elapsed) = (lab.gateway.metrics(), start.elapsed());
+    let samples = after.samples - before.samples;
+    let spent = after.sampling_time - before.sampling_time;
+    let share = spent.as_secs_f64() / elapsed.as_secs_f64();
+    println!(
+        "{io:?}: {count} pairs, {samples} legs sampled in {elapsed:.1?}, {:.0} ns each, {:.3} % of a core",
+        spent.as_nanos() as f64 / samples as f64,
+        share * 100.0
     );
+    assert!(samples >= u64::from(count) * 2, "every leg was sampled: {samples}");
+    assert!(share < 0.01, "{share}");
 }
 
 fn five_hundred_pairs_at_once(io: IoChoice) {

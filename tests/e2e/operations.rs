@@ -42,11 +42,18 @@ fn sessions_show_state_transport_bytes_channels_and_rtt_of_both_legs_and_end_to_
         }
         let id = measured["id"].as_str().unwrap();
         let human = Output::of(&mut bed.command(&["session", id])).ok().stdout;
-        for word in ["TCP (Reverse-Connect)", "admin", "P99", id] {
+        for leg in ["client", "agent"] {
+            let delivered = &measured["legs"][leg]["sending"]["delivery_bits_per_second"];
+            assert!(delivered.as_u64() > Some(0), "{leg}: {measured}");
+        }
+        assert!(measured["slow"]["who"].is_string(), "{measured}");
+        for word in ["TCP (Reverse-Connect)", "admin", "P99", "who is slow", "delivery rate", id] {
             assert!(human.contains(word), "{word} in {human}");
         }
         // The same at /metrics.
         assert!(bed.metric("switchback_gateway_rtt_seconds_count", "side=\"client\"") >= 1.0);
+        assert!(bed.metric("switchback_gateway_samples_total", "") >= 2.0);
+        assert!(bed.metric("switchback_gateway_sampling_seconds_total", "") > 0.0);
         assert!(bed.metric("switchback_sessions", "state=\"active\"") >= 1.0);
     }
 }

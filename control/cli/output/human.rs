@@ -42,6 +42,29 @@ pub(crate) fn rate(bytes_per_second: f64) -> String {
     format!("{}/s", bytes(bytes_per_second.max(0.0) as u64))
 }
 
+/// Bits per second in decimal units, as links are sold: `512 bit/s`, `9.41 Gbit/s`.
+pub(crate) fn bit_rate(bits_per_second: u64) -> String {
+    const UNITS: [&str; 6] = ["kbit/s", "Mbit/s", "Gbit/s", "Tbit/s", "Pbit/s", "Ebit/s"];
+    if bits_per_second < 1000 {
+        return format!("{bits_per_second} bit/s");
+    }
+    let mut value = bits_per_second as f64 / 1000.0;
+    let mut unit = 0;
+    // 999.5 would round to 1000.
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
+/// A share from 0 to 1: `0.4 %`, `92 %`.
+pub(crate) fn percent(share: f32) -> String {
+    let percent = share * 100.0;
+    if percent < 9.95 { format!("{percent:.1} %") } else { format!("{percent:.0} %") }
+}
+
 /// How long something has lasted, to the second: `12s`, `3m12s`, `2h05m`, `3d04h`.
 pub(crate) fn age(ms: u64) -> String {
     let seconds = ms / 1000;
@@ -76,6 +99,23 @@ mod tests {
         assert_eq!(shown, wanted);
         assert_eq!(rate(1536.9), "1.50 KiB/s");
         assert_eq!(rate(f64::NAN), "0 B/s");
+    }
+
+    #[test]
+    fn rates_are_in_decimal_units_and_shares_in_percent() {
+        let shown: Vec<_> =
+            [0, 999, 1000, 999_499, 999_500, 9_414_000_000, u64::MAX].map(bit_rate).into();
+        let wanted = [
+            "0 bit/s",
+            "999 bit/s",
+            "1.00 kbit/s",
+            "999 kbit/s",
+            "1.00 Mbit/s",
+            "9.41 Gbit/s",
+            "18.4 Ebit/s",
+        ];
+        assert_eq!(shown, wanted);
+        assert_eq!([0.0, 0.004, 0.925, 1.0].map(percent), ["0.0 %", "0.4 %", "92 %", "100 %"]);
     }
 
     #[test]

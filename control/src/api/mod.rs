@@ -100,7 +100,7 @@ impl SessionState {
 }
 
 /// A session as `switchback sessions` shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionView {
     /// Its id.
     pub id: SessionId,
@@ -118,6 +118,12 @@ pub struct SessionView {
     pub transport: Option<String>,
     /// Round-trip times.
     pub rtt: SessionRtt,
+    /// What the gateway's kernel knows about the two legs.
+    #[serde(default)]
+    pub legs: SessionLegs,
+    /// Which part holds the session back.
+    #[serde(default)]
+    pub slow: SlowView,
     /// Application bytes from client to target, as the endpoints count them.
     pub client_to_target: u64,
     /// Application bytes from target to client.
@@ -139,6 +145,94 @@ pub struct SessionRtt {
     pub agent_leg: Option<RttView>,
     /// Client to agent and back, from the session layer's PING.
     pub end_to_end: Option<RttView>,
+}
+
+/// Both legs of a session, each absent until sampled. An active leg is sampled about once a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionLegs {
+    /// Between gateway and client.
+    pub client: Option<LegView>,
+    /// Between gateway and agent.
+    pub agent: Option<LegView>,
+}
+
+/// What TCP_INFO at the gateway says about one leg, beside its [`SessionRtt`]. Sending is the gateway's sending on this leg.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LegView {
+    /// Mean deviation of the round trip (RTTVAR of RFC 6298), microseconds.
+    pub rttvar_us: u32,
+    /// Segments sent again since the leg began.
+    pub retransmits: u32,
+    /// Segments sent and not yet acknowledged.
+    pub unacked_segments: u32,
+    /// Congestion window, segments.
+    pub cwnd_segments: u32,
+    /// From the last acknowledgement to the sample, milliseconds.
+    pub since_ack_ms: u64,
+    /// More about sending; absent if the gateway's kernel is older than 4.19.
+    pub sending: Option<SendingView>,
+    /// Share of the segments received in the interval that came behind a gap, 0 to 1: something before them was lost or
+    /// overtaken on the way to the gateway. Absent if the kernel is older than 5.4.
+    pub out_of_order_share: Option<f32>,
+    /// Between the last two samples, milliseconds: the interval that shares and rates refer to.
+    pub interval_ms: u64,
+    /// Since the sample, milliseconds.
+    pub age_ms: u64,
+}
+
+/// How sending on a leg goes. Shares are 0 to 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SendingView {
+    /// Bytes sent again since the leg began.
+    pub retransmitted_bytes: u64,
+    /// Share of the bytes sent in the interval that had been sent before.
+    pub retransmitted_share: f32,
+    /// Best recent rate of delivery by the kernel's estimate.
+    pub delivery_bits_per_second: u64,
+    /// That rate was bounded by what there was to send: the path may carry more.
+    pub app_limited: bool,
+    /// What was delivered in the interval.
+    pub acked_bits_per_second: u64,
+    /// Bytes in the gateway's send buffer that were never sent.
+    pub notsent_bytes: u32,
+    /// Share of the interval with bytes queued or unacknowledged.
+    pub busy_share: f32,
+    /// Share of the busy time in which the receiver's window was the limit.
+    pub rwnd_limited_share: f32,
+    /// Share of the busy time in which the gateway's send buffer was the limit.
+    pub sndbuf_limited_share: f32,
+}
+
+/// Who is slow, and why we say so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlowView {
+    /// The culprit.
+    pub who: SlowPart,
+    /// The reason with its figures, for people.
+    pub because: String,
+}
+
+/// Which part of a session holds it back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlowPart {
+    /// Not known: no leg was sampled yet.
+    #[default]
+    Unmeasured,
+    /// Nobody: no bytes move.
+    Idle,
+    /// Neither leg: whoever sends sets the pace.
+    Sender,
+    /// The network between gateway and client.
+    ClientPath,
+    /// The client does not read fast enough.
+    ClientReceiver,
+    /// The network between gateway and agent.
+    AgentPath,
+    /// The agent does not read fast enough.
+    AgentReceiver,
+    /// The gateway's send buffer.
+    Gateway,
 }
 
 /// What a token is for.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
-use switchback_engine::{GatewayEvent, LegSide, PairFigures, PairId, PairMeter};
+use switchback_engine::{GatewayEvent, LegSide, PairId, PairMeter};
 use tokio::sync::mpsc;
 
 use crate::broker::clock;
@@ -28,6 +28,9 @@ pub(crate) enum Outgoing {
     /// Close, after everything before was sent.
     Close,
 }
+
+/// A session, and the meter of the pair that carries it, if one does.
+pub(crate) type Metered = (Snapshot, Option<Arc<PairMeter>>);
 
 /// Counts of what is connected.
 #[derive(Clone, Copy, Debug)]
@@ -189,18 +192,19 @@ impl Hub {
 
     // --- what the API asks ---
 
-    /// Sessions with the figures of the pairs that carry them; of one user, or all.
-    pub(crate) fn sessions(&self, user: Option<&str>) -> Vec<(Snapshot, PairFigures)> {
+    /// Sessions with the meters of the pairs that carry them; of one user, or all. Whoever wants the figures reads the meters
+    /// after this lock, which the relay workers need, is free again.
+    pub(crate) fn sessions(&self, user: Option<&str>) -> Vec<Metered> {
         let core = self.core();
         let sessions = core.orchestrator.sessions(user, Instant::now());
-        let metered = sessions.into_iter().map(|session| core.with_figures(session));
+        let metered = sessions.into_iter().map(|session| core.metered(session));
         metered.collect()
     }
 
-    pub(crate) fn session(&self, id: &SessionId) -> Option<(Snapshot, PairFigures)> {
+    pub(crate) fn session(&self, id: &SessionId) -> Option<Metered> {
         let core = self.core();
         let session = core.orchestrator.session(id, Instant::now())?;
-        Some(core.with_figures(session))
+        Some(core.metered(session))
     }
 
     pub(crate) fn offers(&self, agent: &str, resource: &str) -> bool {
@@ -320,10 +324,9 @@ impl Hub {
 }
 
 impl Core {
-    fn with_figures(&self, session: Snapshot) -> (Snapshot, PairFigures) {
-        let meter = session.pair.and_then(|pair| self.meters.get(&pair));
-        let figures = meter.map(|meter| meter.figures()).unwrap_or_default();
-        (session, figures)
+    fn metered(&self, session: Snapshot) -> Metered {
+        let meter = session.pair.and_then(|pair| self.meters.get(&pair)).cloned();
+        (session, meter)
     }
 }
 

@@ -11,4 +11,4 @@ pub(crate) use poll::{PollRing, Polled, probe};
 pub(crate) use socket::{
     Move, borrow_uring, close_abruptly, prepare_leg, receive, send, splice_in, splice_out,
 };
-pub(crate) use tcp_info::rtt;
+pub(crate) use tcp_info::tcp_info;

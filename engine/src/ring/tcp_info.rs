@@ -1,40 +1,17 @@
-//! Round-trip times from `getsockopt(TCP_INFO)`, 0.4 to 0.6 us a call.
+//! `getsockopt(TCP_INFO)`, 0.4 to 0.6 us a call.
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// The kernel's estimate for one connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rtt {
-    /// Smoothed round-trip time, microseconds (`tcpi_rtt`).
-    pub(crate) smoothed_us: u32,
-    /// Minimum, microseconds (`tcpi_min_rtt`, Linux 4.6); the smoothed value on older kernels.
-    pub(crate) min_us: u32,
-}
+use crate::rtt::{INFO_BYTES, TcpInfo};
 
-/// Asks the kernel. `None` while it has no sample.
+/// What the kernel knows about a TCP connection. Works in every state; figures are as of now.
 ///
 /// # Errors
-/// `getsockopt(2)`; `InvalidData` if the kernel returns too little to hold `tcpi_rtt`.
-pub(crate) fn rtt(socket: impl AsFd) -> io::Result<Option<Rtt>> {
-    let mut info = [0u8; INFO_BYTES];
+/// `getsockopt(2)`; `InvalidData` if the kernel returns less than Linux 2.6 did.
+pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
+    let mut info = [0; INFO_BYTES];
     let length = raw_tcp_info(&socket, &mut info)?;
-    let smoothed_us = field(&info[..length], RTT_OFFSET).ok_or(io::ErrorKind::InvalidData)?;
-    // The kernel shows "none yet" as all ones.
-    let min_us = field(&info[..length], MIN_RTT_OFFSET)
-        .filter(|&min| min != u32::MAX)
-        .unwrap_or(smoothed_us);
-    Ok((smoothed_us > 0).then_some(Rtt { smoothed_us, min_us }))
-}
-
-// include/uapi/linux/tcp.h, struct tcp_info: stable ABI, only ever extended at the end.
-const RTT_OFFSET: usize = 68;
-const MIN_RTT_OFFSET: usize = 148;
-/// Up to and including `tcpi_min_rtt`.
-const INFO_BYTES: usize = 152;
-
-fn field(info: &[u8], offset: usize) -> Option<u32> {
-    let bytes = info.get(offset..)?.first_chunk::<4>()?;
-    Some(u32::from_ne_bytes(*bytes))
+    TcpInfo::parse(&info[..length]).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Fills `info` and returns how many bytes of it the kernel wrote.
@@ -65,18 +42,25 @@ mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
     #[test]
-    fn connected_socket_has_a_plausible_round_trip() {
+    fn connected_socket_tells_its_round_trip_and_what_was_acknowledged() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut far, _) = listener.accept().unwrap();
-        near.write_all(b"x").unwrap();
-        far.read_exact(&mut [0]).unwrap();
-        let rtt = rtt(&near).unwrap().expect("a sample after the handshake");
-        assert!(rtt.min_us <= rtt.smoothed_us && rtt.smoothed_us < 10_000_000, "{rtt:?}");
+        near.write_all(&[7; 5000]).unwrap();
+        far.read_exact(&mut [0; 5000]).unwrap();
+        far.write_all(b"x").unwrap();
+        near.read_exact(&mut [0]).unwrap();
+        let info = tcp_info(&near).unwrap();
+        assert!(info.rtt_us > 0 && info.rtt_us < 10_000_000, "{info:?}");
+        let Some(transfer) = info.transfer else { return }; // a kernel before 4.19
+        assert!(transfer.min_rtt_us.is_some_and(|min| min <= info.rtt_us), "{info:?}");
+        // The SYN counts as one.
+        assert_eq!((transfer.acked_bytes, transfer.sent_bytes), (5001, 5000), "{info:?}");
+        assert!(!info.outstanding());
     }
 
     #[test]
     fn other_sockets_are_an_error() {
-        assert!(rtt(UdpSocket::bind("127.0.0.1:0").unwrap()).is_err());
+        assert!(tcp_info(UdpSocket::bind("127.0.0.1:0").unwrap()).is_err());
     }
 }

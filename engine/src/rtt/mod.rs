@@ -1,5 +1,13 @@
-//! Round-trip times of legs, as the kernel measures them.
+//! What the kernel measures on the legs: round trips and what limits sending. Pure; the worker asks the kernel.
+mod figures;
+mod info;
+mod rounds;
+mod slow;
 mod window;
 
-pub use window::RttFigures;
-pub(crate) use window::Window;
+pub(crate) use figures::LegRecord;
+pub use figures::{LegFigures, RttFigures, SendingFigures};
+pub(crate) use info::{INFO_BYTES, TcpInfo};
+pub(crate) use rounds::{Rounds, Spot};
+pub(crate) use slow::who_is_slow;
+pub use slow::{Because, Finding, Slow};

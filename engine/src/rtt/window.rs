@@ -1,85 +1,71 @@
-//! The last round-trip samples of one leg, and what they say.
+//! The last round-trip samples of one leg.
 //!
-//! Pure. Smoothed and minimum come from the kernel (RFC 6298 estimator and `tcpi_min_rtt`); the quantiles are over the
-//! kernel's smoothed value, sampled once a second while bytes move.
-
-/// What is known about the round trip of one leg, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RttFigures {
-    /// The kernel's smoothed round-trip time at the last sample.
-    pub smoothed_us: u32,
-    /// The kernel's minimum since the connection began (or its own window, see `tcp_min_rtt_wlen`).
-    pub min_us: u32,
-    /// Median of the last 64 samples.
-    pub p50_us: u32,
-    /// 99th percentile of the last 64 samples.
-    pub p99_us: u32,
-}
+//! Pure. The quantiles are over the kernel's smoothed value, sampled about once a second while bytes move.
 
 /// The last [`SAMPLES_MAX`] samples. Holds no heap before the first one and grows with them, so that idle legs stay small.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     samples: Vec<u32>,
-    next: usize,
+    next: u8,
 }
 
 impl Window {
-    /// Adds a sample of `smoothed_us` and returns the figures with it.
-    pub(crate) fn record(&mut self, smoothed_us: u32, min_us: u32) -> RttFigures {
-        if self.samples.len() < SAMPLES_MAX {
-            self.samples.push(smoothed_us);
-        } else {
-            self.samples[self.next] = smoothed_us;
+    /// Adds a sample.
+    pub(crate) fn record(&mut self, smoothed_us: u32) {
+        match self.samples.get_mut(usize::from(self.next)) {
+            Some(oldest) => *oldest = smoothed_us,
+            None => self.samples.push(smoothed_us),
         }
         self.next = (self.next + 1) % SAMPLES_MAX;
-        let mut sorted = [0; SAMPLES_MAX];
-        let sorted = &mut sorted[..self.samples.len()];
-        sorted.copy_from_slice(&self.samples);
-        sorted.sort_unstable();
-        RttFigures {
-            smoothed_us,
-            min_us,
-            p50_us: quantile(sorted, 50),
-            p99_us: quantile(sorted, 99),
-        }
+    }
+
+    /// Median and 99th percentile (nearest rank); `None` before the first sample. Readers pay for it, not the worker.
+    pub(crate) fn p50_p99(&self) -> Option<(u32, u32)> {
+        let mut scratch = [0; SAMPLES_MAX as usize];
+        let scratch = &mut scratch[..self.samples.len()];
+        scratch.copy_from_slice(&self.samples);
+        (!scratch.is_empty()).then(|| (quantile(scratch, 50), quantile(scratch, 99)))
     }
 }
 
 /// A minute at one sample a second.
-const SAMPLES_MAX: usize = 64;
+const SAMPLES_MAX: u8 = 64;
 
-/// Nearest-rank percentile of a sorted, non-empty slice.
-fn quantile(sorted: &[u32], percent: usize) -> u32 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted[rank - 1]
+/// Nearest-rank percentile of a non-empty slice, which it reorders.
+fn quantile(samples: &mut [u32], percent: usize) -> u32 {
+    let rank = (samples.len() * percent).div_ceil(100).max(1);
+    *samples.select_nth_unstable(rank - 1).1
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn window(samples: impl IntoIterator<Item = u32>) -> Window {
+        let mut window = Window::default();
+        samples.into_iter().for_each(|sample| window.record(sample));
+        window
+    }
+
     #[test]
-    fn one_sample_is_every_quantile() {
-        let figures = Window::default().record(700, 500);
-        assert_eq!(figures, RttFigures { smoothed_us: 700, min_us: 500, p50_us: 700, p99_us: 700 });
+    fn one_sample_is_every_quantile_and_none_is_none() {
+        assert_eq!(window([700]).p50_p99(), Some((700, 700)));
+        assert_eq!(window([]).p50_p99(), None);
     }
 
     #[test]
     fn quantiles_are_nearest_rank() {
-        let mut window = Window::default();
-        let last = (1..=50).rev().map(|n| window.record(n, 1)).last().unwrap();
-        assert_eq!((last.p50_us, last.p99_us, last.smoothed_us), (25, 50, 1));
+        assert_eq!(window((1..=50).rev()).p50_p99(), Some((25, 50)));
     }
 
     #[test]
-    fn old_samples_fall_out() {
-        let mut window = Window::default();
-        for _ in 0..SAMPLES_MAX {
-            window.record(1_000_000, 1);
-        }
-        let last = (0..SAMPLES_MAX).map(|_| window.record(10, 1)).last().unwrap();
-        assert_eq!((last.p50_us, last.p99_us), (10, 10));
-        assert_eq!(window.samples.len(), SAMPLES_MAX);
+    fn old_samples_fall_out_in_their_order() {
+        let slow = std::iter::repeat_n(1_000_000, SAMPLES_MAX.into());
+        let mut window = window(slow.chain(1..=SAMPLES_MAX.into()));
+        assert_eq!(window.p50_p99(), Some((32, 64)));
+        window.record(9);
+        assert!(!window.samples.contains(&1) && window.samples.contains(&2));
+        assert_eq!(window.samples.len(), usize::from(SAMPLES_MAX));
     }
 
     #[test]

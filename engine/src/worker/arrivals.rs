@@ -9,7 +9,7 @@ use super::slots::{Joined, Leg, Place, Spill, Tube};
 use super::turn::Worker;
 use crate::gateway::{Arrival, Waiting};
 use crate::relay::{Direction, Pair, PairMeter, Readiness};
-use crate::rtt::Window;
+use crate::rtt::Spot;
 use crate::{GatewayEvent, LegSide, PairId, Refusal};
 
 impl Worker {
@@ -221,8 +221,7 @@ impl Worker {
             tubes: [tube(client_said), tube(agent_said)],
             started: Instant::now(),
             meter: meter.clone(),
-            windows: [Window::default(), Window::default()],
-            moved: false,
+            sampling: Spot::default(),
         });
         self.active.insert(id, key);
         self.stats.pair_started();
@@ -233,7 +232,6 @@ impl Worker {
             meter,
         });
         self.publish_pairs();
-        self.sample_pair(key);
         Direction::BOTH.into_iter().for_each(|direction| self.enqueue(key, direction));
     }
 

@@ -1,72 +1,68 @@
-//! Round-trip times of both legs of every pair that moved bytes, once a second, and once when a pair starts.
+//! TCP_INFO of both legs of every pair that moves bytes, when [`crate::rtt::Rounds`] says so.
 //!
 //! `tcpi_rtt` only moves when the gateway sends and is acknowledged, so an idle pair has nothing new to say and costs nothing.
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::slots::{Joined, Legs};
 use super::turn::Worker;
 use crate::LegSide;
-use crate::ring::rtt;
+use crate::ring::tcp_info;
+use crate::rtt::TcpInfo;
 use crate::stats::WorkerStats;
 
-/// Pairs that moved bytes since the last sample, and when the next one is due.
-#[derive(Debug, Default)]
-pub(crate) struct Sampling {
-    moved: Vec<usize>,
-    due: Option<Instant>,
-}
-
-impl Sampling {
-    pub(crate) fn due(&self) -> Option<Instant> {
-        self.due
-    }
-}
-
 impl Worker {
-    /// A pair moved bytes: it is sampled with the next round.
+    /// A pair moved bytes.
     pub(crate) fn note_moved(&mut self, key: usize) {
         let Some(joined) = self.pairs.get_mut(key) else { return };
-        if std::mem::replace(&mut joined.moved, true) {
-            return;
-        }
-        self.sampling.moved.push(key);
-        if self.sampling.due.is_none() {
-            self.sampling.due = Some(Instant::now() + PERIOD);
+        if joined.sampling.note_moved() {
+            joined.meter.set_active(true);
+            self.sampling.enter(Instant::now(), key, &mut joined.sampling);
         }
     }
 
-    /// Samples the pairs that moved, if it is time.
+    /// Samples the pairs whose turn it is, if any.
     pub(crate) fn sample_due(&mut self, now: Instant) {
-        if self.sampling.due.is_none_or(|due| due > now) {
-            return;
-        }
-        self.sampling.due = None;
-        for key in std::mem::take(&mut self.sampling.moved) {
-            // A slot's new tenant that has not moved anything is not meant.
-            if self.pairs.get_mut(key).is_some_and(|joined| std::mem::take(&mut joined.moved)) {
-                self.sample_pair(key);
+        let Some(mut batch) = self.sampling.batch(now) else { return };
+        let began = cpu_time();
+        let mut legs = 0;
+        while let Some(visit) = self.sampling.next(&mut batch) {
+            let joined = self.pairs.get_mut(visit.key as usize);
+            let Some(joined) = joined.filter(|joined| joined.sampling.expects(&visit)) else {
+                continue; // that pair has ended
+            };
+            legs += 2;
+            let outstanding = sample(joined, now, &self.legs, &self.stats);
+            if !self.sampling.sampled(&mut batch, visit, &mut joined.sampling, outstanding) {
+                joined.meter.set_active(false);
             }
         }
-    }
-
-    /// Samples both legs of a pair now.
-    pub(crate) fn sample_pair(&mut self, key: usize) {
-        let Some(joined) = self.pairs.get_mut(key) else { return };
-        for side in [LegSide::Client, LegSide::Agent] {
-            sample_leg(joined, side, &self.legs, &self.stats);
-        }
+        let cost = cpu_time().saturating_sub(began);
+        self.sampling.finish(&batch, cost);
+        self.stats.sampled(legs, cost);
     }
 }
 
-/// What people watch; a faster rhythm would show the estimator's noise.
-const PERIOD: Duration = Duration::from_secs(1);
-
-fn sample_leg(joined: &mut Joined, side: LegSide, legs: &Legs, stats: &WorkerStats) {
-    let Some(leg) = legs.get(joined.legs[side as usize]) else { return };
+/// Samples both legs of a pair; returns whether one of them has bytes outstanding.
+fn sample(joined: &mut Joined, now: Instant, legs: &Legs, stats: &WorkerStats) -> bool {
+    let [client, agent] = joined.legs.map(|slot| reading(legs, slot));
     // A leg that is already dead has no figures; its end is reported elsewhere.
-    if let Ok(Some(sample)) = rtt(&leg.socket) {
-        let figures = joined.windows[side as usize].record(sample.smoothed_us, sample.min_us);
-        joined.meter.set_rtt(side, figures);
-        stats.rtt(side, sample.smoothed_us);
+    let (Some(client), Some(agent)) = (client, agent) else { return false };
+    joined.meter.sampled(joined.started, now, [client, agent]);
+    for (side, info) in [(LegSide::Client, client), (LegSide::Agent, agent)] {
+        if info.rtt_us > 0 {
+            stats.rtt(side, info.rtt_us);
+        }
     }
+    client.outstanding() || agent.outstanding()
+}
+
+fn reading(legs: &Legs, slot: usize) -> Option<TcpInfo> {
+    tcp_info(&legs.get(slot)?.socket).ok()
+}
+
+/// CPU time of this thread: what others take while it is preempted does not count as the cost of a sample.
+fn cpu_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }

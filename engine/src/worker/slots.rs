@@ -8,7 +8,7 @@ use slab::Slab;
 
 use crate::relay::{Pair, PairMeter, Readiness};
 use crate::ring::Pipe;
-use crate::rtt::Window;
+use crate::rtt::Spot;
 use crate::{LegSide, PairId};
 
 /// A leg, waiting or joined.
@@ -41,9 +41,7 @@ pub(crate) struct Joined {
     pub(crate) tubes: [Tube; 2],
     pub(crate) started: Instant,
     pub(crate) meter: Arc<PairMeter>,
-    pub(crate) windows: [Window; 2],
-    /// Bytes moved since the last round-trip sample; then it is in the sampling list.
-    pub(crate) moved: bool,
+    pub(crate) sampling: Spot,
 }
 
 /// What one direction holds outside the kernel's socket buffers.

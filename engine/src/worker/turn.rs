@@ -18,11 +18,11 @@ use super::inbox::{Inbox, Message};
 use super::placement::Busyness;
 use super::queue::ReadyQueue;
 use super::readiness::{Event, LISTENER, Readiness, WAKE};
-use super::sampling::Sampling;
 use super::slots::{Joined, Legs};
 use super::spin::BusyPoll;
 use crate::gateway::Pairing;
 use crate::ring::PipePool;
+use crate::rtt::Rounds;
 use crate::stats::{Shared, WorkerStats};
 use crate::{Cause, GatewayEvent, PairId};
 
@@ -44,7 +44,7 @@ pub(crate) struct Worker {
     pub(crate) active: HashMap<PairId, usize>,
     pub(crate) queue: ReadyQueue,
     pub(crate) busy_poll: BusyPoll,
-    pub(crate) sampling: Sampling,
+    pub(crate) sampling: Rounds,
     pub(crate) pipes: PipePool,
     pub(crate) scratch: Box<[u8]>,
     /// No legs are taken in any more.

@@ -17,7 +17,6 @@ use super::inbox::{Ack, DeskSender, Inbox, InboxSender, Message};
 use super::placement::Busyness;
 use super::queue::ReadyQueue;
 use super::readiness::Readiness;
-use super::sampling::Sampling;
 use super::slots::Legs;
 use super::spin::BusyPoll;
 use super::turn::Worker;
@@ -25,6 +24,7 @@ use super::uring::Uring;
 use crate::GatewayEvent;
 use crate::gateway::{BackendKind, Pairing, Reception};
 use crate::ring::PipePool;
+use crate::rtt::Rounds;
 use crate::stats::{Shared, WorkerStats};
 
 /// What workers are made of.
@@ -81,6 +81,7 @@ impl Workers {
                 shared: setup.shared.clone(),
                 events: setup.events.clone(),
                 busy_poll: setup.busy_poll,
+                sampling: Rounds::among(count),
                 pipes_max: (PIPES_MAX / count).max(PIPES_PER_WORKER_MIN),
             };
             let core = cores.get(index % cores.len().max(1)).copied();
@@ -182,6 +183,7 @@ struct Parts {
     events: Arc<dyn Fn(GatewayEvent) + Send + Sync>,
     busy_poll: Option<Duration>,
     pipes_max: usize,
+    sampling: Rounds,
 }
 
 impl Parts {
@@ -202,7 +204,7 @@ impl Parts {
             active: HashMap::new(),
             queue: ReadyQueue::default(),
             busy_poll: BusyPoll::new(self.busy_poll),
-            sampling: Sampling::default(),
+            sampling: self.sampling,
             pipes: PipePool::new(self.pipes_max),
             scratch: vec![0; SCRATCH].into(),
             draining: false,

@@ -2,6 +2,7 @@
 
 mod answer;
 mod caller;
+mod figures;
 mod sessions;
 mod test_pairs;
 mod tokens;

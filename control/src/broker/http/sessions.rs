@@ -4,17 +4,18 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use switchback_engine::{PairFigures, RttFigures};
 
 use super::answer::{Id, Refused};
 use super::caller::Caller;
+use super::figures::{legs_view, rtt_view, slow_view};
 use crate::api::{ResourceView, SessionRtt, SessionView, WhoAmI};
 use crate::broker::app::App;
 use crate::broker::clock;
-use crate::broker::orchestrator::{Input, Snapshot};
+use crate::broker::hub::Metered;
+use crate::broker::orchestrator::Input;
 use crate::broker::store::{Listed, Owner};
 use crate::code::Code;
-use crate::wire::{RttView, SessionId};
+use crate::wire::SessionId;
 
 pub(super) async fn who_am_i(Caller(owner): Caller) -> Json<WhoAmI> {
     Json(WhoAmI { user: owner.name, admin: owner.admin })
@@ -66,15 +67,16 @@ pub(super) async fn kill(
 }
 
 /// Another user's session looks like none.
-fn visible(app: &App, owner: &Owner, id: &SessionId) -> Result<(Snapshot, PairFigures), Refused> {
+fn visible(app: &App, owner: &Owner, id: &SessionId) -> Result<Metered, Refused> {
     let found = app.hub.session(id).filter(|(found, _)| owner.admin || found.user == owner.name);
     found.ok_or_else(|| Code::SessionUnknown.into())
 }
 
-fn view(app: &App, (session, figures): (Snapshot, PairFigures), now: u64) -> SessionView {
+fn view(app: &App, (session, meter): Metered, now: u64) -> SessionView {
+    let figures = meter.map(|meter| meter.figures()).unwrap_or_default();
     let rtt = SessionRtt {
-        client_leg: figures.client_rtt.map(rtt_view),
-        agent_leg: figures.agent_rtt.map(rtt_view),
+        client_leg: figures.client.map(|leg| rtt_view(leg.rtt)),
+        agent_leg: figures.agent.map(|leg| rtt_view(leg.rtt)),
         end_to_end: session.end_to_end,
     };
     SessionView {
@@ -86,15 +88,12 @@ fn view(app: &App, (session, figures): (Snapshot, PairFigures), now: u64) -> Ses
         state: session.state,
         transport: session.transport,
         rtt,
+        legs: legs_view(&figures),
+        slow: slow_view(&figures),
         client_to_target: session.client_to_target,
         target_to_client: session.target_to_client,
         age_ms: now.saturating_sub(session.created_ms),
         channels: session.channels,
         resumes: session.resumes,
     }
-}
-
-const fn rtt_view(rtt: RttFigures) -> RttView {
-    let RttFigures { smoothed_us, min_us, p50_us, p99_us } = rtt;
-    RttView { smoothed_us, min_us, p50_us, p99_us }
 }

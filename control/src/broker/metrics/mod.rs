@@ -139,6 +139,7 @@ fn gateway(page: &mut Page, metrics: &Metrics) {
         ("spliced_bytes_total", "Bytes that went through a pipe.", metrics.spliced),
         ("copied_bytes_total", "Bytes that were copied.", metrics.copied),
         ("busy_polls_total", "Times a worker spun before sleeping.", metrics.busy_polls),
+        ("samples_total", "Readings of a leg's TCP_INFO.", metrics.samples),
     ];
     for (name, help, value) in counters {
         page.single(&format!("switchback_gateway_{name}"), "counter", help, value);
@@ -148,6 +149,12 @@ fn gateway(page: &mut Page, metrics: &Metrics) {
         "counter",
         "Time workers spun before sleeping.",
         metrics.busy_poll_time.as_secs_f64(),
+    );
+    page.single(
+        "switchback_gateway_sampling_seconds_total",
+        "counter",
+        "CPU time of the relay workers spent on samples.",
+        metrics.sampling_time.as_secs_f64(),
     );
     let gauges = [
         ("hellos", "Unfinished hellos now.", metrics.hellos_in_flight),

@@ -3,7 +3,7 @@ use hyper::{Method, StatusCode};
 use tokio::net::TcpStream;
 
 use super::support::*;
-use crate::api::{SessionState, SessionView, TestPair};
+use crate::api::{SessionState, SessionView, SlowPart, TestPair};
 use crate::code::Code;
 use crate::secret::Secret;
 use crate::wire::*;
@@ -59,6 +59,11 @@ async fn a_session_crosses_the_gateway_reports_and_is_killed() {
     assert_eq!(seen.transport.as_deref(), Some("TCP (Reverse-Connect)"));
     assert_eq!((seen.channels, seen.resumes, seen.rtt.end_to_end.unwrap().p99_us), (3, 1, 3));
     eventually(async || view(&bench, &session).await.unwrap().rtt.client_leg.is_some()).await;
+    let seen = view(&bench, &session).await.unwrap();
+    for leg in [seen.legs.client, seen.legs.agent] {
+        assert!(leg.is_some_and(|leg| leg.cwnd_segments > 0), "{seen:?}");
+    }
+    eventually(async || view(&bench, &session).await.unwrap().slow.who == SlowPart::Idle).await;
 
     let path = format!("/v1/sessions/{session}");
     let answer = bench.as_admin(Method::DELETE, &path, &()).await;
