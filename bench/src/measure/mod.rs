@@ -42,6 +42,8 @@ pub(crate) struct Usage {
     pub(crate) steal_share: f64,
     /// Share of the machine's CPU time used by neither peer nor generator, 0 to 1.
     pub(crate) foreign_share: f64,
+    /// Share of the machine's CPU time spent in softirq, 0 to 1. Part of it is in `peer_cpu_s`.
+    pub(crate) softirq_share: f64,
 }
 
 impl Meter {
@@ -88,6 +90,7 @@ impl Reading {
             generator_cpu_s,
             steal_share: machine.steal_share(),
             foreign_share: (machine.busy_share() - ours).max(0.0),
+            softirq_share: machine.softirq_share(),
         }
     }
 }

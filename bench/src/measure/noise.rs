@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct MachineTicks {
     busy: u64,
+    /// Part of `busy`.
+    softirq: u64,
     idle: u64,
     steal: u64,
 }
@@ -34,6 +36,7 @@ impl MachineTicks {
         };
         Some(MachineTicks {
             busy: user + nice + system + irq + softirq,
+            softirq,
             idle: idle + iowait,
             steal,
         })
@@ -43,6 +46,7 @@ impl MachineTicks {
     pub(crate) fn since(&self, earlier: &MachineTicks) -> MachineTicks {
         MachineTicks {
             busy: self.busy.saturating_sub(earlier.busy),
+            softirq: self.softirq.saturating_sub(earlier.softirq),
             idle: self.idle.saturating_sub(earlier.idle),
             steal: self.steal.saturating_sub(earlier.steal),
         }
@@ -56,6 +60,11 @@ impl MachineTicks {
     /// Share of all CPU time the hypervisor kept for others, 0 to 1.
     pub(crate) fn steal_share(&self) -> f64 {
         self.share(self.steal)
+    }
+
+    /// Share of all CPU time spent in softirq, 0 to 1.
+    pub(crate) fn softirq_share(&self) -> f64 {
+        self.share(self.softirq)
     }
 
     fn share(&self, part: u64) -> f64 {
@@ -72,15 +81,15 @@ mod tests {
     fn the_cpu_line_is_read_by_kind() {
         let text = "cpu  10 1 20 60 4 2 3 7 5 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
         let ticks = MachineTicks::parse(text).unwrap();
-        assert_eq!(ticks, MachineTicks { busy: 36, idle: 64, steal: 7 });
+        assert_eq!(ticks, MachineTicks { busy: 36, softirq: 3, idle: 64, steal: 7 });
         assert_eq!(MachineTicks::parse("cpu  1 2 3\n"), None);
         assert_eq!(MachineTicks::parse("intr 5\n"), None);
     }
 
     #[test]
     fn shares_are_of_the_time_between_two_readings() {
-        let earlier = MachineTicks { busy: 100, idle: 100, steal: 0 };
-        let later = MachineTicks { busy: 130, idle: 160, steal: 10 };
+        let earlier = MachineTicks { busy: 100, softirq: 0, idle: 100, steal: 0 };
+        let later = MachineTicks { busy: 130, softirq: 10, idle: 160, steal: 10 };
         let between = later.since(&earlier);
         assert!((between.busy_share() - 0.3).abs() < 1e-9);
         assert!((between.steal_share() - 0.1).abs() < 1e-9);

@@ -1,5 +1,6 @@
 //! Every rival through the same door: ours is a process like the others.
 
+pub(crate) mod catalogue;
 pub(crate) mod child;
 pub(crate) mod direct;
 pub(crate) mod socket;
@@ -21,6 +22,12 @@ pub(crate) struct Flow {
     pub(crate) far: TcpStream,
 }
 
+/// Why a peer cannot be measured here, and how to get it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Skip {
+    pub(crate) reason: String,
+}
+
 /// Something that carries TCP from one socket to another.
 pub(crate) trait Peer {
     /// Unique name in reports.
@@ -28,6 +35,14 @@ pub(crate) trait Peer {
 
     /// What exactly was measured; known after [`Peer::start`].
     fn version(&self) -> &str;
+
+    /// Whether it can be started on this machine.
+    ///
+    /// # Errors
+    /// Why not, and how to get it.
+    fn available(&self) -> Result<(), Skip> {
+        Ok(())
+    }
 
     /// Starts it, pinned to the relay's CPU, and returns when it is ready for flows.
     fn start(&mut self) -> Result<()>;

@@ -5,12 +5,13 @@ use std::net::TcpStream;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use hdrhistogram::Histogram;
 
-use super::scenario::{MESSAGE_BYTES, Workload};
-use crate::load::bulk::{self, Bulk, GIB};
-use crate::load::request_response::{self, RequestResponse};
-use crate::load::schedule::Arrivals;
+use super::bulk::{self, Bulk, GIB};
+use super::request_response::{self, RequestResponse};
+use super::schedule::Arrivals;
+use super::workload::Workload;
 use crate::measure::memory::resident_kib;
 use crate::measure::{Meter, Usage};
 use crate::peers::socket::CONNECT_WITHIN;
@@ -33,12 +34,24 @@ pub(crate) struct Conditions {
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     pub(crate) values: Vec<(Metric, f64)>,
+    pub(crate) histograms: Vec<LabelledHistogram>,
     pub(crate) usage: Usage,
     /// Share of sends that were late, 0 to 1.
     pub(crate) late_share: f64,
     /// Messages that never came back.
     pub(crate) unanswered: u64,
 }
+
+/// Latencies of one kind, in nanoseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct LabelledHistogram {
+    /// What was timed: `rtt`, `setup`.
+    pub(crate) label: &'static str,
+    pub(crate) histogram: Histogram<u64>,
+}
+
+/// Bytes of the message that wakes an idle session once.
+const MESSAGE_BYTES: usize = 64;
 
 /// Sessions open already when memory is first looked at, so that what is made once is not counted.
 const FIRST_SESSIONS: usize = 10;
@@ -52,16 +65,17 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// The peer refuses or loses flows or bytes, or has ended.
 pub(crate) fn sample(
     peer: &mut dyn Peer,
-    workload: Workload,
+    workload: &Workload,
     conditions: Conditions,
 ) -> Result<Option<Sample>> {
-    match workload {
-        Workload::RequestResponse { connections, rate } => {
-            round_trips(peer, connections, rate, conditions).map(Some)
+    match *workload {
+        Workload::RequestResponse { connections, rate, message_bytes } => {
+            round_trips(peer, connections, rate, message_bytes, conditions).map(Some)
         }
-        Workload::Bulk { flows } => bulk_flows(peer, flows, conditions).map(Some),
+        Workload::Bulk { flows, both_ways: false } => bulk_flows(peer, flows, conditions).map(Some),
         Workload::Idle { .. } if peer.pids().is_empty() => Ok(None),
         Workload::Idle { sessions } => idle(peer, sessions).map(Some),
+        _ => bail!("this workload cannot be generated yet"),
     }
 }
 
@@ -69,6 +83,7 @@ fn round_trips(
     peer: &mut dyn Peer,
     connections: usize,
     rate: f64,
+    message_bytes: usize,
     conditions: Conditions,
 ) -> Result<Sample> {
     let has_process = !peer.pids().is_empty();
@@ -76,7 +91,7 @@ fn round_trips(
     let (near, far): (Vec<_>, Vec<_>) = flows.into_iter().map(|f| (f.near, f.far)).unzip();
     let load = RequestResponse {
         rate,
-        message_bytes: MESSAGE_BYTES,
+        message_bytes,
         arrivals: Arrivals::Poisson,
         seed: conditions.round as u64,
         warmup: WARMUP,
@@ -92,6 +107,7 @@ fn round_trips(
     }
     Ok(Sample {
         values,
+        histograms: Vec::new(),
         usage,
         late_share: figures.late_share(),
         unanswered: figures.counts.unanswered,
@@ -109,7 +125,7 @@ fn bulk_flows(peer: &mut dyn Peer, flows: usize, conditions: Conditions) -> Resu
     if has_process {
         values.push((Metric::CpuPerGib, usage.peer_cpu_s / (bytes / GIB)));
     }
-    Ok(Sample { values, usage, late_share: 0.0, unanswered: 0 })
+    Ok(Sample { values, histograms: Vec::new(), usage, late_share: 0.0, unanswered: 0 })
 }
 
 /// Restarts the peer, so that no earlier load counts, and fills it with resting sessions.
@@ -135,6 +151,7 @@ fn idle(peer: &mut dyn Peer, sessions: usize) -> Result<Sample> {
             (Metric::RssPerSession, grown_kib as f64 / sessions.max(1) as f64),
             (Metric::RssBase, base_kib as f64 / 1024.0),
         ],
+        histograms: Vec::new(),
         usage,
         late_share: 0.0,
         unanswered: 0,
