@@ -41,9 +41,7 @@ pub(crate) fn distribution(timing: &LabelledHistogram) -> Distribution {
     let histogram = &timing.histogram;
     let us_at = |percentile: f64| match percentile {
         0.0 => histogram.min(),
-        // The largest value itself, not the end of its bucket.
-        100.0 => histogram.max(),
-        _ => histogram.value_at_quantile(percentile / 100.0).min(histogram.max()),
+        _ => histogram.value_at_quantile(percentile / 100.0),
     };
     Distribution {
         label: timing.label.to_owned(),

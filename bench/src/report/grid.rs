@@ -230,7 +230,7 @@ mod tests {
         for part in ["CPU/GiB s/GiB", "0.150 ±7%", " 0.50x ", " ~1.00x ", " 0 25 0 0 ", "noisy"] {
             assert!(text.contains(part), "{part:?} in {text}");
         }
-        let other = text.lines().find(|line| line.contains("other ")).unwrap();
+        let other = text.lines().find(|line| line.contains("│ other")).unwrap();
         assert!(other.contains(" - "), "a peer without the metric has a dash: {other}");
     }
 
