@@ -1,8 +1,8 @@
 //! From samples to figures: medians, spread, added latency, ratios, marks and goals. Pure.
 
 use super::rounds::Samples;
-use super::sample::Sample;
 use super::scenario::{Kind, Scenario};
+use crate::load::sample::Sample;
 use crate::peers::direct::DIRECT;
 use crate::peers::tokio_copy::TOKIO_COPY;
 use crate::report::metric::Metric;
@@ -171,7 +171,7 @@ mod tests {
 
     fn sample(values: Vec<(Metric, f64)>, foreign_share: f64) -> Sample {
         let usage = Usage { wall_s: 1.0, generator_cpu_s: 0.5, foreign_share, ..Usage::default() };
-        Sample { values, usage, late_share: 0.0, unanswered: 0 }
+        Sample { values, histograms: Vec::new(), usage, late_share: 0.0, unanswered: 0 }
     }
 
     fn bulk8(name: &str, gbit_s: f64, cpu: f64) -> (String, Vec<Sample>) {

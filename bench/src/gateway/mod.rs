@@ -2,5 +2,4 @@
 
 pub(crate) mod digest;
 pub(crate) mod rounds;
-pub(crate) mod sample;
 pub(crate) mod scenario;

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 
-use super::sample::{Conditions, Sample, sample};
-use super::scenario::{Scenario, Workload};
+use super::scenario::Scenario;
+use crate::load::sample::{Conditions, Sample, sample};
+use crate::load::workload::Workload;
 use crate::peers::Peer;
 use crate::peers::verify::verify;
 
@@ -60,7 +61,7 @@ pub(crate) fn run_scenario(
             let name = scenario.kind.name();
             progress.set_message(format!("{name} {}/{rounds} {}", round + 1, peer.name()));
             if !failed[index] {
-                match sample(peer, scenario.workload, Conditions { round, ..conditions }) {
+                match sample(peer, &scenario.workload, Conditions { round, ..conditions }) {
                     Ok(Some(sample)) => {
                         samples.entry(peer.name().to_owned()).or_default().push(sample);
                     }
@@ -139,6 +140,9 @@ mod tests {
         fn open(&mut self, count: usize) -> Result<Vec<Flow>> {
             self.good = self.good.checked_sub(1).context("no more flows")?;
             self.direct.open(count)
+        }
+        fn dial(&mut self, count: usize) -> Result<crate::peers::Dialling> {
+            self.direct.dial(count)
         }
         fn pids(&self) -> Vec<rustix::process::Pid> {
             Vec::new()

@@ -2,6 +2,8 @@
 
 use clap::ValueEnum;
 
+use crate::load::workload::Workload;
+
 /// Bytes per message in the latency scenarios: a keystroke or a mouse event with its framing.
 pub(crate) const MESSAGE_BYTES: usize = 64;
 
@@ -26,17 +28,6 @@ pub(crate) enum Kind {
     Bulk8,
     /// Memory of idle sessions.
     Idle,
-}
-
-/// How bytes are moved.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Workload {
-    /// Messages per second in total, dealt over the connections.
-    RequestResponse { connections: usize, rate: f64 },
-    /// Flows in one direction.
-    Bulk { flows: usize },
-    /// Sessions that moved one message each way and then rest.
-    Idle { sessions: usize },
 }
 
 impl Kind {
@@ -71,13 +62,13 @@ fn describe(kind: Kind, idle_sessions: usize) -> (String, Workload) {
         let title = format!(
             "Round trip, {MESSAGE_BYTES} B messages, {rate}/s over {connections} flow(s), open loop"
         );
-        (title, Workload::RequestResponse { connections, rate })
+        (title, Workload::RequestResponse { connections, rate, message_bytes: MESSAGE_BYTES })
     };
     match kind {
         Kind::Latency1 => messages(1, 2_000.0),
         Kind::Latency50 => messages(50, 10_000.0),
-        Kind::Bulk1 => ("Bulk, 1 flow".to_owned(), Workload::Bulk { flows: 1 }),
-        Kind::Bulk8 => ("Bulk, 8 flows".to_owned(), Workload::Bulk { flows: 8 }),
+        Kind::Bulk1 => ("Bulk, 1 flow".to_owned(), Workload::Bulk { flows: 1, both_ways: false }),
+        Kind::Bulk8 => ("Bulk, 8 flows".to_owned(), Workload::Bulk { flows: 8, both_ways: false }),
         Kind::Idle => {
             let title = format!("Resident memory, {idle_sessions} idle sessions");
             (title, Workload::Idle { sessions: idle_sessions })
@@ -100,7 +91,7 @@ mod tests {
     fn only_selects() {
         let chosen = scenarios(&[Kind::Bulk8], 10);
         assert_eq!(chosen.len(), 1);
-        assert_eq!(chosen[0].workload, Workload::Bulk { flows: 8 });
+        assert_eq!(chosen[0].workload, Workload::Bulk { flows: 8, both_ways: false });
         assert_eq!(scenarios(&[], 10).len(), 5);
     }
 }

@@ -6,7 +6,9 @@
 pub(crate) mod bulk;
 pub(crate) mod ledger;
 pub(crate) mod request_response;
+pub(crate) mod sample;
 pub(crate) mod schedule;
+pub(crate) mod workload;
 
 use std::time::Duration;
 

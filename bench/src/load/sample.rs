@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::scenario::{MESSAGE_BYTES, Workload};
-use crate::load::bulk::{self, Bulk, GIB};
-use crate::load::request_response::{self, RequestResponse};
-use crate::load::schedule::Arrivals;
+use hdrhistogram::Histogram;
+
+use super::bulk::{self, Bulk, GIB};
+use super::request_response::{self, RequestResponse};
+use super::schedule::Arrivals;
+use super::workload::Workload;
 use crate::measure::memory::resident_kib;
 use crate::measure::{Meter, Usage};
 use crate::peers::socket::CONNECT_WITHIN;
@@ -29,15 +31,29 @@ pub(crate) struct Conditions {
     pub(crate) round: usize,
 }
 
+/// Bytes of the message that touches a session.
+const MESSAGE_BYTES: usize = 64;
+
 /// What one measurement found.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     pub(crate) values: Vec<(Metric, f64)>,
+    /// Latencies in nanoseconds, for percentile curves.
+    pub(crate) histograms: Vec<LabelledHistogram>,
     pub(crate) usage: Usage,
     /// Share of sends that were late, 0 to 1.
     pub(crate) late_share: f64,
     /// Messages that never came back.
     pub(crate) unanswered: u64,
+}
+
+/// A distribution of times.
+#[derive(Clone, Debug)]
+pub(crate) struct LabelledHistogram {
+    /// `round-trip`, `interactive`, `setup` or `flow`.
+    pub(crate) label: &'static str,
+    /// In nanoseconds.
+    pub(crate) histogram: Histogram<u64>,
 }
 
 /// Sessions open already when memory is first looked at, so that what is made once is not counted.
@@ -52,14 +68,15 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// The peer refuses or loses flows or bytes, or has ended.
 pub(crate) fn sample(
     peer: &mut dyn Peer,
-    workload: Workload,
+    workload: &Workload,
     conditions: Conditions,
 ) -> Result<Option<Sample>> {
-    match workload {
-        Workload::RequestResponse { connections, rate } => {
+    match *workload {
+        Workload::RequestResponse { connections, rate, .. } => {
             round_trips(peer, connections, rate, conditions).map(Some)
         }
-        Workload::Bulk { flows } => bulk_flows(peer, flows, conditions).map(Some),
+        Workload::Bulk { flows, .. } => bulk_flows(peer, flows, conditions).map(Some),
+        _ => anyhow::bail!("unknown workload"),
         Workload::Idle { .. } if peer.pids().is_empty() => Ok(None),
         Workload::Idle { sessions } => idle(peer, sessions).map(Some),
     }
@@ -92,6 +109,7 @@ fn round_trips(
     }
     Ok(Sample {
         values,
+        histograms: Vec::new(),
         usage,
         late_share: figures.late_share(),
         unanswered: figures.counts.unanswered,
@@ -109,7 +127,7 @@ fn bulk_flows(peer: &mut dyn Peer, flows: usize, conditions: Conditions) -> Resu
     if has_process {
         values.push((Metric::CpuPerGib, usage.peer_cpu_s / (bytes / GIB)));
     }
-    Ok(Sample { values, usage, late_share: 0.0, unanswered: 0 })
+    Ok(Sample { values, usage, histograms: Vec::new(), late_share: 0.0, unanswered: 0 })
 }
 
 /// Restarts the peer, so that no earlier load counts, and fills it with resting sessions.
@@ -122,12 +140,12 @@ fn idle(peer: &mut dyn Peer, sessions: usize) -> Result<Sample> {
     touch_all(&first)?;
     sleep(SETTLE);
     let base_kib = resident_kib(&peer.pids())?;
-    let begun = meter.read()?;
+    let begun = meter.begin()?;
     let flows = peer.open(sessions)?;
     touch_all(&flows)?;
     sleep(SETTLE);
     let full_kib = resident_kib(&peer.pids())?;
-    let usage = meter.read()?.since(&begun);
+    let usage = meter.used_since(&begun)?;
     drop(first);
     let grown_kib = full_kib.saturating_sub(base_kib);
     Ok(Sample {
@@ -135,6 +153,7 @@ fn idle(peer: &mut dyn Peer, sessions: usize) -> Result<Sample> {
             (Metric::RssPerSession, grown_kib as f64 / sessions.max(1) as f64),
             (Metric::RssBase, base_kib as f64 / 1024.0),
         ],
+        histograms: Vec::new(),
         usage,
         late_share: 0.0,
         unanswered: 0,
