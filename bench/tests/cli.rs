@@ -127,7 +127,7 @@ fn timed_messages_come_with_their_percentiles() {
     let chosen = ["--peers", "direct", "--scenario", "rr64-1", "--json", "-"];
     let report = document(&compare(&chosen));
     let timed = &report["scenarios"][0]["results"][0]["distributions"][0];
-    assert_eq!(timed["label"], "rtt");
+    assert_eq!(timed["label"], "round-trip");
     let points = timed["points"].as_array().unwrap();
     let us = |percentile: f64| {
         points.iter().find(|point| point["percentile"] == percentile).unwrap()["us"]
@@ -170,7 +170,7 @@ fn a_directory_gets_the_report_in_every_form() {
         assert!(markdown.contains(part), "{part:?} in {markdown}");
     }
     assert!(read("report.html").starts_with("<!doctype html>"));
-    assert!(read("rr64-1.tokio-copy.rtt.hgrm").contains("1/(1-Percentile)"));
+    assert!(read("rr64-1.tokio-copy.round-trip.hgrm").contains("1/(1-Percentile)"));
     let tables = String::from_utf8_lossy(&output.stdout).into_owned();
     for part in ["RSS/session KiB", "not judged: tokio-copy", "fewer than 4 rounds"] {
         assert!(tables.contains(part), "{part:?} in {tables}");

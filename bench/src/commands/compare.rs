@@ -17,10 +17,10 @@ use crate::load::sample::{Conditions, WARMUP};
 use crate::measure::host::Host;
 use crate::measure::netns::{self, CONGESTION, NetworkMode};
 use crate::measure::placement::{Placement, raise_open_files};
-use crate::peers::Peer;
 use crate::peers::catalogue::{PeerKind, Setup, build, names};
 use crate::peers::child::end_with_signals;
 use crate::peers::socket::Dialer;
+use crate::peers::{Peer, Skip};
 use crate::report::publish::{Targets, publish};
 use crate::report::{
     COMPARE_SCHEMA, CompareReport, Failure, PeerVersion, ScenarioReport, Settings, Skipped,
@@ -140,7 +140,9 @@ impl Field {
             field.asked.push(name.clone());
             match peer.available() {
                 Ok(()) => field.peers.push(peer),
-                Err(skip) => field.skipped.push(Skipped { peer: name, reason: skip.reason }),
+                Err(Skip { reason, remedy }) => {
+                    field.skipped.push(Skipped { peer: name, reason, remedy })
+                }
             }
         }
         field
@@ -148,8 +150,8 @@ impl Field {
 
     /// Says at once what would be a pity to learn after half an hour.
     fn announce(&self, warnings: &[String]) {
-        for Skipped { peer, reason } in &self.skipped {
-            eprintln!("skipped: {peer}: {reason}");
+        for Skipped { peer, reason, remedy } in &self.skipped {
+            eprintln!("skipped: {peer}: {reason} ({remedy})");
         }
         for warning in warnings {
             eprintln!("warning: {warning}");
@@ -224,14 +226,19 @@ fn chosen(args: &CompareArgs) -> Vec<PeerKind> {
 
 fn version_of(peer: &dyn Peer) -> PeerVersion {
     let name = peer.name().to_owned();
-    PeerVersion { ours: name.starts_with("switchback-"), name, version: peer.version().to_owned() }
+    PeerVersion { ours: is_ours(&name), name, version: peer.version().to_owned() }
+}
+
+/// The modes of our gateway.
+fn is_ours(peer: &str) -> bool {
+    peer.starts_with("switchback-")
 }
 
 /// The gateway's binary; it must exist if one of its modes is asked for.
 fn find_binary(args: &CompareArgs) -> Result<PathBuf> {
     let beside = || std::env::current_exe().map(|path| path.with_file_name("switchback"));
     let path = args.binary.clone().map_or_else(beside, Ok)?;
-    let needed = chosen(args).iter().any(|kind| kind.is_ours());
+    let needed = chosen(args).iter().any(|kind| is_ours(kind.name()));
     ensure!(
         !needed || path.is_file(),
         "no gateway at {}: build it (cargo build --release), name it (--binary PATH), or leave it \
@@ -253,7 +260,7 @@ fn list(args: &CompareArgs) -> Result<Verdict> {
     for peer in chosen(args).iter().map(|kind| build(*kind, &setup)) {
         let state = match peer.available() {
             Ok(()) => peer.version().to_owned(),
-            Err(skip) => format!("skipped: {}", skip.reason),
+            Err(Skip { reason, remedy }) => format!("skipped: {reason} ({remedy})"),
         };
         text += &format!("  {:<22} {state}\n", peer.name());
     }

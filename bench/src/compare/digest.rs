@@ -131,9 +131,12 @@ fn noise(samples: &[Sample]) -> Noise {
         steal_max,
         foreign_max,
         softirq_max: most(|sample| sample.usage.softirq_share),
-        relay_softirq_max: None,
+        relay_softirq_max: samples
+            .iter()
+            .filter_map(|sample| sample.usage.relay_softirq_share)
+            .reduce(f64::max),
         generator_max,
-        generator_wait_max: 0.0,
+        generator_wait_max: most(|sample| sample.usage.generator_wait_share),
         late_sends_max,
         unanswered,
         marks: marks.iter().filter(|(on, _)| *on).map(|(_, mark)| (*mark).to_owned()).collect(),

@@ -152,6 +152,9 @@ mod tests {
             self.good = self.good.checked_sub(1).context("no more flows")?;
             self.direct.open(count)
         }
+        fn dial(&mut self, count: usize) -> Result<crate::peers::Dialling> {
+            self.direct.dial(count)
+        }
         fn pids(&self) -> Vec<rustix::process::Pid> {
             Vec::new()
         }

@@ -59,7 +59,7 @@ pub(crate) fn run(flows: Vec<Flow>, load: Bulk, meter: &Meter) -> Result<Outcome
     loop {
         let elapsed = start.elapsed();
         if begun.is_none() && elapsed >= load.warmup {
-            begun = Some((meter.read()?, pump.received()));
+            begun = Some((meter.begin()?, pump.received()));
         }
         if elapsed >= load.warmup + load.window {
             break;
@@ -67,7 +67,7 @@ pub(crate) fn run(flows: Vec<Flow>, load: Bulk, meter: &Meter) -> Result<Outcome
         pump.turn()?;
     }
     let (reading, received_before) = begun.context("the run ended inside its warm-up")?;
-    let usage = meter.read()?.since(&reading);
+    let usage = meter.used_since(&reading)?;
     let window_bytes = pump.received() - received_before;
     pump.drain()?;
     Ok(Outcome { window_bytes, usage })

@@ -72,7 +72,7 @@ pub(crate) fn run(
     loop {
         let now_ns = run.now_ns();
         if begun.is_none() && now_ns >= warmup_ns {
-            begun = Some(meter.read()?);
+            begun = Some(meter.begin()?);
         }
         if run.is_over(now_ns) {
             break;
@@ -83,7 +83,7 @@ pub(crate) fn run(
         }
     }
     let now_ns = run.now_ns();
-    let usage = meter.read()?.since(&begun.context("the run ended inside its warm-up")?);
+    let usage = meter.used_since(&begun.context("the run ended inside its warm-up")?)?;
     Ok(Outcome { figures: run.ledger.close(now_ns), usage })
 }
 

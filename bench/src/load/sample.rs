@@ -5,7 +5,8 @@ use std::net::TcpStream;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
 use hdrhistogram::Histogram;
 
 use super::bulk::{self, Bulk, GIB};
@@ -30,10 +31,14 @@ pub(crate) struct Conditions {
     pub(crate) round: usize,
 }
 
+/// Bytes of the message that touches a session.
+const MESSAGE_BYTES: usize = 64;
+
 /// What one measurement found.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     pub(crate) values: Vec<(Metric, f64)>,
+    /// Latencies in nanoseconds, for percentile curves.
     pub(crate) histograms: Vec<LabelledHistogram>,
     pub(crate) usage: Usage,
     /// Share of sends that were late, 0 to 1.
@@ -42,16 +47,14 @@ pub(crate) struct Sample {
     pub(crate) unanswered: u64,
 }
 
-/// Latencies of one kind, in nanoseconds.
+/// A distribution of times.
 #[derive(Clone, Debug)]
 pub(crate) struct LabelledHistogram {
-    /// What was timed: `rtt`, `setup`.
+    /// `round-trip`, `interactive`, `setup` or `flow`.
     pub(crate) label: &'static str,
+    /// In nanoseconds.
     pub(crate) histogram: Histogram<u64>,
 }
-
-/// Bytes of the message that wakes an idle session once.
-const MESSAGE_BYTES: usize = 64;
 
 /// Sessions open already when memory is first looked at, so that what is made once is not counted.
 const FIRST_SESSIONS: usize = 10;
@@ -69,13 +72,13 @@ pub(crate) fn sample(
     conditions: Conditions,
 ) -> Result<Option<Sample>> {
     match *workload {
-        Workload::RequestResponse { connections, rate, message_bytes } => {
-            round_trips(peer, connections, rate, message_bytes, conditions).map(Some)
+        Workload::RequestResponse { connections, rate, .. } => {
+            round_trips(peer, connections, rate, conditions).map(Some)
         }
-        Workload::Bulk { flows, both_ways: false } => bulk_flows(peer, flows, conditions).map(Some),
+        Workload::Bulk { flows, .. } => bulk_flows(peer, flows, conditions).map(Some),
         Workload::Idle { .. } if peer.pids().is_empty() => Ok(None),
         Workload::Idle { sessions } => idle(peer, sessions).map(Some),
-        _ => bail!("this workload cannot be generated yet"),
+        _ => anyhow::bail!("unknown workload"),
     }
 }
 
@@ -83,7 +86,6 @@ fn round_trips(
     peer: &mut dyn Peer,
     connections: usize,
     rate: f64,
-    message_bytes: usize,
     conditions: Conditions,
 ) -> Result<Sample> {
     let has_process = !peer.pids().is_empty();
@@ -91,7 +93,7 @@ fn round_trips(
     let (near, far): (Vec<_>, Vec<_>) = flows.into_iter().map(|f| (f.near, f.far)).unzip();
     let load = RequestResponse {
         rate,
-        message_bytes,
+        message_bytes: MESSAGE_BYTES,
         arrivals: Arrivals::Poisson,
         seed: conditions.round as u64,
         warmup: WARMUP,
@@ -125,7 +127,7 @@ fn bulk_flows(peer: &mut dyn Peer, flows: usize, conditions: Conditions) -> Resu
     if has_process {
         values.push((Metric::CpuPerGib, usage.peer_cpu_s / (bytes / GIB)));
     }
-    Ok(Sample { values, histograms: Vec::new(), usage, late_share: 0.0, unanswered: 0 })
+    Ok(Sample { values, usage, histograms: Vec::new(), late_share: 0.0, unanswered: 0 })
 }
 
 /// Restarts the peer, so that no earlier load counts, and fills it with resting sessions.
@@ -138,12 +140,12 @@ fn idle(peer: &mut dyn Peer, sessions: usize) -> Result<Sample> {
     touch_all(&first)?;
     sleep(SETTLE);
     let base_kib = resident_kib(&peer.pids())?;
-    let begun = meter.read()?;
+    let begun = meter.begin()?;
     let flows = peer.open(sessions)?;
     touch_all(&flows)?;
     sleep(SETTLE);
     let full_kib = resident_kib(&peer.pids())?;
-    let usage = meter.read()?.since(&begun);
+    let usage = meter.used_since(&begun)?;
     drop(first);
     let grown_kib = full_kib.saturating_sub(base_kib);
     Ok(Sample {

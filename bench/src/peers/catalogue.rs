@@ -25,9 +25,14 @@ pub(crate) enum PeerKind {
 }
 
 impl PeerKind {
-    /// It is a mode of our gateway.
-    pub(crate) fn is_ours(self) -> bool {
-        matches!(self, PeerKind::SwitchbackUring | PeerKind::SwitchbackEpoll)
+    /// The name in reports and flags.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            PeerKind::Direct => "direct",
+            PeerKind::TokioCopy => "tokio-copy",
+            PeerKind::SwitchbackUring => "switchback-uring",
+            PeerKind::SwitchbackEpoll => "switchback-epoll",
+        }
     }
 }
 

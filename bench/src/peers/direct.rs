@@ -4,7 +4,7 @@ use anyhow::Result;
 use rustix::process::Pid;
 
 use super::socket::Dialer;
-use super::{Flow, Peer};
+use super::{Dialling, Flow, Peer};
 
 /// Name in reports; ratios and added latency refer to it.
 pub(crate) const DIRECT: &str = "direct";
@@ -41,6 +41,11 @@ impl Peer for Direct {
 
     fn open(&mut self, count: usize) -> Result<Vec<Flow>> {
         (0..count).map(|_| self.dialer.direct_flow()).collect()
+    }
+
+    fn dial(&mut self, _count: usize) -> Result<Dialling> {
+        let far = self.dialer.listen()?;
+        Ok(Dialling::Proxied { relay: far.local_addr()?, far })
     }
 
     fn pids(&self) -> Vec<Pid> {

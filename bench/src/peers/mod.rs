@@ -8,10 +8,12 @@ pub(crate) mod switchback;
 pub(crate) mod tokio_copy;
 pub(crate) mod verify;
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use anyhow::Result;
 use rustix::process::Pid;
+
+pub(crate) use self::switchback::Pair;
 
 /// A connected pair through a peer: what is written into one end comes out of the other.
 #[derive(Debug)]
@@ -26,6 +28,15 @@ pub(crate) struct Flow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Skip {
     pub(crate) reason: String,
+    pub(crate) remedy: String,
+}
+
+/// Where load that makes its own connections dials, and where they come out.
+pub(crate) enum Dialling {
+    /// Each connection to `relay` comes out as one accepted by `far`.
+    Proxied { relay: SocketAddr, far: TcpListener },
+    /// Both ends dial `gateway`, each with its hello; a pair is good once, for seconds.
+    Legs { gateway: SocketAddr, pairs: Vec<Pair> },
 }
 
 /// Something that carries TCP from one socket to another.
@@ -52,6 +63,10 @@ pub(crate) trait Peer {
 
     /// Opens `count` flows, ready for bytes both ways, with blocking sockets.
     fn open(&mut self, count: usize) -> Result<Vec<Flow>>;
+
+    /// Prepares for about `count` connections that the load will make itself. Pairs may be fewer
+    /// or more than `count`: they are minted here, at the peer's cost, so not while measuring.
+    fn dial(&mut self, count: usize) -> Result<Dialling>;
 
     /// Its processes, whose CPU and memory are counted. Empty for a direct connection.
     fn pids(&self) -> Vec<Pid>;

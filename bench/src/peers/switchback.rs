@@ -13,10 +13,11 @@ use rustix::process::Pid;
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use self::join::{Pair, join};
+pub(crate) use self::join::Pair;
+use self::join::join;
 use super::child::{Process, output_of};
 use super::socket::Dialer;
-use super::{Flow, Peer};
+use super::{Dialling, Flow, Peer};
 use crate::measure::placement::Placement;
 
 /// First start makes keys, certificate and database on a busy machine.
@@ -141,6 +142,15 @@ impl Peer for Switchback {
             }
         }
         Ok(flows)
+    }
+
+    fn dial(&mut self, count: usize) -> Result<Dialling> {
+        let mut pairs = Vec::with_capacity(count);
+        while pairs.len() < count {
+            pairs.extend(self.pairs((count - pairs.len()).min(PAIRS_PER_CALL))?);
+        }
+        let running = self.running.as_ref().context("the gateway is not running")?;
+        Ok(Dialling::Legs { gateway: running.ready.local_addr, pairs })
     }
 
     fn pids(&self) -> Vec<Pid> {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::child::Process;
 use super::socket::{Dialer, accept};
-use super::{Flow, Peer};
+use super::{Dialling, Flow, Peer};
 use crate::measure::placement::Placement;
 
 /// Name in reports; ratios refer to it.
@@ -81,6 +81,11 @@ impl Peer for TokioCopy {
         };
         // One at a time, so that each accepted end belongs to the connection just made.
         (0..count).map(open_one).collect()
+    }
+
+    fn dial(&mut self, _count: usize) -> Result<Dialling> {
+        let running = self.running.as_ref().context("tokio-copy is not running")?;
+        Ok(Dialling::Proxied { relay: running.relay, far: running.target.try_clone()? })
     }
 
     fn pids(&self) -> Vec<Pid> {

@@ -64,11 +64,13 @@ pub(crate) struct PeerVersion {
     pub(crate) ours: bool,
 }
 
-/// A peer that could not be measured here, and what would change that.
+/// A peer that could not be measured here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Skipped {
     pub(crate) peer: String,
     pub(crate) reason: String,
+    /// What would change that.
+    pub(crate) remedy: String,
 }
 
 /// A peer that did not make it through something.
@@ -128,7 +130,7 @@ impl MetricResult {
 /// A latency distribution, in microseconds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Distribution {
-    /// What was timed: `rtt`, `setup`.
+    /// What was timed: `round-trip`, `interactive`, `setup` or `flow`.
     pub(crate) label: String,
     pub(crate) count: u64,
     pub(crate) mean_us: f64,

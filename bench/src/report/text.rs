@@ -80,7 +80,10 @@ fn method(report: &CompareReport, bullet: &str) -> String {
         ),
     ];
     lines.extend(report.peers.iter().map(|peer| format!("{}: {}", peer.name, peer.version)));
-    let skipped = report.skipped.iter().map(|s| format!("{}: skipped: {}", s.peer, s.reason));
+    let skipped = report
+        .skipped
+        .iter()
+        .map(|skip| format!("{}: skipped: {} ({})", skip.peer, skip.reason, skip.remedy));
     lines.extend(skipped);
     lines.iter().map(|line| format!("{bullet}{line}\n")).collect()
 }

@@ -15,11 +15,16 @@ use crate::peers::socket::{CONNECT_WITHIN, Dialer};
 
 /// Two matching admissions, as `switchback pairs` prints them. Hellos hold tickets: no Debug.
 #[derive(Deserialize)]
-pub(super) struct Pair {
+pub(crate) struct Pair {
     #[serde(deserialize_with = "base64")]
-    client_hello: Vec<u8>,
+    pub(crate) client_hello: Vec<u8>,
     #[serde(deserialize_with = "base64")]
-    agent_hello: Vec<u8>,
+    pub(crate) agent_hello: Vec<u8>,
+}
+
+/// The name of the refusal that `bytes` are, if a gateway refused a leg with them.
+pub(crate) fn refusal(bytes: &[u8]) -> Option<String> {
+    is_alert(bytes).then(|| alert_name(bytes[6]))
 }
 
 /// TLS record type of an alert.
@@ -71,9 +76,8 @@ fn refusal_on(near: &mut TcpStream) -> Option<anyhow::Error> {
     near.set_nonblocking(true).ok()?;
     let mut bytes = [0; ALERT_BYTES];
     near.read_exact(&mut bytes).ok()?;
-    let refused = is_alert(&bytes);
-    refused
-        .then(|| anyhow::anyhow!("the gateway refused the client's leg: {}", alert_name(bytes[6])))
+    let refusal = refusal(&bytes)?;
+    Some(anyhow::anyhow!("the gateway refused the client's leg: {refusal}"))
 }
 
 fn is_alert(bytes: &[u8]) -> bool {
