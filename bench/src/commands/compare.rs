@@ -186,6 +186,9 @@ fn measure(
     let conditions = Conditions { window: Duration::from_secs_f64(settings.window_s), round: 0 };
     let (mut reports, mut timings) = (Vec::new(), Vec::new());
     for scenario in plan {
+        if progress.is_hidden() {
+            eprintln!("measuring {}", scenario.name);
+        }
         let samples = run_scenario(
             scenario,
             settings.rounds,
