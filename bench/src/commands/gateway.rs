@@ -13,14 +13,11 @@ use crate::gateway::rounds::{Failure, measurements, run_scenario, start_all};
 use crate::gateway::scenario::{Kind, MESSAGE_BYTES, scenarios};
 use crate::load::sample::{Conditions, WARMUP};
 use crate::measure::host::Host;
-use crate::measure::netns::{self, CONGESTION, NetworkMode};
+use crate::measure::netns::{self, CONGESTION, Network, NetworkMode};
 use crate::measure::placement::{Placement, raise_open_files};
 use crate::peers::Peer;
+use crate::peers::catalogue::{PeerKind, Setup, build};
 use crate::peers::child::end_with_signals;
-use crate::peers::direct::Direct;
-use crate::peers::socket::Dialer;
-use crate::peers::switchback::{Io, Switchback};
-use crate::peers::tokio_copy::TokioCopy;
 use crate::report::{
     GATEWAY_SCHEMA, GatewayReport, PeerResult, PeerVersion, ScenarioReport, Settings, text,
 };
@@ -62,8 +59,8 @@ pub(crate) struct GatewayArgs {
     #[arg(long)]
     quick: bool,
     /// Who is measured; direct and tokio-copy are what ratios refer to
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = PeerChoice::value_variants().to_vec())]
-    peers: Vec<PeerChoice>,
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [PeerKind::Direct, PeerKind::TokioCopy, PeerKind::SwitchbackUring, PeerKind::SwitchbackEpoll])]
+    peers: Vec<PeerKind>,
     /// Scenarios to run [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Kind>,
@@ -73,19 +70,6 @@ pub(crate) struct GatewayArgs {
     /// Where to run: a private network namespace has a known congestion control
     #[arg(long, value_enum, default_value_t)]
     network: NetworkMode,
-}
-
-/// Peers by their names in reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum PeerChoice {
-    /// One TCP connection over loopback
-    Direct,
-    /// A tokio copy loop with 64 KiB buffers
-    TokioCopy,
-    /// Our gateway with `--io uring`
-    SwitchbackUring,
-    /// Our gateway with `--io epoll`
-    SwitchbackEpoll,
 }
 
 /// Files open per idle session in this process (two ends), and room for the rest.
@@ -98,7 +82,7 @@ const FILES_SPARE: u64 = 256;
 /// Nothing could be measured at all: no binary, no namespace, no place to write.
 pub(crate) fn run(args: &GatewayArgs) -> Result<Verdict> {
     let binary = find_binary(args)?;
-    let private = netns::enter(args.network)?;
+    let network = netns::enter(args.network)?;
     end_with_signals()?;
     let placement = Placement::choose();
     let sessions = usize::from(args.idle_sessions.unwrap_or(if args.quick { 100 } else { 1000 }));
@@ -107,11 +91,12 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<Verdict> {
         limit >= sessions as u64 * FILES_PER_SESSION + FILES_SPARE,
         "{limit} open files are too few for {sessions} idle sessions: lower --idle-sessions"
     );
-    let settings = settings(args, private, placement);
+    let settings = settings(args, network, placement);
     let host = Host::read();
     let mut warnings = warnings(&settings, &host, binary.as_deref());
+    eprintln!("network: {}", network.description());
     let mut failures = Vec::new();
-    let mut peers = build_peers(args, binary.as_deref(), placement);
+    let mut peers = build_peers(args, binary.clone(), network, placement);
     // From here on: the relays' spawner takes its own affinity.
     placement.pin_generator().context("pinning the generator")?;
     start_all(&mut peers, &mut failures);
@@ -187,13 +172,13 @@ fn publish(args: &GatewayArgs, report: &GatewayReport) -> Result<Verdict> {
     Ok(if report.failures.is_empty() { Verdict::Complete } else { Verdict::Incomplete })
 }
 
-fn settings(args: &GatewayArgs, private: bool, placement: Placement) -> Settings {
+fn settings(args: &GatewayArgs, network: Network, placement: Placement) -> Settings {
     Settings {
         rounds: usize::from(args.rounds.unwrap_or(if args.quick { 3 } else { 5 })),
         window_s: args.seconds.unwrap_or(if args.quick { 0.5 } else { 2.0 }),
         warmup_s: WARMUP.as_secs_f64(),
         message_bytes: MESSAGE_BYTES,
-        network: if private { "private" } else { "host" },
+        network: network.name(),
         congestion_generator: CONGESTION,
         placement,
     }
@@ -201,27 +186,25 @@ fn settings(args: &GatewayArgs, private: bool, placement: Placement) -> Settings
 
 fn build_peers(
     args: &GatewayArgs,
-    binary: Option<&Path>,
+    binary: Option<PathBuf>,
+    network: Network,
     placement: Placement,
 ) -> Vec<Box<dyn Peer>> {
-    let dialer = Dialer::with_congestion(CONGESTION);
-    let ours = |io| binary.map(|path| Switchback::new(io, path, dialer, placement));
-    let build = |choice: &PeerChoice| -> Option<Box<dyn Peer>> {
-        Some(match choice {
-            PeerChoice::Direct => Box::new(Direct::new(dialer)),
-            PeerChoice::TokioCopy => Box::new(TokioCopy::new(dialer, placement)),
-            PeerChoice::SwitchbackUring => Box::new(ours(Io::Uring)?),
-            PeerChoice::SwitchbackEpoll => Box::new(ours(Io::Epoll)?),
-        })
+    let setup = Setup::new(network, placement, binary.unwrap_or_default());
+    let wanted = PeerKind::value_variants().iter().filter(|kind| args.peers.contains(kind));
+    let is_here = |peer: &Box<dyn Peer>| match peer.available() {
+        Ok(()) => true,
+        Err(skip) => {
+            eprintln!("skipped: {}: {skip}", peer.name());
+            false
+        }
     };
-    let wanted = PeerChoice::value_variants().iter().filter(|choice| args.peers.contains(choice));
-    wanted.filter_map(build).collect()
+    wanted.map(|kind| build(*kind, &setup)).filter(is_here).collect()
 }
 
 /// The gateway's binary, if a chosen peer needs it.
 fn find_binary(args: &GatewayArgs) -> Result<Option<PathBuf>> {
-    let ours = [PeerChoice::SwitchbackUring, PeerChoice::SwitchbackEpoll];
-    if !args.peers.iter().any(|choice| ours.contains(choice)) {
+    if !args.peers.iter().any(|kind| kind.is_ours()) {
         return Ok(None);
     }
     let beside = || std::env::current_exe().map(|path| path.with_file_name("switchback"));

@@ -4,7 +4,7 @@ use super::rounds::Samples;
 use super::scenario::{Kind, Scenario};
 use crate::load::sample::Sample;
 use crate::peers::direct::DIRECT;
-use crate::peers::tokio_copy::TOKIO_COPY;
+use crate::peers::own_relay::TOKIO_COPY;
 use crate::report::metric::Metric;
 use crate::report::{Goal, MetricResult, Noise, PeerResult, ScenarioReport};
 use crate::stats::{Ratio, Summary};
