@@ -15,11 +15,10 @@ use crate::compare::timings::Timing;
 use crate::compare::{catalogue, warnings};
 use crate::load::sample::{Conditions, WARMUP};
 use crate::measure::host::Host;
-use crate::measure::netns::{self, CONGESTION, NetworkMode};
+use crate::measure::netns::{self, CONGESTION, Network, NetworkMode};
 use crate::measure::placement::{Placement, raise_open_files};
-use crate::peers::catalogue::{PeerKind, Setup, build, names};
+use crate::peers::catalogue::{PeerKind, Setup, build};
 use crate::peers::child::end_with_signals;
-use crate::peers::socket::Dialer;
 use crate::peers::{Peer, Skip};
 use crate::report::publish::{Targets, publish};
 use crate::report::{
@@ -85,13 +84,13 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Verdict> {
     let plan = catalogue::plan(&args.scenario, files, args.quick)?;
     args.targets.prepare()?;
     let binary = find_binary(args)?;
-    let private = netns::enter(args.network)?;
+    let network = netns::enter(args.network)?;
     end_with_signals()?;
-    let settings = settings(args, private);
+    let settings = settings(args, network);
     let host = Host::read();
     let mut warnings = warnings::of_builds(&binary);
     warnings.extend(warnings::beforehand(&settings, &host));
-    let mut field = Field::new(&chosen(args), &setup(binary, settings.placement));
+    let mut field = Field::new(&chosen(args), &Setup::new(network, settings.placement, binary));
     field.announce(&warnings);
     // From here on: the relays' spawner takes its own affinity.
     settings.placement.pin_generator().context("pinning the generator")?;
@@ -205,20 +204,16 @@ fn measure(
     (reports, timings)
 }
 
-fn settings(args: &CompareArgs, private: bool) -> Settings {
-    let whose = if private { "a private network namespace" } else { "the host" };
+fn settings(args: &CompareArgs, network: Network) -> Settings {
     Settings {
         rounds: usize::from(args.rounds.unwrap_or(if args.quick { 3 } else { 5 })),
         window_s: args.seconds.unwrap_or(if args.quick { 0.5 } else { 2.0 }),
         warmup_s: WARMUP.as_secs_f64(),
-        network: format!("loopback of {whose}"),
+        network: network.description(),
+        network_mode: network.name(),
         congestion_generator: CONGESTION,
         placement: Placement::choose(),
     }
-}
-
-fn setup(binary: PathBuf, placement: Placement) -> Setup {
-    Setup { dialer: Dialer::with_congestion(CONGESTION), placement, binary }
 }
 
 /// The peers that were asked for, in the order of tables.
@@ -228,20 +223,20 @@ fn chosen(args: &CompareArgs) -> Vec<PeerKind> {
 }
 
 fn version_of(peer: &dyn Peer) -> PeerVersion {
-    let name = peer.name().to_owned();
-    PeerVersion { ours: is_ours(&name), name, version: peer.version().to_owned() }
-}
-
-/// The modes of our gateway.
-fn is_ours(peer: &str) -> bool {
-    peer.starts_with("switchback-")
+    let ours = |kind: &PeerKind| kind.is_ours() && kind.name() == peer.name();
+    PeerVersion {
+        name: peer.name().to_owned(),
+        version: peer.version().to_owned(),
+        ours: PeerKind::value_variants().iter().any(ours),
+    }
 }
 
 /// The gateway's binary; it must exist if one of its modes is asked for.
+///
+/// Rivals that are missing are skipped, but a long run without ours is a mistake.
 fn find_binary(args: &CompareArgs) -> Result<PathBuf> {
-    let beside = || std::env::current_exe().map(|path| path.with_file_name("switchback"));
-    let path = args.binary.clone().map_or_else(beside, Ok)?;
-    let needed = chosen(args).iter().any(|kind| is_ours(kind.name()));
+    let path = gateway_path(args)?;
+    let needed = chosen(args).iter().any(|kind| kind.is_ours());
     ensure!(
         !needed || path.is_file(),
         "no gateway at {}: build it (cargo build --release), name it (--binary PATH), or leave it \
@@ -249,6 +244,11 @@ fn find_binary(args: &CompareArgs) -> Result<PathBuf> {
         path.display()
     );
     Ok(path.canonicalize().unwrap_or(path))
+}
+
+fn gateway_path(args: &CompareArgs) -> Result<PathBuf> {
+    let beside = || std::env::current_exe().map(|path| path.with_file_name("switchback"));
+    Ok(args.binary.clone().map_or_else(beside, Ok)?)
 }
 
 /// Scenarios with their claims; peers with versions, or why they would be skipped.
@@ -259,11 +259,11 @@ fn list(args: &CompareArgs) -> Result<Verdict> {
         text += &format!("  {name:<16} {title}\n{:19}{claim}\n", "");
     }
     text += "\nPeers:\n";
-    let setup = setup(find_binary(args)?, Placement::default());
+    let setup = Setup::new(Network::Host, Placement::default(), gateway_path(args)?);
     for peer in chosen(args).iter().map(|kind| build(*kind, &setup)) {
         let state = match peer.available() {
             Ok(()) => peer.version().to_owned(),
-            Err(Skip { reason, remedy }) => format!("skipped: {reason} ({remedy})"),
+            Err(skip) => format!("skipped: {skip}"),
         };
         text += &format!("  {:<22} {state}\n", peer.name());
     }
@@ -271,8 +271,12 @@ fn list(args: &CompareArgs) -> Result<Verdict> {
     Ok(Verdict::Complete)
 }
 
+fn peer_names() -> Vec<String> {
+    PeerKind::value_variants().iter().map(|kind| kind.name().to_owned()).collect()
+}
+
 fn scenario(wanted: &str) -> Result<Scenario, String> {
-    catalogue::find(wanted, &names()).map_err(|error| format!("{error:#}"))
+    catalogue::find(wanted, &peer_names()).map_err(|error| format!("{error:#}"))
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
