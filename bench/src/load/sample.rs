@@ -76,9 +76,9 @@ pub(crate) fn sample(
             round_trips(peer, connections, rate, conditions).map(Some)
         }
         Workload::Bulk { flows, .. } => bulk_flows(peer, flows, conditions).map(Some),
-        _ => anyhow::bail!("unknown workload"),
         Workload::Idle { .. } if peer.pids().is_empty() => Ok(None),
         Workload::Idle { sessions } => idle(peer, sessions).map(Some),
+        _ => anyhow::bail!("unknown workload"),
     }
 }
 

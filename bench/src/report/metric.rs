@@ -1,9 +1,9 @@
 //! The quantities a report knows, with unit and direction.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One measured quantity. The order is that of the columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Metric {
     /// Round trip from the intended send time, median. In a closed loop: from the send.
