@@ -17,7 +17,7 @@ use crate::load::sample::{Conditions, WARMUP};
 use crate::measure::host::Host;
 use crate::measure::netns::{self, CONGESTION, Network, NetworkMode};
 use crate::measure::placement::{Placement, raise_open_files};
-use crate::peers::catalogue::{PeerKind, Setup, build};
+use crate::peers::catalogue::{PeerKind, Setup, build, names};
 use crate::peers::child::end_with_signals;
 use crate::peers::{Peer, Skip};
 use crate::report::publish::{Targets, publish};
@@ -210,7 +210,6 @@ fn settings(args: &CompareArgs, network: Network) -> Settings {
         window_s: args.seconds.unwrap_or(if args.quick { 0.5 } else { 2.0 }),
         warmup_s: WARMUP.as_secs_f64(),
         network: network.description(),
-        network_mode: network.name(),
         congestion_generator: CONGESTION,
         placement: Placement::choose(),
     }
@@ -223,12 +222,13 @@ fn chosen(args: &CompareArgs) -> Vec<PeerKind> {
 }
 
 fn version_of(peer: &dyn Peer) -> PeerVersion {
-    let ours = |kind: &PeerKind| kind.is_ours() && kind.name() == peer.name();
-    PeerVersion {
-        name: peer.name().to_owned(),
-        version: peer.version().to_owned(),
-        ours: PeerKind::value_variants().iter().any(ours),
-    }
+    let name = peer.name().to_owned();
+    PeerVersion { ours: is_ours(&name), name, version: peer.version().to_owned() }
+}
+
+/// A mode of our gateway.
+fn is_ours(peer: &str) -> bool {
+    peer.starts_with("switchback-")
 }
 
 /// The gateway's binary; it must exist if one of its modes is asked for.
@@ -236,7 +236,7 @@ fn version_of(peer: &dyn Peer) -> PeerVersion {
 /// Rivals that are missing are skipped, but a long run without ours is a mistake.
 fn find_binary(args: &CompareArgs) -> Result<PathBuf> {
     let path = gateway_path(args)?;
-    let needed = chosen(args).iter().any(|kind| kind.is_ours());
+    let needed = chosen(args).iter().any(|kind| is_ours(kind.name()));
     ensure!(
         !needed || path.is_file(),
         "no gateway at {}: build it (cargo build --release), name it (--binary PATH), or leave it \
@@ -263,7 +263,7 @@ fn list(args: &CompareArgs) -> Result<Verdict> {
     for peer in chosen(args).iter().map(|kind| build(*kind, &setup)) {
         let state = match peer.available() {
             Ok(()) => peer.version().to_owned(),
-            Err(skip) => format!("skipped: {skip}"),
+            Err(Skip { reason, remedy }) => format!("skipped: {reason} ({remedy})"),
         };
         text += &format!("  {:<22} {state}\n", peer.name());
     }
@@ -271,12 +271,8 @@ fn list(args: &CompareArgs) -> Result<Verdict> {
     Ok(Verdict::Complete)
 }
 
-fn peer_names() -> Vec<String> {
-    PeerKind::value_variants().iter().map(|kind| kind.name().to_owned()).collect()
-}
-
 fn scenario(wanted: &str) -> Result<Scenario, String> {
-    catalogue::find(wanted, &peer_names()).map_err(|error| format!("{error:#}"))
+    catalogue::find(wanted, &names()).map_err(|error| format!("{error:#}"))
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -115,12 +115,7 @@ fn fit(scenario: &mut Scenario, files: u64, quick: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peers::catalogue::PeerKind;
-    use clap::ValueEnum;
-
-    fn names() -> Vec<String> {
-        PeerKind::value_variants().iter().map(|kind| kind.name().to_owned()).collect()
-    }
+    use crate::peers::catalogue::names;
 
     #[test]
     fn every_built_in_scenario_is_valid_and_named_like_its_file() {

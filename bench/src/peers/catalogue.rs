@@ -49,12 +49,6 @@ pub(crate) enum PeerKind {
 }
 
 impl PeerKind {
-    /// Whether it is a mode of our gateway.
-    pub(crate) fn is_ours(self) -> bool {
-        use PeerKind::{SwitchbackBusyPoll, SwitchbackEpoll, SwitchbackUring};
-        matches!(self, SwitchbackUring | SwitchbackEpoll | SwitchbackBusyPoll)
-    }
-
     /// The name in reports and flags.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -72,6 +66,11 @@ impl PeerKind {
             PeerKind::SwitchbackBusyPoll => "switchback-busy-poll",
         }
     }
+}
+
+/// All names, in their order in reports.
+pub(crate) fn names() -> Vec<String> {
+    PeerKind::value_variants().iter().map(|kind| kind.name().to_owned()).collect()
 }
 
 /// What peers are built from.
@@ -142,7 +141,7 @@ mod tests {
             let setup = Setup::new(network, Placement::default(), PathBuf::new());
             let mut peer = build(kind, &setup);
             if let Err(skip) = peer.available() {
-                return eprintln!("skipped: {skip}");
+                return eprintln!("skipped: {}", skip.reason);
             }
             peer.start().unwrap();
             assert!(peer.version().contains(|c: char| c.is_ascii_digit()), "{}", peer.version());
@@ -224,7 +223,7 @@ mod tests {
         let setup =
             Setup::new(Network::Host, Placement::default(), "/nonexistent/switchback".into());
         let skip = build(PeerKind::SwitchbackUring, &setup).available().unwrap_err();
-        assert!(skip.reason.contains("/nonexistent/switchback"), "{skip}");
-        assert!(skip.remedy.contains("cargo build --release"), "{skip}");
+        assert!(skip.reason.contains("/nonexistent/switchback"), "{skip:?}");
+        assert!(skip.remedy.contains("cargo build --release"), "{skip:?}");
     }
 }

@@ -51,12 +51,6 @@ pub(crate) struct Skip {
     pub(crate) remedy: String,
 }
 
-impl std::fmt::Display for Skip {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}; {}", self.reason, self.remedy)
-    }
-}
-
 /// Something that carries TCP from one socket to another.
 pub(crate) trait Peer {
     /// Unique name in reports.

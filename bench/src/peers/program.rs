@@ -82,9 +82,7 @@ mod tests {
     fn a_program_is_found_by_name_and_a_missing_one_has_a_remedy() {
         assert!(find("sh").unwrap().is_absolute());
         let skip = required("no-such-program").unwrap_err();
-        assert_eq!(
-            skip.to_string(),
-            "no-such-program is not installed; scripts/bench-peers installs it"
-        );
+        assert_eq!(skip.reason, "no-such-program is not installed");
+        assert_eq!(skip.remedy, INSTALLER);
     }
 }
