@@ -66,6 +66,21 @@ impl Dialer {
         Ok(Flow { near, far })
     }
 
+    /// Begins to connect to `addr`: non-blocking, and what is written is sent once it is connected.
+    ///
+    /// # Errors
+    /// No free port, or the congestion control is not available.
+    pub(crate) fn begin(&self, addr: SocketAddr) -> Result<TcpStream> {
+        let socket = self.socket(addr)?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&addr.into()) {
+            Err(error) if !is_under_way(&error) => {
+                Err(error).with_context(|| format!("connecting to {addr}"))
+            }
+            _ => Ok(socket.into()),
+        }
+    }
+
     fn socket(&self, addr: SocketAddr) -> Result<Socket> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;
@@ -76,6 +91,10 @@ impl Dialer {
         }
         Ok(socket)
     }
+}
+
+fn is_under_way(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error())
 }
 
 /// Accepts one connection, with TCP_NODELAY, within [`CONNECT_WITHIN`].
