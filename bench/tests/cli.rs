@@ -1,7 +1,6 @@
 //! The bench as its users run it: exit codes, JSON that keeps its schema, and no process left.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
@@ -217,53 +216,4 @@ fn a_missing_gateway_is_said_before_anything_is_measured() {
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(stderr.contains("--binary") && stderr.contains("cargo build --release"), "{stderr}");
-}
-
-/// Kills the echo when the test ends, however it ends.
-struct Echo(Child);
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-#[test]
-fn load_measures_an_echo() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_switchback-bench"));
-    let mut echo = Echo(command.arg("echo").stdout(Stdio::piped()).spawn().unwrap());
-    let mut line = String::new();
-    BufReader::new(echo.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let ready: Value = serde_json::from_str(&line).unwrap();
-    let target = ready["local_addr"].as_str().unwrap();
-    let output = bench(&[
-        "load",
-        "--target",
-        target,
-        "--rate",
-        "500",
-        "--connections",
-        "5",
-        "--seconds",
-        "1",
-        "--warmup",
-        "0",
-        "--sleep",
-        "--json",
-        "-",
-    ]);
-    let report = document(&output);
-    assert_eq!(report["schema"], "switchback-bench/load/1");
-    let latency = &report["latency"];
-    assert_eq!(latency["answered"], latency["sent"]);
-    assert!(latency["sent"].as_u64().unwrap() > 300 && latency["p50_us"].as_f64().unwrap() > 0.0);
-    assert_eq!(output.status.code(), Some(0));
-}
-
-#[test]
-fn a_target_that_refuses_is_an_error() {
-    let output = bench(&["load", "--target", "127.0.0.1:1", "--seconds", "1"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("127.0.0.1:1"));
 }

@@ -19,6 +19,7 @@ use crate::measure::netns::{self, CONGESTION, Network, NetworkMode};
 use crate::measure::placement::{Placement, raise_open_files};
 use crate::peers::catalogue::{PeerKind, Setup, build, names};
 use crate::peers::child::end_with_signals;
+use crate::peers::socket::Dialer;
 use crate::peers::{Peer, Skip};
 use crate::report::publish::{Targets, publish};
 use crate::report::{
@@ -90,13 +91,14 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Verdict> {
     let host = Host::read();
     let mut warnings = warnings::of_builds(&binary);
     warnings.extend(warnings::beforehand(&settings, &host));
-    let mut field = Field::new(&chosen(args), &Setup::new(network, settings.placement, binary));
+    let setup = Setup::new(network, settings.placement, binary);
+    let mut field = Field::new(&chosen(args), &setup);
     field.announce(&warnings);
     // From here on: the relays' spawner takes its own affinity.
     settings.placement.pin_generator().context("pinning the generator")?;
     start_all(&mut field.peers, &mut field.failures);
     let peers = field.peers.iter().map(|peer| version_of(peer.as_ref())).collect();
-    let (scenarios, timings) = measure(&plan, &settings, &mut field);
+    let (scenarios, timings) = measure(&plan, &settings, setup.dialer, &mut field);
     field.stop_all();
     warnings.extend(warnings::afterwards(&scenarios));
     let report = CompareReport {
@@ -173,6 +175,7 @@ impl Field {
 fn measure(
     plan: &[Scenario],
     settings: &Settings,
+    dialer: Dialer,
     field: &mut Field,
 ) -> (Vec<ScenarioReport>, Vec<Timing>) {
     let count = field.peers.len();
@@ -182,7 +185,8 @@ fn measure(
         ProgressStyle::with_template("{elapsed_precise} {bar:30} {pos}/{len} ETA {eta} {msg}")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
-    let conditions = Conditions { window: Duration::from_secs_f64(settings.window_s), round: 0 };
+    let window = Duration::from_secs_f64(settings.window_s);
+    let conditions = Conditions { window, round: 0, dialer };
     let (mut reports, mut timings) = (Vec::new(), Vec::new());
     for scenario in plan {
         if progress.is_hidden() {

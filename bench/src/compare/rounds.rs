@@ -177,7 +177,7 @@ mod tests {
         start_all(&mut peers, &mut failures);
         assert!(failures.is_empty());
         let scenario = Scenario::parse(SCENARIO).unwrap();
-        let conditions = Conditions { window: Duration::from_millis(20), round: 0 };
+        let conditions = Conditions { window: Duration::from_millis(20), round: 0, dialer };
         let bar = ProgressBar::hidden();
         let samples = run_scenario(&scenario, 3, conditions, &mut peers, &bar, &mut failures);
         assert_eq!(samples["direct"].len(), 3);

@@ -1,21 +1,25 @@
-//! One measurement: one scenario, on one peer, in one round.
+//! One measurement: one workload, on one peer, in one round.
 
-use std::io::{Read, Write};
+mod idle;
+mod lifecycle;
+
 use std::net::TcpStream;
-use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-
+use anyhow::{Result, ensure};
 use hdrhistogram::Histogram;
 
-use super::bulk::{self, Bulk, GIB};
-use super::request_response::{self, RequestResponse};
+use super::GIB;
+use super::drive::{self, Load, Outcome, Unwatched, Watch, Window};
+use super::exchange::{Exchange, Messages, Pacing};
+use super::ledger::Closed;
 use super::schedule::Arrivals;
+use super::sizes::Sizes;
+use super::streams::Streams;
 use super::workload::Workload;
 use crate::measure::memory::resident_kib;
 use crate::measure::{Meter, Usage};
-use crate::peers::socket::CONNECT_WITHIN;
+use crate::peers::socket::Dialer;
 use crate::peers::{Flow, Peer};
 use crate::report::metric::Metric;
 
@@ -29,10 +33,9 @@ pub(crate) struct Conditions {
     pub(crate) window: Duration,
     /// Seeds the schedule of messages: all peers of a round get the same one.
     pub(crate) round: usize,
+    /// Makes the connections that the load dials itself.
+    pub(crate) dialer: Dialer,
 }
-
-/// Bytes of the message that touches a session.
-const MESSAGE_BYTES: usize = 64;
 
 /// What one measurement found.
 #[derive(Clone, Debug)]
@@ -56,121 +59,179 @@ pub(crate) struct LabelledHistogram {
     pub(crate) histogram: Histogram<u64>,
 }
 
-/// Sessions open already when memory is first looked at, so that what is made once is not counted.
-const FIRST_SESSIONS: usize = 10;
-
-/// Rest before memory is read: closed sessions are gone, opened ones have settled.
-const SETTLE: Duration = Duration::from_millis(500);
-
 /// Measures `workload` on a running `peer`. `None` where it has no meaning (memory of no process).
 ///
 /// # Errors
-/// The peer refuses or loses flows or bytes, or has ended.
+/// The peer refuses or loses flows or bytes, or has ended; or the workload asks for nothing.
 pub(crate) fn sample(
     peer: &mut dyn Peer,
     workload: &Workload,
     conditions: Conditions,
 ) -> Result<Option<Sample>> {
-    match *workload {
-        Workload::RequestResponse { connections, rate, .. } => {
-            round_trips(peer, connections, rate, conditions).map(Some)
+    let open = |rate| Pacing::Open { rate, arrivals: Arrivals::Poisson };
+    let measured = match *workload {
+        Workload::Bulk { flows, both_ways } => {
+            let streams = Streams::between(peer.open(flows)?, both_ways)?;
+            steady(peer, None, Some(streams), conditions)
         }
-        Workload::Bulk { flows, .. } => bulk_flows(peer, flows, conditions).map(Some),
-        Workload::Idle { .. } if peer.pids().is_empty() => Ok(None),
-        Workload::Idle { sessions } => idle(peer, sessions).map(Some),
-        _ => anyhow::bail!("unknown workload"),
-    }
+        Workload::RequestResponse { connections, rate, message_bytes } => {
+            let exchange = exchange(peer, connections, open(rate), message_bytes, conditions)?;
+            steady(peer, Some(exchange), None, conditions)
+        }
+        Workload::ClosedLoop { connections, message_bytes } => {
+            let exchange = exchange(peer, connections, Pacing::Closed, message_bytes, conditions)?;
+            closed_loop(steady(peer, Some(exchange), None, conditions)?)
+        }
+        Workload::Mixed { bulk_flows, connections, rate, message_bytes } => {
+            let exchange = exchange(peer, connections, open(rate), message_bytes, conditions)?;
+            let streams = Streams::between(peer.open(bulk_flows)?, false)?;
+            steady(peer, Some(exchange), Some(streams), conditions)
+        }
+        Workload::SlowReader {
+            slow_flows,
+            read_kib_per_second,
+            connections,
+            rate,
+            message_bytes,
+        } => {
+            let exchange = exchange(peer, connections, open(rate), message_bytes, conditions)?;
+            let streams = Streams::slowly(peer.open(slow_flows)?, read_kib_per_second)?;
+            slow_reader(peer, exchange, streams, conditions)
+        }
+        Workload::Churn { concurrency } => lifecycle::churn(peer, concurrency, conditions),
+        Workload::ShortFlows { concurrency, bytes } => {
+            lifecycle::short_flows(peer, concurrency, bytes, conditions)
+        }
+        Workload::Idle { .. } if peer.pids().is_empty() => return Ok(None),
+        Workload::Idle { sessions } => idle::idle(peer, sessions, conditions),
+    };
+    measured.map(Some)
 }
 
-fn round_trips(
+fn exchange(
     peer: &mut dyn Peer,
     connections: usize,
-    rate: f64,
+    pacing: Pacing,
+    message_bytes: usize,
+    conditions: Conditions,
+) -> Result<Exchange> {
+    let valid = matches!(pacing, Pacing::Closed)
+        || matches!(pacing, Pacing::Open { rate, .. } if rate.is_finite() && rate > 0.0);
+    ensure!(valid, "the rate of messages must be above 0");
+    let sizes = Sizes::One(
+        super::sizes::size(&message_bytes.to_string())
+            .map_err(|why| anyhow::anyhow!("message-bytes {message_bytes}: {why}"))?,
+    );
+    let flows = peer.open(connections)?;
+    let (near, far): (Vec<TcpStream>, Vec<TcpStream>) =
+        flows.into_iter().map(|Flow { near, far }| (near, far)).unzip();
+    Exchange::new(near, far, Messages { pacing, sizes, seed: conditions.round as u64 })
+}
+
+/// Messages, bulk or both for as long as the window is.
+fn steady(
+    peer: &mut dyn Peer,
+    exchange: Option<Exchange>,
+    streams: Option<Streams>,
     conditions: Conditions,
 ) -> Result<Sample> {
+    let label = if streams.is_some() { "interactive" } else { "round-trip" };
+    let outcome = drive(peer, exchange, streams, conditions, &mut Unwatched)?;
     let has_process = !peer.pids().is_empty();
-    let flows = peer.open(connections)?;
-    let (near, far): (Vec<_>, Vec<_>) = flows.into_iter().map(|f| (f.near, f.far)).unzip();
-    let load = RequestResponse {
-        rate,
-        message_bytes: MESSAGE_BYTES,
-        arrivals: Arrivals::Poisson,
-        seed: conditions.round as u64,
-        warmup: WARMUP,
-        window: conditions.window,
-        spin: true,
-    };
-    let outcome = request_response::run(&near, &far, &load, &Meter::new(peer.pids()))?;
-    let (figures, usage) = (outcome.figures, outcome.usage);
-    let messages = figures.counts.sent.max(1) as f64;
-    let mut values = vec![(Metric::RttP50, figures.p50_us), (Metric::RttP99, figures.p99_us)];
-    if has_process {
-        values.push((Metric::CpuPerMessage, usage.peer_cpu_s * 1e6 / messages));
+    let usage = &outcome.usage;
+    let mut values = Vec::new();
+    if let Some(closed) = &outcome.messages {
+        values.extend(round_trips(closed));
+        let messages = closed.figures.counts.sent.max(1) as f64;
+        // Beside bulk the CPU goes to the bulk.
+        if has_process && outcome.total_bytes == 0 {
+            values.push((Metric::CpuPerMessage, usage.peer_cpu_s * 1e6 / messages));
+        }
     }
-    Ok(Sample {
+    if outcome.total_bytes > 0 {
+        let bytes = outcome.window_bytes as f64;
+        ensure!(bytes > 0.0, "no byte arrived within the window");
+        values.push((Metric::Throughput, bytes * 8.0 / 1e9 / usage.wall_s));
+        if has_process {
+            values.push((Metric::CpuPerGib, usage.peer_cpu_s / (bytes / GIB)));
+        }
+    }
+    Ok(finished(values, outcome, label))
+}
+
+/// How many messages there were is what a closed loop finds out.
+fn closed_loop(mut sample: Sample) -> Result<Sample> {
+    let answered: u64 = sample.histograms.iter().map(|h| h.histogram.len()).sum();
+    let per_second = (answered - sample.unanswered) as f64 / sample.usage.wall_s;
+    sample.values.push((Metric::MessagesPerSecond, per_second));
+    Ok(sample)
+}
+
+fn slow_reader(
+    peer: &mut dyn Peer,
+    exchange: Exchange,
+    streams: Streams,
+    conditions: Conditions,
+) -> Result<Sample> {
+    let before_kib = resident_kib(&peer.pids())?;
+    let mut watch = Resident { pids: peer.pids(), kib: 0 };
+    let outcome = drive(peer, Some(exchange), Some(streams), conditions, &mut watch)?;
+    let mut values: Vec<(Metric, f64)> = outcome.messages.iter().flat_map(round_trips).collect();
+    if !watch.pids.is_empty() {
+        let grown_kib = watch.kib.saturating_sub(before_kib);
+        values.push((Metric::RssGrowth, grown_kib as f64 / 1024.0));
+    }
+    Ok(finished(values, outcome, "interactive"))
+}
+
+/// Resident memory at the end of the window, while everything is still full.
+struct Resident {
+    pids: Vec<rustix::process::Pid>,
+    kib: u64,
+}
+
+impl Watch for Resident {
+    fn window_over(&mut self) -> Result<()> {
+        self.kib = resident_kib(&self.pids)?;
+        Ok(())
+    }
+}
+
+fn drive(
+    peer: &mut dyn Peer,
+    exchange: Option<Exchange>,
+    streams: Option<Streams>,
+    conditions: Conditions,
+    watch: &mut dyn Watch,
+) -> Result<Outcome> {
+    let window = Window { warmup: WARMUP, measured: conditions.window };
+    let load = Load { exchange, streams, window, spin: true };
+    drive::run(load, &Meter::new(peer.pids()), watch)
+}
+
+fn round_trips(closed: &Closed) -> [(Metric, f64); 3] {
+    let figures = &closed.figures;
+    [
+        (Metric::RttP50, figures.p50_us),
+        (Metric::RttP99, figures.p99_us),
+        (Metric::RttP999, figures.p99_9_us),
+    ]
+}
+
+fn finished(values: Vec<(Metric, f64)>, outcome: Outcome, label: &'static str) -> Sample {
+    let figures = outcome.messages.as_ref().map(|closed| &closed.figures);
+    Sample {
         values,
-        histograms: Vec::new(),
-        usage,
-        late_share: figures.late_share(),
-        unanswered: figures.counts.unanswered,
-    })
-}
-
-fn bulk_flows(peer: &mut dyn Peer, flows: usize, conditions: Conditions) -> Result<Sample> {
-    let has_process = !peer.pids().is_empty();
-    let flows = peer.open(flows)?;
-    let load = Bulk { warmup: WARMUP, window: conditions.window };
-    let outcome = bulk::run(flows, load, &Meter::new(peer.pids()))?;
-    let (bytes, usage) = (outcome.window_bytes as f64, outcome.usage);
-    anyhow::ensure!(bytes > 0.0, "no byte arrived within the window");
-    let mut values = vec![(Metric::Throughput, bytes * 8.0 / 1e9 / usage.wall_s)];
-    if has_process {
-        values.push((Metric::CpuPerGib, usage.peer_cpu_s / (bytes / GIB)));
+        late_share: figures.map_or(0.0, |figures| figures.late_share()),
+        unanswered: figures.map_or(0, |figures| figures.counts.unanswered),
+        usage: outcome.usage,
+        histograms: outcome
+            .messages
+            .map(|closed| LabelledHistogram { label, histogram: closed.histogram })
+            .into_iter()
+            .collect(),
     }
-    Ok(Sample { values, usage, histograms: Vec::new(), late_share: 0.0, unanswered: 0 })
 }
 
-/// Restarts the peer, so that no earlier load counts, and fills it with resting sessions.
-fn idle(peer: &mut dyn Peer, sessions: usize) -> Result<Sample> {
-    peer.stop()?;
-    peer.start()?;
-    let meter = Meter::new(peer.pids());
-    // Kept open: closed ones would leave memory behind for the others to use.
-    let first = peer.open(FIRST_SESSIONS)?;
-    touch_all(&first)?;
-    sleep(SETTLE);
-    let base_kib = resident_kib(&peer.pids())?;
-    let begun = meter.begin()?;
-    let flows = peer.open(sessions)?;
-    touch_all(&flows)?;
-    sleep(SETTLE);
-    let full_kib = resident_kib(&peer.pids())?;
-    let usage = meter.used_since(&begun)?;
-    drop(first);
-    let grown_kib = full_kib.saturating_sub(base_kib);
-    Ok(Sample {
-        values: vec![
-            (Metric::RssPerSession, grown_kib as f64 / sessions.max(1) as f64),
-            (Metric::RssBase, base_kib as f64 / 1024.0),
-        ],
-        histograms: Vec::new(),
-        usage,
-        late_share: 0.0,
-        unanswered: 0,
-    })
-}
-
-/// One message each way on every flow: a session that never moved a byte would be flattered.
-fn touch_all(flows: &[Flow]) -> Result<()> {
-    for Flow { near, far } in flows {
-        pass(near, far).and_then(|()| pass(far, near)).context("touching an idle session")?;
-    }
-    Ok(())
-}
-
-fn pass(mut from: &TcpStream, mut to: &TcpStream) -> Result<()> {
-    to.set_read_timeout(Some(CONNECT_WITHIN))?;
-    from.write_all(&[7; MESSAGE_BYTES])?;
-    to.read_exact(&mut [0; MESSAGE_BYTES])?;
-    Ok(())
-}
+#[cfg(test)]
+mod tests;

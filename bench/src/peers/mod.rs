@@ -23,7 +23,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use anyhow::Result;
 use rustix::process::Pid;
 
-pub(crate) use self::switchback::Pair;
+pub(crate) use self::switchback::{Pair, refusal};
 
 /// A connected pair through a peer: what is written into one end comes out of the other.
 #[derive(Debug)]

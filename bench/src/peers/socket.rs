@@ -86,6 +86,34 @@ impl Dialer {
         Ok(socket.into())
     }
 
+    /// Begins to connect to `addr` from the client's side: non-blocking, and what is written is sent
+    /// once it is connected.
+    ///
+    /// # Errors
+    /// No free port, or the congestion control is not available.
+    pub(crate) fn begin(&self, addr: SocketAddr) -> Result<TcpStream> {
+        self.begin_from(Place::Client, addr)
+    }
+
+    /// Begins to connect to `addr` from the server's side: an agent's leg.
+    ///
+    /// # Errors
+    /// As [`Dialer::begin`].
+    pub(crate) fn begin_far(&self, addr: SocketAddr) -> Result<TcpStream> {
+        self.begin_from(Place::Server, addr)
+    }
+
+    fn begin_from(&self, place: Place, addr: SocketAddr) -> Result<TcpStream> {
+        let socket = self.network.at(place, || self.socket(addr))?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&addr.into()) {
+            Err(error) if !is_under_way(&error) => {
+                Err(error).with_context(|| format!("connecting to {addr}"))
+            }
+            _ => Ok(socket.into()),
+        }
+    }
+
     fn socket(&self, addr: SocketAddr) -> Result<Socket> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;
@@ -96,6 +124,10 @@ impl Dialer {
         }
         Ok(socket)
     }
+}
+
+fn is_under_way(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error())
 }
 
 /// Accepts one connection, with TCP_NODELAY, within [`CONNECT_WITHIN`].

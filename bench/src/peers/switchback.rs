@@ -13,8 +13,8 @@ use rustix::process::Pid;
 use serde::Deserialize;
 use tempfile::TempDir;
 
-pub(crate) use self::join::Pair;
 use self::join::join;
+pub(crate) use self::join::{Pair, refusal};
 use super::catalogue::Setup;
 use super::child::{Process, output_of};
 use super::{Dialling, Flow, Peer, Skip};
