@@ -185,6 +185,9 @@ fn measure(
     let conditions = Conditions { window: Duration::from_secs_f64(settings.window_s), round: 0 };
     let (mut reports, mut timings) = (Vec::new(), Vec::new());
     for scenario in plan {
+        if progress.is_hidden() {
+            eprintln!("measuring {}", scenario.name);
+        }
         let samples = run_scenario(
             scenario,
             settings.rounds,
@@ -206,7 +209,7 @@ fn settings(args: &CompareArgs, network: Network) -> Settings {
         rounds: usize::from(args.rounds.unwrap_or(if args.quick { 3 } else { 5 })),
         window_s: args.seconds.unwrap_or(if args.quick { 0.5 } else { 2.0 }),
         warmup_s: WARMUP.as_secs_f64(),
-        network: network.description().to_owned(),
+        network: network.description(),
         congestion_generator: CONGESTION,
         placement: Placement::choose(),
     }
@@ -223,15 +226,16 @@ fn version_of(peer: &dyn Peer) -> PeerVersion {
     PeerVersion { ours: is_ours(&name), name, version: peer.version().to_owned() }
 }
 
-/// The modes of our gateway.
+/// A mode of our gateway.
 fn is_ours(peer: &str) -> bool {
     peer.starts_with("switchback-")
 }
 
 /// The gateway's binary; it must exist if one of its modes is asked for.
+///
+/// Rivals that are missing are skipped, but a long run without ours is a mistake.
 fn find_binary(args: &CompareArgs) -> Result<PathBuf> {
-    let beside = || std::env::current_exe().map(|path| path.with_file_name("switchback"));
-    let path = args.binary.clone().map_or_else(beside, Ok)?;
+    let path = gateway_path(args)?;
     let needed = chosen(args).iter().any(|kind| is_ours(kind.name()));
     ensure!(
         !needed || path.is_file(),
@@ -242,6 +246,11 @@ fn find_binary(args: &CompareArgs) -> Result<PathBuf> {
     Ok(path.canonicalize().unwrap_or(path))
 }
 
+fn gateway_path(args: &CompareArgs) -> Result<PathBuf> {
+    let beside = || std::env::current_exe().map(|path| path.with_file_name("switchback"));
+    Ok(args.binary.clone().map_or_else(beside, Ok)?)
+}
+
 /// Scenarios with their claims; peers with versions, or why they would be skipped.
 fn list(args: &CompareArgs) -> Result<Verdict> {
     let plan = catalogue::plan(&args.scenario, u64::MAX, false)?;
@@ -250,7 +259,7 @@ fn list(args: &CompareArgs) -> Result<Verdict> {
         text += &format!("  {name:<16} {title}\n{:19}{claim}\n", "");
     }
     text += "\nPeers:\n";
-    let setup = Setup::new(Network::Host, Placement::default(), find_binary(args)?);
+    let setup = Setup::new(Network::Host, Placement::default(), gateway_path(args)?);
     for peer in chosen(args).iter().map(|kind| build(*kind, &setup)) {
         let state = match peer.available() {
             Ok(()) => peer.version().to_owned(),
