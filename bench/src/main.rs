@@ -1,11 +1,11 @@
 //! Measures gateways: added latency, throughput and CPU beside their peers.
 //!
 //! No product crate is linked: ours runs as a process, like every peer.
-//! `commands` reads flags and reports; `gateway` is the comparison, built on `peers` (one trait for
+//! `commands` reads flags and reports; `compare` is the comparison, built on `peers` (one trait for
 //! all rivals), `load` (what is sent), `measure` (what it cost), `stats` and `report`.
 
 mod commands;
-mod gateway;
+mod compare;
 mod load;
 mod measure;
 mod peers;
@@ -28,9 +28,9 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Compare our gateway with a direct connection and a tokio copy loop
-    #[command(after_help = commands::gateway::EXAMPLES)]
-    Gateway(commands::gateway::GatewayArgs),
+    /// Compare our gateway with a direct connection and other relays, interleaved
+    #[command(after_help = commands::compare::EXAMPLES)]
+    Compare(commands::compare::CompareArgs),
     /// Send messages on schedule to an echo and report latency percentiles
     #[command(after_help = commands::load::EXAMPLES)]
     Load(commands::load::LoadArgs),
@@ -38,15 +38,18 @@ enum Command {
     #[command(after_help = commands::echo::EXAMPLES)]
     Echo(commands::echo::EchoArgs),
     /// Relay TCP with a tokio copy loop: the peer to compare with
-    TokioCopy(commands::tokio_copy::TokioCopyArgs),
+    TokioCopy(commands::tokio_copy::RelayArgs),
+    /// Relay TCP with a tokio-uring copy loop: another peer
+    TokioUring(commands::tokio_copy::RelayArgs),
 }
 
 fn main() -> ExitCode {
     let verdict = match Cli::parse().command {
-        Command::Gateway(args) => commands::gateway::run(&args),
+        Command::Compare(args) => commands::compare::run(&args),
         Command::Load(args) => commands::load::run(&args),
         Command::Echo(args) => commands::echo::run(&args).map(|()| Verdict::Complete),
         Command::TokioCopy(args) => commands::tokio_copy::run(&args).map(|()| Verdict::Complete),
+        Command::TokioUring(args) => commands::tokio_uring::run(&args).map(|()| Verdict::Complete),
     };
     match verdict {
         Ok(Verdict::Complete) => ExitCode::SUCCESS,

@@ -1,18 +1,18 @@
 //! The bench as its users run it: exit codes, JSON that keeps its schema, and no process left.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
-const SCHEMA: &str = include_str!("../schema/gateway-1.json");
+const SCHEMA: &str = include_str!("../schema/compare-1.json");
 
 fn bench(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchback-bench"));
     command.args(args).env_remove("SWITCHBACK_BIN").output().unwrap()
 }
 
-fn json(output: &Output) -> Value {
+fn document(output: &Output) -> Value {
     let stderr = String::from_utf8_lossy(&output.stderr);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}; stderr: {stderr}"))
 }
@@ -58,144 +58,162 @@ fn metric<'a>(report: &'a Value, scenario: &str, peer: &str, metric: &str) -> Op
     named(&result["metrics"], "metric", metric)
 }
 
+/// A short run of `compare` with `args` on top.
+fn compare(args: &[&str]) -> Output {
+    bench(&[&["compare", "--rounds", "1", "--seconds", "0.1"], args].concat())
+}
+
+/// A scenario file of our own.
+fn scenario(text: &str) -> NamedTempFile {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+const FEW_IDLE: &str = r#"
+name = "few-idle"
+title = "A few sessions at rest"
+claim = "They take next to nothing."
+
+[workload]
+kind = "idle"
+sessions = 20
+
+[[goal]]
+metric = "rss_per_session"
+peers = ["tokio-copy"]
+at-most = 1000000.0
+
+[[goal]]
+metric = "rss_per_session"
+peers = ["tokio-copy"]
+relative-to = "haproxy-splice"
+at-most = 1.0
+"#;
+
 #[test]
 fn a_run_states_every_figure_in_the_shape_of_the_schema() {
-    let short = ["--rounds", "2", "--seconds", "0.05", "--idle-sessions", "20", "--json", "-"];
-    let output = bench(&[&["gateway", "--peers", "direct,tokio-copy"], &short[..]].concat());
-    let report = json(&output);
+    let idle = scenario(FEW_IDLE);
+    let scenarios = format!("rr64-1,bulk8,{}", idle.path().display());
+    let chosen = ["--quick", "--peers", "direct,tokio-copy", "--scenario", &scenarios];
+    let output = compare(&[&chosen[..], &["--json", "-"]].concat());
+    let report = document(&output);
     conforms(&report, &serde_json::from_str(SCHEMA).unwrap(), "report");
-    assert_eq!(report["failures"], serde_json::json!([]));
+    assert_eq!(report["failures"], json!([]));
     assert_eq!(output.status.code(), Some(0));
     for (scenario, name) in [
-        ("latency1", "added_p50"),
-        ("latency1", "added_p99"),
-        ("latency50", "rtt_p99"),
-        ("latency50", "cpu_per_message"),
-        ("bulk1", "cpu_per_gib"),
+        ("rr64-1", "added_p50"),
+        ("rr64-1", "rtt_p99"),
+        ("rr64-1", "cpu_per_message"),
+        ("bulk8", "cpu_per_gib"),
         ("bulk8", "throughput"),
-        ("idle", "rss_per_session"),
+        ("few-idle", "rss_per_session"),
     ] {
         let found = metric(&report, scenario, "tokio-copy", name);
         let values = found.and_then(|m| m["values"].as_array()).map(Vec::len);
-        let rounds = if scenario == "idle" { 1 } else { 2 };
-        assert_eq!(values, Some(rounds), "{scenario} {name}");
+        assert_eq!(values, Some(1), "{scenario} {name}");
     }
     let ratios = &metric(&report, "bulk8", "tokio-copy", "throughput").unwrap()["ratios"];
     assert_eq!(ratios[0]["to"], "direct");
     assert!(metric(&report, "bulk8", "direct", "cpu_per_gib").is_none(), "no process, no CPU");
+    let goals = report["scenarios"][2]["goals"].as_array().unwrap();
+    let outcomes: Vec<&Value> = goals.iter().map(|goal| &goal["outcome"]).collect();
+    assert_eq!(outcomes, ["met", "not-judged"]);
+}
+
+#[test]
+fn timed_messages_come_with_their_percentiles() {
+    let chosen = ["--peers", "direct", "--scenario", "rr64-1", "--json", "-"];
+    let report = document(&compare(&chosen));
+    let timed = &report["scenarios"][0]["results"][0]["distributions"][0];
+    assert_eq!(timed["label"], "round-trip");
+    let points = timed["points"].as_array().unwrap();
+    let us = |percentile: f64| {
+        points.iter().find(|point| point["percentile"] == percentile).unwrap()["us"]
+            .as_f64()
+            .unwrap()
+    };
+    let p50 = metric(&report, "rr64-1", "direct", "rtt_p50").unwrap();
+    assert!((us(50.0) / p50["median"].as_f64().unwrap() - 1.0).abs() < 0.01);
+    assert!(us(0.0) <= us(50.0) && us(99.99) <= us(100.0));
 }
 
 #[test]
 fn a_gateway_that_does_not_start_is_a_failure_beside_the_others_figures() {
-    let output = bench(&[
-        "gateway",
-        "--peers",
-        "direct,switchback-epoll",
-        "--binary",
-        "/bin/false",
-        "--only",
-        "bulk1",
-        "--rounds",
-        "1",
-        "--seconds",
-        "0.05",
-        "--json",
-        "-",
-    ]);
-    let report = json(&output);
+    let chosen = ["--peers", "direct,switchback-epoll", "--binary", "/bin/false"];
+    let output = compare(&[&chosen[..], &["--scenario", "bulk8", "--json", "-"]].concat());
+    let report = document(&output);
     conforms(&report, &serde_json::from_str(SCHEMA).unwrap(), "report");
     assert_eq!(report["failures"][0]["peer"], "switchback-epoll");
     assert_eq!(report["failures"][0]["during"], "start");
-    assert!(metric(&report, "bulk1", "direct", "throughput").is_some());
+    assert!(metric(&report, "bulk8", "direct", "throughput").is_some());
+    let goals = report["scenarios"][0]["goals"].as_array().unwrap();
+    assert!(!goals.is_empty() && goals.iter().all(|goal| goal["outcome"] == "not-judged"));
     assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]
-fn the_markdown_report_has_a_table_per_scenario_and_the_method() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let path = file.path().to_str().unwrap();
-    let output = bench(&[
-        "gateway",
-        "--peers",
-        "direct,tokio-copy",
-        "--only",
-        "bulk1,idle",
-        "--rounds",
-        "1",
-        "--seconds",
-        "0.05",
-        "--idle-sessions",
-        "5",
-        "--markdown",
-        path,
-    ]);
+fn a_directory_gets_the_report_in_every_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("deep/report");
+    let idle = scenario(FEW_IDLE);
+    let scenarios = format!("rr64-1,{}", idle.path().display());
+    let chosen = ["--peers", "direct,tokio-copy", "--scenario", &scenarios, "--out"];
+    let output = compare(&[&chosen[..], &[out.to_str().unwrap()]].concat());
     assert_eq!(output.status.code(), Some(0));
-    let markdown = std::fs::read_to_string(path).unwrap();
-    for part in ["\n## Bulk, 1 flow\n", "\n| tokio-copy | ", "congestion control: generator reno"] {
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+    let report: Value = serde_json::from_str(&read("report.json")).unwrap();
+    conforms(&report, &serde_json::from_str(SCHEMA).unwrap(), "report");
+    let markdown = read("report.md");
+    for part in ["\n## few-idle: A few", "\n| tokio-copy | ", "generator reno", "met: tokio-copy"] {
         assert!(markdown.contains(part), "{part:?} in {markdown}");
     }
+    assert!(read("report.html").starts_with("<!doctype html>"));
+    assert!(read("rr64-1.tokio-copy.round-trip.hgrm").contains("1/(1-Percentile)"));
     let tables = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(tables.contains("RSS/session KiB") && tables.contains("Warnings"), "{tables}");
+    for part in ["RSS/session KiB", "not judged: tokio-copy", "fewer than 4 rounds"] {
+        assert!(tables.contains(part), "{part:?} in {tables}");
+    }
+    assert!(tables.lines().filter(|line| line.contains('│')).all(|l| l.chars().count() <= 110));
 }
 
 #[test]
-fn wrong_usage_and_a_missing_gateway_are_told_apart() {
-    for wrong in
-        [&["gateway", "--rounds", "0"][..], &["gateway", "--seconds", "NaN"], &["nonsense"]]
+fn what_there_is_can_be_listed() {
+    let output = bench(&["compare", "--list", "--peers", "direct,tokio-copy"]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for part in
+        ["bulk8-both-ways", "slow-reader", "Streams take no throughput", "copy_bidirectional"]
     {
-        assert_eq!(bench(wrong).status.code(), Some(2), "{wrong:?}");
+        assert!(text.contains(part), "{part:?} in {text}");
     }
-    let output = bench(&["gateway", "--binary", "/nonexistent/switchback"]);
+}
+
+#[test]
+fn wrong_usage_says_what_there_is() {
+    let unknown_key = scenario(&FEW_IDLE.replace("claim", "clam"));
+    let unknown_peer = scenario(&FEW_IDLE.replace("haproxy-splice", "haproxy-spice"));
+    let path = |file: &NamedTempFile| file.path().to_str().unwrap().to_owned();
+    for (wrong, hint) in [
+        (["--rounds", "0"], "1..=50"),
+        (["--seconds", "NaN"], "0.05 to 600"),
+        (["--peers", "nobody"], "tokio-copy"),
+        (["--scenario", "bulk9"], "bulk8-both-ways"),
+        (["--scenario", path(&unknown_key).as_str()], "`clam`, expected one of"),
+        (["--scenario", path(&unknown_peer).as_str()], "haproxy-splice256"),
+        (["--scenario", "./nonexistent.toml"], "./nonexistent.toml"),
+    ] {
+        let output = bench(&[&["compare"], &wrong[..]].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {stderr}");
+        assert!(stderr.contains(hint), "{wrong:?}: {hint:?} in {stderr}");
+    }
+}
+
+#[test]
+fn a_missing_gateway_is_said_before_anything_is_measured() {
+    let output = bench(&["compare", "--binary", "/nonexistent/switchback"]);
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(stderr.contains("--binary") && stderr.contains("cargo build --release"), "{stderr}");
-}
-
-/// Kills the echo when the test ends, however it ends.
-struct Echo(Child);
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-#[test]
-fn load_measures_an_echo() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_switchback-bench"));
-    let mut echo = Echo(command.arg("echo").stdout(Stdio::piped()).spawn().unwrap());
-    let mut line = String::new();
-    BufReader::new(echo.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let ready: Value = serde_json::from_str(&line).unwrap();
-    let target = ready["local_addr"].as_str().unwrap();
-    let output = bench(&[
-        "load",
-        "--target",
-        target,
-        "--rate",
-        "500",
-        "--connections",
-        "5",
-        "--seconds",
-        "1",
-        "--warmup",
-        "0",
-        "--sleep",
-        "--json",
-        "-",
-    ]);
-    let report = json(&output);
-    assert_eq!(report["schema"], "switchback-bench/load/1");
-    let latency = &report["latency"];
-    assert_eq!(latency["answered"], latency["sent"]);
-    assert!(latency["sent"].as_u64().unwrap() > 300 && latency["p50_us"].as_f64().unwrap() > 0.0);
-    assert_eq!(output.status.code(), Some(0));
-}
-
-#[test]
-fn a_target_that_refuses_is_an_error() {
-    let output = bench(&["load", "--target", "127.0.0.1:1", "--seconds", "1"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("127.0.0.1:1"));
 }

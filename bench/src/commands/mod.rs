@@ -1,9 +1,10 @@
 //! One file per subcommand.
 
+pub(crate) mod compare;
 pub(crate) mod echo;
-pub(crate) mod gateway;
 pub(crate) mod load;
 pub(crate) mod tokio_copy;
+pub(crate) mod tokio_uring;
 
 use std::io::Write;
 use std::path::Path;

@@ -1,12 +1,19 @@
-//! The workloads: open-loop request and response, and bulk.
+//! What is sent: workloads, and the generator that carries them out on one thread.
 //!
-//! `schedule` and `ledger` decide and count (pure); `request_response` and `bulk` move the bytes,
-//! both ends of a flow on one thread, so that the relay in between is what is measured.
+//! `workload` names a load, `sample` takes one measurement of it. `schedule`, `sizes` and `ledger`
+//! decide and count (pure). `exchange` carries messages, `streams` carries bulk, and `drive` is the
+//! one loop that turns either or both; `sessions` sets sessions up and takes them down again.
+//! Both ends of a flow are on one thread, so that the relay in between is what is measured.
 
-pub(crate) mod bulk;
+pub(crate) mod drive;
+pub(crate) mod exchange;
 pub(crate) mod ledger;
-pub(crate) mod request_response;
+pub(crate) mod sample;
 pub(crate) mod schedule;
+pub(crate) mod sessions;
+pub(crate) mod sizes;
+pub(crate) mod streams;
+pub(crate) mod workload;
 
 use std::time::Duration;
 
@@ -14,3 +21,10 @@ use std::time::Duration;
 ///
 /// 5 s: far above any queue a working relay holds on loopback, so whoever misses it has lost bytes.
 pub(crate) const DRAIN: Duration = Duration::from_secs(5);
+
+/// Bytes per GiB.
+pub(crate) const GIB: f64 = (1_u64 << 30) as f64;
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

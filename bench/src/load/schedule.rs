@@ -16,7 +16,7 @@ pub(crate) enum Arrivals {
     #[default]
     Poisson,
     /// A metronome: equal gaps.
-    Fixed,
+    Even,
 }
 
 /// One message to send.
@@ -61,7 +61,7 @@ impl Iterator for Schedule {
         let due = Due { at_ns: self.next_ns as u64, connection: self.sent % self.connections };
         self.sent += 1;
         self.next_ns += match self.arrivals {
-            Arrivals::Fixed => self.mean_gap_ns,
+            Arrivals::Even => self.mean_gap_ns,
             // Inverse transform; 1 - u is in (0, 1], so the logarithm is finite.
             Arrivals::Poisson => -self.mean_gap_ns * (1.0 - self.rng.random::<f64>()).ln(),
         };
@@ -74,8 +74,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fixed_arrivals_are_a_metronome_dealt_in_turn() {
-        let dues: Vec<Due> = Schedule::new(Arrivals::Fixed, 1000.0, 2, 1).take(4).collect();
+    fn even_arrivals_are_a_metronome_dealt_in_turn() {
+        let dues: Vec<Due> = Schedule::new(Arrivals::Even, 1000.0, 2, 1).take(4).collect();
         let expected: Vec<Due> =
             (0..4).map(|i| Due { at_ns: i * 1_000_000, connection: (i % 2) as usize }).collect();
         assert_eq!(dues, expected);

@@ -1,15 +1,15 @@
-//! No peer at all: one TCP connection over loopback. The floor everything is compared with.
+//! No peer at all: one TCP connection. The floor everything is compared with.
 
 use anyhow::Result;
 use rustix::process::Pid;
 
 use super::socket::Dialer;
-use super::{Flow, Peer};
+use super::{Dialling, Flow, Peer};
 
 /// Name in reports; ratios and added latency refer to it.
 pub(crate) const DIRECT: &str = "direct";
 
-/// The kernel's loopback.
+/// Nothing but the kernel: loopback, or two hops of veth.
 #[derive(Debug)]
 pub(crate) struct Direct {
     dialer: Dialer,
@@ -28,7 +28,7 @@ impl Peer for Direct {
     }
 
     fn version(&self) -> &str {
-        "kernel loopback"
+        "the kernel alone"
     }
 
     fn start(&mut self) -> Result<()> {
@@ -41,6 +41,11 @@ impl Peer for Direct {
 
     fn open(&mut self, count: usize) -> Result<Vec<Flow>> {
         (0..count).map(|_| self.dialer.direct_flow()).collect()
+    }
+
+    fn dial(&mut self, _count: usize) -> Result<Dialling> {
+        let far = self.dialer.listen()?;
+        Ok(Dialling::Proxied { relay: far.local_addr()?, far })
     }
 
     fn pids(&self) -> Vec<Pid> {

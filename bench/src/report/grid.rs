@@ -1,97 +1,181 @@
-//! Rows and columns of a scenario, rendered as a terminal table or as markdown.
+//! Rows and columns of a scenario: narrow tables for a terminal, one wide table for a document.
 
 use std::collections::BTreeSet;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
 use super::metric::Metric;
-use super::{MetricResult, Noise, PeerResult, ScenarioReport};
-use crate::stats::Ratio;
+use super::{MetricResult, Noise, OURS, PeerResult, ScenarioReport};
+use crate::peers::direct::DIRECT;
+use crate::stats::{Ratio, Summary};
 
-/// A header and rows; a cell is a list of lines.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Grid {
-    header: Vec<String>,
-    rows: Vec<Vec<Vec<String>>>,
+/// Widest table: what fits a terminal beside another window.
+const WIDTH_MAX: usize = 110;
+
+/// Columns that belong together: a header, and a cell per peer, for each.
+struct Group {
+    columns: Vec<Column>,
 }
 
-impl Grid {
-    /// Peers down, metrics across, noise last.
-    pub(crate) fn of(scenario: &ScenarioReport) -> Grid {
-        let known: BTreeSet<Metric> =
-            scenario.results.iter().flat_map(|r| r.metrics.iter().map(|m| m.metric)).collect();
-        let mut header = vec!["peer".to_owned()];
-        header.extend(known.iter().map(|m| format!("{} {}", m.heading(), m.unit())));
-        header.push("noise".to_owned());
-        Grid { header, rows: scenario.results.iter().map(|result| row(result, &known)).collect() }
+struct Column {
+    header: String,
+    cells: Vec<String>,
+}
+
+impl Column {
+    fn new(header: String, cells: impl Iterator<Item = String>) -> Column {
+        Column { header, cells: cells.collect() }
     }
 
-    /// A table for a terminal.
-    pub(crate) fn to_table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_FULL);
-        table.set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(&self.header);
-        for row in &self.rows {
-            table.add_row(row.iter().map(|lines| lines.join("\n")));
+    /// Characters, with the border and padding of one side.
+    fn width(&self) -> usize {
+        let widest = self.cells.iter().chain([&self.header]).map(|cell| cell.chars().count()).max();
+        widest.unwrap_or(0) + 3
+    }
+}
+
+/// Tables of a scenario for a terminal: peers down, metrics across, noise last, as many tables as
+/// the width asks for.
+pub(crate) fn tables(scenario: &ScenarioReport) -> String {
+    let results = &scenario.results;
+    let peers = Column::new("peer".to_owned(), results.iter().map(|result| result.peer.clone()));
+    let mut groups: Vec<Group> =
+        metrics(scenario).iter().map(|metric| metric_group(*metric, results)).collect();
+    groups.push(noise_group(results));
+    let mut text = String::new();
+    let mut columns: Vec<Column> = Vec::new();
+    for group in groups {
+        let width = |columns: &[Column]| columns.iter().map(Column::width).sum::<usize>();
+        let needed = 1 + peers.width() + width(&columns) + width(&group.columns);
+        if needed > WIDTH_MAX && !columns.is_empty() {
+            text += &table(&peers, &std::mem::take(&mut columns));
         }
-        table.to_string()
+        columns.extend(group.columns);
     }
+    text + &table(&peers, &columns)
+}
 
-    /// A GitHub-flavoured markdown table.
-    pub(crate) fn to_markdown(&self) -> String {
-        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-        let mut text = line(&self.header);
-        text += &line(&vec!["---".to_owned(); self.header.len()]);
-        for row in &self.rows {
-            let cells: Vec<String> = row.iter().map(|lines| lines.join("<br>")).collect();
-            text += &line(&cells);
+/// One markdown table with the range and the p-value of every difference.
+pub(crate) fn markdown(scenario: &ScenarioReport) -> String {
+    let metrics = metrics(scenario);
+    let mut header = vec!["peer".to_owned()];
+    header.extend(metrics.iter().map(|metric| heading(*metric)));
+    header.push(NOISE_HEADER.to_owned());
+    let rows = scenario.results.iter().map(|result| {
+        let mut cells = vec![result.peer.clone()];
+        let cell = |metric: &Metric| find(result, *metric).map_or_else(dash, wide_cell);
+        cells.extend(metrics.iter().map(cell));
+        cells.push([shares(&result.noise), result.noise.marks.join(", ")].join(" "));
+        cells
+    });
+    markdown_table(&header, rows)
+}
+
+/// A GitHub-flavoured markdown table.
+pub(crate) fn markdown_table(header: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let mut text = line(header);
+    text += &line(&vec!["---".to_owned(); header.len()]);
+    rows.for_each(|row| text += &line(&row));
+    text
+}
+
+/// Every metric that some peer has, in the order of the metrics.
+fn metrics(scenario: &ScenarioReport) -> BTreeSet<Metric> {
+    let all = scenario.results.iter().flat_map(|result| &result.metrics);
+    all.map(|result| result.metric).collect()
+}
+
+fn find(result: &PeerResult, metric: Metric) -> Option<&MetricResult> {
+    result.metrics.iter().find(|found| found.metric == metric)
+}
+
+/// Median with its spread, and the multiples of the references that anybody has.
+fn metric_group(metric: Metric, results: &[PeerResult]) -> Group {
+    let found = || results.iter().map(|result| find(result, metric));
+    let median = |result: Option<&MetricResult>| result.map_or_else(dash, narrow_cell);
+    let mut columns = vec![Column::new(heading(metric), found().map(median))];
+    for (reference, header) in [(DIRECT, "/direct"), (OURS, "/ours")] {
+        let ratio_of = |result: Option<&MetricResult>| {
+            result?.ratios.iter().find(|ratio| ratio.to == reference).map(multiple)
+        };
+        if found().any(|result| ratio_of(result).is_some()) {
+            let cells = found().map(|result| ratio_of(result).unwrap_or_else(dash));
+            columns.push(Column::new(header.to_owned(), cells));
         }
-        text
     }
+    Group { columns }
 }
 
-/// A dash where a metric has no meaning for this peer (CPU of no process).
-fn row(result: &PeerResult, known: &BTreeSet<Metric>) -> Vec<Vec<String>> {
-    let mut cells = vec![vec![result.peer.clone()]];
-    let find = |wanted: &Metric| result.metrics.iter().find(|m| m.metric == *wanted);
-    cells.extend(known.iter().map(|m| find(m).map_or_else(|| vec!["-".to_owned()], cell)));
-    cells.push(noise(&result.noise));
-    cells
+/// What the numbers in the noise column are.
+const NOISE_HEADER: &str = "steal other softirq gen %";
+
+fn noise_group(results: &[PeerResult]) -> Group {
+    let shares = results.iter().map(|result| shares(&result.noise));
+    let mut columns = vec![Column::new(NOISE_HEADER.to_owned(), shares)];
+    if results.iter().any(|result| !result.noise.marks.is_empty()) {
+        let marks = results.iter().map(|result| result.noise.marks.join(", "));
+        columns.push(Column::new("marks".to_owned(), marks));
+    }
+    Group { columns }
 }
 
-/// `12.3 [11.9..14.0]`, then a line per ratio.
-fn cell(metric: &MetricResult) -> Vec<String> {
-    let summary = &metric.summary;
-    let spread = if summary.values.len() > 1 {
-        format!(" [{}..{}]", number(summary.min), number(summary.max))
-    } else {
-        String::new()
-    };
-    let mut lines = vec![format!("{}{spread}", number(summary.median))];
-    lines.extend(metric.ratios.iter().map(ratio));
-    lines
+fn table(peers: &Column, columns: &[Column]) -> String {
+    let all: Vec<&Column> = std::iter::once(peers).chain(columns).collect();
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(all.iter().map(|column| &column.header));
+    for row in 0..peers.cells.len() {
+        table.add_row(all.iter().map(|column| &column.cells[row]));
+    }
+    format!("{table}\n")
 }
 
-/// `0.38x tokio-copy`; with a leading `~` where the difference is not established.
-fn ratio(ratio: &Ratio) -> String {
+fn heading(metric: Metric) -> String {
+    format!("{} {}", metric.heading(), metric.unit()).trim_end().to_owned()
+}
+
+/// Where a metric has no meaning for a peer (CPU of no process).
+fn dash() -> String {
+    "-".to_owned()
+}
+
+/// `12.3 ±4%`: half the range over the rounds, in percent of the median.
+fn narrow_cell(result: &MetricResult) -> String {
+    let Summary { values, median, min, max, .. } = &result.summary;
+    if values.len() < 2 || *median == 0.0 {
+        return number(*median);
+    }
+    let spread = (max - min) / 2.0 / median.abs() * 100.0;
+    format!("{} ±{spread:.0}%", number(*median))
+}
+
+/// `12.3 [11.9..14.0]`, then a line per multiple with its p-value.
+fn wide_cell(result: &MetricResult) -> String {
+    let Summary { values, median, min, max, .. } = &result.summary;
+    let mut text = number(*median);
+    if values.len() > 1 {
+        text += &format!(" [{}..{}]", number(*min), number(*max));
+    }
+    for ratio in &result.ratios {
+        text += &format!("<br>{} {} (p {:.3})", multiple(ratio), ratio.to, ratio.p_value);
+    }
+    text
+}
+
+/// `0.38x`; with a leading `~` where the difference is not established.
+fn multiple(ratio: &Ratio) -> String {
     let sign = if ratio.established { "" } else { "~" };
-    format!("{sign}{:.2}x {}", ratio.median, ratio.to)
+    format!("{sign}{:.2}x", ratio.median)
 }
 
-fn noise(noise: &Noise) -> Vec<String> {
-    let percent = |share: f64| format!("{:.0}%", share * 100.0);
-    let shares = format!(
-        "steal {} other {} gen {}",
-        percent(noise.steal_max),
-        percent(noise.foreign_max),
-        percent(noise.generator_max)
-    );
-    let mut lines = vec![shares];
-    if !noise.marks.is_empty() {
-        lines.push(noise.marks.join(", "));
-    }
-    lines
+/// The four shares under [`NOISE_HEADER`], in percent.
+fn shares(noise: &Noise) -> String {
+    let Noise { steal_max, foreign_max, softirq_max, generator_max, .. } = noise;
+    [steal_max, foreign_max, softirq_max, generator_max]
+        .map(|share| format!("{:.0}", share * 100.0))
+        .join(" ")
 }
 
 /// About three significant digits.
@@ -108,34 +192,69 @@ pub(crate) fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::Summary;
+    use crate::load::workload::Workload;
 
-    fn scenario() -> ScenarioReport {
+    fn peer(name: &str, metrics: &[Metric]) -> PeerResult {
         let ours = [0.15, 0.16, 0.14, 0.15];
-        let theirs = [0.30, 0.31, 0.29, 0.30];
-        let ratios = vec![
-            Ratio::of("tokio-copy", &ours, &theirs).unwrap(),
-            Ratio::of("twin", &ours, &ours).unwrap(),
+        let ratios = || {
+            vec![
+                Ratio::of(DIRECT, &ours, &[0.30, 0.31, 0.29, 0.30]).unwrap(),
+                Ratio::of(OURS, &ours, &ours).unwrap(),
+            ]
+        };
+        let result =
+            |metric: &Metric| MetricResult::new(*metric, Summary::of(&ours).unwrap(), ratios());
+        PeerResult {
+            peer: name.to_owned(),
+            metrics: metrics.iter().map(result).collect(),
+            distributions: Vec::new(),
+            noise: Noise { foreign_max: 0.25, marks: vec!["noisy".into()], ..Noise::default() },
+        }
+    }
+
+    fn scenario(metrics: &[Metric]) -> ScenarioReport {
+        ScenarioReport {
+            name: "bulk8".into(),
+            title: "Bulk".into(),
+            claim: "It is fast.".into(),
+            workload: Workload::Bulk { flows: 8, both_ways: false },
+            notes: Vec::new(),
+            results: vec![peer("switchback-busy-poll", metrics), peer("other", &[])],
+            goals: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_row_states_median_spread_multiples_and_doubt() {
+        let text = tables(&scenario(&[Metric::CpuPerGib]));
+        for part in ["CPU/GiB s/GiB", "0.150 ±7%", " 0.50x ", " ~1.00x ", " 0 25 0 0 ", "noisy"] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+        let other = text.lines().find(|line| line.contains("│ other")).unwrap();
+        assert!(other.contains(" - "), "a peer without the metric has a dash: {other}");
+    }
+
+    #[test]
+    fn many_metrics_make_many_tables_and_none_is_too_wide() {
+        let all = [
+            Metric::RttP50,
+            Metric::RttP99,
+            Metric::RttP999,
+            Metric::CpuPerMessage,
+            Metric::MessagesPerSecond,
         ];
-        let metric = MetricResult::new(Metric::CpuPerGib, Summary::of(&ours).unwrap(), ratios);
-        let noise = Noise { foreign_max: 0.25, marks: vec!["noisy".into()], ..Noise::default() };
-        let result = PeerResult { peer: "ours".into(), metrics: vec![metric], noise };
-        ScenarioReport { name: "bulk8".into(), title: "Bulk".into(), results: vec![result] }
+        let text = tables(&scenario(&all));
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH_MAX), "{text}");
+        assert!(all.iter().all(|metric| text.contains(&heading(*metric))), "{text}");
+        assert!(text.matches("switchback-busy-poll").count() > 1);
     }
 
     #[test]
-    fn a_cell_states_median_spread_ratios_and_doubt() {
-        let grid = Grid::of(&scenario());
-        assert_eq!(grid.header, ["peer", "CPU/GiB s/GiB", "noise"]);
-        assert_eq!(grid.rows[0][1], ["0.150 [0.140..0.160]", "0.50x tokio-copy", "~1.00x twin"]);
-        assert_eq!(grid.rows[0][2], ["steal 0% other 25% gen 0%", "noisy"]);
-    }
-
-    #[test]
-    fn markdown_keeps_every_row_on_one_line() {
-        let text = Grid::of(&scenario()).to_markdown();
-        assert_eq!(text.lines().count(), 3);
-        assert!(text.contains("0.50x tokio-copy<br>~1.00x twin"), "{text}");
+    fn markdown_keeps_every_row_on_one_line_and_states_the_probability() {
+        let text = markdown(&scenario(&[Metric::CpuPerGib]));
+        assert_eq!(text.lines().count(), 4);
+        let expected = "0.150 [0.140..0.160]<br>0.50x direct (p 0.029)<br>~1.00x switchback-uring";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -1,84 +1,171 @@
 //! The report for people: what was measured how, a table per scenario, goals, failures, warnings.
 
-use super::grid::{Grid, number};
-use super::{GatewayReport, Goal};
+use super::grid::{self, number};
+use super::summary;
+use super::{Bound, CompareReport, GoalResult, Outcome, ScenarioReport};
 
-/// Legend below the tables.
-const LEGEND: &str = "Cells: median [min..max] over the rounds, then multiples of other peers (median of the rounds; ~ = \
-    difference not established, rank test p >= 0.05).\nRTT counts from the intended send time. noise: \
-    worst round; steal = hypervisor, other = neither peer nor generator, gen = generator thread.";
+/// Legend of the terminal's tables.
+const LEGEND: &str = "\
+Cells: median ±half the range over the rounds. /direct, /ours: multiples of direct and of
+switchback-uring, median of the ratios taken round by round; ~ = no difference established (exact
+rank test, p >= 0.05). RTT counts from the intended send time where the load is open loop.
+Noise is that of the worst round: steal = hypervisor, other = neither peer nor generator, softirq =
+packets handled by the kernel (part of it inside the peers' own calls), gen = generator thread.
+";
+
+/// Legend of the document's tables.
+const LEGEND_WIDE: &str = "\
+Cells: median [min..max] over the rounds, then multiples of other peers: median of the ratios taken \
+round by round, with the p-value of an exact rank test on the difference; ~ = not established \
+(p >= 0.05). RTT counts from the intended send time where the load is open loop. Noise is that of \
+the worst round: steal = hypervisor, other = neither peer nor generator, softirq = packets handled \
+by the kernel (part of it inside the peers' own calls), gen = generator thread.
+";
 
 /// For a terminal.
-pub(crate) fn terminal(report: &GatewayReport) -> String {
-    let mut text = preamble(report, "", "");
+pub(crate) fn terminal(report: &CompareReport) -> String {
+    let mut text = format!("Comparison\n{}", method(report, ""));
     for scenario in &report.scenarios {
-        text += &format!("\n{}\n{}\n", scenario.title, Grid::of(scenario).to_table());
+        text += &format!("\n{}: {}\n{}\n", scenario.name, scenario.title, scenario.claim);
+        scenario.notes.iter().for_each(|note| text += &format!("note: {note}\n"));
+        text += &grid::tables(scenario);
+        scenario.goals.iter().for_each(|goal| text += &format!("  {}\n", goal_line(goal)));
     }
-    text + "\n" + LEGEND + "\n" + &remarks(report, "\n", "")
+    text + "\n" + LEGEND + &remarks(report, "\n", "")
 }
 
 /// For a document.
-pub(crate) fn markdown(report: &GatewayReport) -> String {
-    let mut text = preamble(report, "# ", "* ");
-    for scenario in &report.scenarios {
-        text += &format!("\n## {}\n\n{}", scenario.title, Grid::of(scenario).to_markdown());
+pub(crate) fn markdown(report: &CompareReport) -> String {
+    let mut text = format!("# Comparison\n\n{}", method(report, "* "));
+    let summary = summary::table(report);
+    if !summary.is_empty() {
+        text += &format!("\n## Goals\n\n{summary}");
     }
-    text + "\n" + LEGEND + "\n" + &remarks(report, "\n## ", "\n")
+    for scenario in &report.scenarios {
+        text += &format!("\n## {}: {}\n\n{}\n\n", scenario.name, scenario.title, scenario.claim);
+        text += &list(scenario.notes.iter().map(|note| format!("Note: {note}")));
+        text += &grid::markdown(scenario);
+        text += &goals(scenario);
+    }
+    text + "\n" + LEGEND_WIDE + &remarks(report, "\n## ", "\n")
 }
 
-fn preamble(report: &GatewayReport, heading: &str, bullet: &str) -> String {
+fn goals(scenario: &ScenarioReport) -> String {
+    if scenario.goals.is_empty() {
+        return String::new();
+    }
+    format!("\n{}", list(scenario.goals.iter().map(goal_line)))
+}
+
+fn method(report: &CompareReport, bullet: &str) -> String {
     let (host, settings) = (&report.host, &report.settings);
     let cpu = |cpu: Option<usize>| cpu.map_or("any CPU".to_owned(), |cpu| format!("CPU {cpu}"));
-    let mut text = format!("{heading}Gateway comparison\n");
-    let after_heading = if heading.is_empty() { "" } else { "\n" };
-    text += after_heading;
-    text += &format!(
-        "{bullet}host: {} x {}, Linux {}, load {:.2}\n",
-        host.cpus, host.cpu, host.kernel, host.load_1min
-    );
-    text += &format!(
-        "{bullet}method: {} interleaved rounds of {} s after {} s warm-up; relay on {}, generator on {}\n",
-        settings.rounds,
-        settings.window_s,
-        settings.warmup_s,
-        cpu(settings.placement.relay_cpu),
-        cpu(settings.placement.generator_cpu)
-    );
-    text += &format!(
-        "{bullet}network: loopback of a {} namespace; congestion control: generator {}, relays {} (default)\n",
-        settings.network, settings.congestion_generator, host.congestion_default
-    );
-    for peer in &report.peers {
-        text += &format!("{bullet}{}: {}\n", peer.name, peer.version);
-    }
-    text
+    let mut lines = vec![
+        format!("command: switchback-bench {}", report.command),
+        format!(
+            "host: {} x {}, Linux {}, load {:.2}",
+            host.cpus, host.cpu, host.kernel, host.load_1min
+        ),
+        format!(
+            "method: {} interleaved rounds of {} s after {} s warm-up; relay on {}, generator on {}",
+            settings.rounds,
+            settings.window_s,
+            settings.warmup_s,
+            cpu(settings.placement.relay_cpu),
+            cpu(settings.placement.generator_cpu)
+        ),
+        format!(
+            "network: {}; congestion control: generator {}, relays {} (default)",
+            settings.network, settings.congestion_generator, host.congestion_default
+        ),
+    ];
+    lines.extend(report.peers.iter().map(|peer| format!("{}: {}", peer.name, peer.version)));
+    let skipped = report
+        .skipped
+        .iter()
+        .map(|skip| format!("{}: skipped: {} ({})", skip.peer, skip.reason, skip.remedy));
+    lines.extend(skipped);
+    lines.iter().map(|line| format!("{bullet}{line}\n")).collect()
 }
 
-fn remarks(report: &GatewayReport, heading: &str, after_heading: &str) -> String {
+fn remarks(report: &CompareReport, heading: &str, after_heading: &str) -> String {
     let failures = report
         .failures
         .iter()
         .map(|failure| format!("{} ({}): {}", failure.peer, failure.during, failure.reason));
-    section(heading, after_heading, "Goals", report.goals.iter().map(goal))
-        + &section(heading, after_heading, "Failures", failures)
-        + &section(heading, after_heading, "Warnings", report.warnings.iter().cloned())
+    let section = |name: &str, body: String| {
+        if body.is_empty() { body } else { format!("{heading}{name}\n{after_heading}{body}") }
+    };
+    section("Failures", list(failures))
+        + &section("Warnings", list(report.warnings.iter().cloned()))
 }
 
-fn section(
-    heading: &str,
-    after_heading: &str,
-    name: &str,
-    lines: impl Iterator<Item = String>,
-) -> String {
-    let body: String = lines.map(|line| format!("* {line}\n")).collect();
-    if body.is_empty() { body } else { format!("{heading}{name}\n{after_heading}{body}") }
+fn list(lines: impl Iterator<Item = String>) -> String {
+    lines.map(|line| format!("* {line}\n")).collect()
 }
 
-fn goal(goal: &Goal) -> String {
-    let verdict = if goal.met { "met" } else { "MISSED" };
-    let (wanted, measured) = (number(goal.wanted), number(goal.measured));
-    format!(
-        "{verdict}: {} {}: {} {wanted}; measured {measured}",
-        goal.peer, goal.scenario, goal.what
-    )
+/// `met: switchback-uring CPU/GiB <= 0.65x haproxy-splice: 0.61x (6 % better than asked)`.
+fn goal_line(goal: &GoalResult) -> String {
+    let what = format!("{} {} {}", goal.peer, goal.metric.heading(), limit(goal));
+    let (Some(measured), Some(margin)) = (goal.measured, goal.margin_percent) else {
+        return format!("not judged: {what}: {}", goal.reason.as_deref().unwrap_or("no figures"));
+    };
+    let (verdict, by) = match goal.outcome {
+        Outcome::Met => ("met", "better than asked"),
+        _ => ("MISSED", "short of it"),
+    };
+    format!("{verdict}: {what}: {} ({:.0} % {by})", amount(measured, goal.unit), margin.abs())
+}
+
+/// `<= 0.65x haproxy-splice`, `<= 1.5 KiB`.
+pub(super) fn limit(goal: &GoalResult) -> String {
+    let sign = if goal.bound == Bound::AtMost { "<=" } else { ">=" };
+    let reference = goal.relative_to.as_ref().map(|peer| format!(" {peer}")).unwrap_or_default();
+    format!("{sign} {}{reference}", amount(goal.wanted, goal.unit))
+}
+
+/// `0.65x`, `1.50 KiB`.
+pub(super) fn amount(value: f64, unit: &str) -> String {
+    match unit {
+        "x" => format!("{value:.2}x"),
+        _ => format!("{} {unit}", number(value)).trim_end().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::metric::Metric;
+
+    fn goal(measured: Option<f64>, margin: Option<f64>, outcome: Outcome) -> GoalResult {
+        GoalResult {
+            peer: "ours".into(),
+            metric: Metric::CpuPerGib,
+            unit: "x",
+            relative_to: Some("rival".into()),
+            bound: Bound::AtMost,
+            wanted: 0.65,
+            measured,
+            outcome,
+            margin_percent: margin,
+            reason: measured.is_none().then(|| "rival has no CPU/GiB here".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_goal_says_what_was_asked_and_by_how_much_it_was_met_or_missed() {
+        let line = |measured, margin, outcome| goal_line(&goal(measured, margin, outcome));
+        assert_eq!(
+            line(Some(0.52), Some(20.0), Outcome::Met),
+            "met: ours CPU/GiB <= 0.65x rival: 0.52x (20 % better than asked)"
+        );
+        assert_eq!(
+            line(Some(0.78), Some(-20.0), Outcome::Missed),
+            "MISSED: ours CPU/GiB <= 0.65x rival: 0.78x (20 % short of it)"
+        );
+        assert_eq!(
+            line(None, None, Outcome::NotJudged),
+            "not judged: ours CPU/GiB <= 0.65x rival: rival has no CPU/GiB here"
+        );
+    }
 }

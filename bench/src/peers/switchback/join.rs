@@ -15,11 +15,16 @@ use crate::peers::socket::{CONNECT_WITHIN, Dialer};
 
 /// Two matching admissions, as `switchback pairs` prints them. Hellos hold tickets: no Debug.
 #[derive(Deserialize)]
-pub(super) struct Pair {
+pub(crate) struct Pair {
     #[serde(deserialize_with = "base64")]
-    client_hello: Vec<u8>,
+    pub(crate) client_hello: Vec<u8>,
     #[serde(deserialize_with = "base64")]
-    agent_hello: Vec<u8>,
+    pub(crate) agent_hello: Vec<u8>,
+}
+
+/// The name of the refusal that `bytes` are, if a gateway refused a leg with them.
+pub(crate) fn refusal(bytes: &[u8]) -> Option<String> {
+    is_alert(bytes).then(|| alert_name(bytes[6]))
 }
 
 /// TLS record type of an alert.
@@ -33,7 +38,7 @@ const ALERT_BYTES: usize = 7;
 /// # Errors
 /// A leg is refused (the alert is named), closed, silent for 5 s, or another hello comes out.
 pub(super) fn join(dialer: &Dialer, gateway: SocketAddr, pair: &Pair) -> Result<Flow> {
-    let mut far = dialer.connect(gateway).context("dialling as the agent")?;
+    let mut far = dialer.connect_far(gateway).context("dialling as the agent")?;
     far.write_all(&pair.agent_hello).context("sending the agent's hello")?;
     let mut near = dialer.connect(gateway).context("dialling as the client")?;
     near.write_all(&pair.client_hello).context("sending the client's hello")?;
@@ -71,9 +76,8 @@ fn refusal_on(near: &mut TcpStream) -> Option<anyhow::Error> {
     near.set_nonblocking(true).ok()?;
     let mut bytes = [0; ALERT_BYTES];
     near.read_exact(&mut bytes).ok()?;
-    let refused = is_alert(&bytes);
-    refused
-        .then(|| anyhow::anyhow!("the gateway refused the client's leg: {}", alert_name(bytes[6])))
+    let refusal = refusal(&bytes)?;
+    Some(anyhow::anyhow!("the gateway refused the client's leg: {refusal}"))
 }
 
 fn is_alert(bytes: &[u8]) -> bool {

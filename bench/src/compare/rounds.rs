@@ -5,22 +5,15 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 
-use super::sample::{Conditions, Sample, sample};
-use super::scenario::{Scenario, Workload};
+use super::scenario::Scenario;
+use crate::load::sample::{Conditions, Sample, sample};
+use crate::load::workload::Workload;
 use crate::peers::Peer;
 use crate::peers::verify::verify;
+use crate::report::Failure;
 
 /// All samples of one scenario, by peer name, in the order of the rounds.
 pub(crate) type Samples = BTreeMap<String, Vec<Sample>>;
-
-/// A peer that did not make it through something.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct Failure {
-    pub(crate) peer: String,
-    /// The scenario, or `start`.
-    pub(crate) during: String,
-    pub(crate) reason: String,
-}
 
 /// How many measurements [`run_scenario`] takes: the length of its progress bar.
 pub(crate) fn measurements(scenario: &Scenario, rounds: usize, peers: usize) -> u64 {
@@ -42,7 +35,7 @@ pub(crate) fn start_all(peers: &mut Vec<Box<dyn Peer>>, failures: &mut Vec<Failu
 /// Measures one scenario on all peers in interleaved rounds.
 ///
 /// A peer that fails is left out of the rest of the scenario, and its earlier rounds are discarded:
-/// there are no figures of a peer that fails.
+/// there are no figures of a peer that fails. It is started anew for the next scenario.
 pub(crate) fn run_scenario(
     scenario: &Scenario,
     rounds: usize,
@@ -54,13 +47,13 @@ pub(crate) fn run_scenario(
     let mut samples = Samples::new();
     let mut failed = vec![false; peers.len()];
     let rounds = rounds_of(scenario, rounds);
+    let name = scenario.name.as_str();
     for round in 0..rounds {
         for index in order(round, peers.len()) {
             let peer = peers[index].as_mut();
-            let name = scenario.kind.name();
-            progress.set_message(format!("{name} {}/{rounds} {}", round + 1, peer.name()));
+            progress.set_message(format!("{name} round {}/{rounds} {}", round + 1, peer.name()));
             if !failed[index] {
-                match sample(peer, scenario.workload, Conditions { round, ..conditions }) {
+                match sample(peer, &scenario.workload, Conditions { round, ..conditions }) {
                     Ok(Some(sample)) => {
                         samples.entry(peer.name().to_owned()).or_default().push(sample);
                     }
@@ -69,6 +62,7 @@ pub(crate) fn run_scenario(
                         failed[index] = true;
                         samples.remove(peer.name());
                         failures.push(failure(peer, name, &error));
+                        start_anew(peer);
                     }
                 }
             }
@@ -76,6 +70,13 @@ pub(crate) fn run_scenario(
         }
     }
     samples
+}
+
+/// Whatever it failed at must not fail the next scenario too. If it does not start, that shows
+/// there.
+fn start_anew(peer: &mut dyn Peer) {
+    let _ = peer.stop();
+    let _ = peer.start();
 }
 
 /// Peers of one round: forwards in even rounds, backwards in odd ones.
@@ -111,16 +112,25 @@ fn failure(peer: &dyn Peer, during: &str, error: &anyhow::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::scenario::{Kind, scenarios};
     use crate::peers::Flow;
     use crate::peers::direct::Direct;
     use crate::peers::socket::Dialer;
+    use std::cell::Cell;
+    use std::rc::Rc;
     use std::time::Duration;
 
-    /// Carries `good` openings, then none.
+    const SCENARIO: &str = r#"
+        name = "one"
+        title = "One flow"
+        claim = "It is fast."
+        workload = { kind = "bulk", flows = 1 }
+    "#;
+
+    /// Carries `good` openings after each start, then none.
     struct Failing {
         direct: Direct,
         good: usize,
+        starts: Rc<Cell<usize>>,
     }
 
     impl Peer for Failing {
@@ -131,6 +141,8 @@ mod tests {
             "test"
         }
         fn start(&mut self) -> Result<()> {
+            self.starts.set(self.starts.get() + 1);
+            self.good = 2;
             Ok(())
         }
         fn stop(&mut self) -> Result<()> {
@@ -139,6 +151,9 @@ mod tests {
         fn open(&mut self, count: usize) -> Result<Vec<Flow>> {
             self.good = self.good.checked_sub(1).context("no more flows")?;
             self.direct.open(count)
+        }
+        fn dial(&mut self, count: usize) -> Result<crate::peers::Dialling> {
+            self.direct.dial(count)
         }
         fn pids(&self) -> Vec<rustix::process::Pid> {
             Vec::new()
@@ -155,15 +170,14 @@ mod tests {
     #[test]
     fn a_peer_that_fails_midway_has_no_figures_and_stops_nobody() {
         let dialer = Dialer::system_default();
-        let mut peers: Vec<Box<dyn Peer>> = vec![
-            Box::new(Direct::new(dialer)),
-            Box::new(Failing { direct: Direct::new(dialer), good: 2 }),
-        ];
+        let starts = Rc::new(Cell::new(0));
+        let failing = Failing { direct: Direct::new(dialer), good: 0, starts: starts.clone() };
+        let mut peers: Vec<Box<dyn Peer>> = vec![Box::new(Direct::new(dialer)), Box::new(failing)];
         let mut failures = Vec::new();
         start_all(&mut peers, &mut failures);
         assert!(failures.is_empty());
-        let scenario = scenarios(&[Kind::Bulk1], 0).remove(0);
-        let conditions = Conditions { window: Duration::from_millis(20), round: 0 };
+        let scenario = Scenario::parse(SCENARIO).unwrap();
+        let conditions = Conditions { window: Duration::from_millis(20), round: 0, dialer };
         let bar = ProgressBar::hidden();
         let samples = run_scenario(&scenario, 3, conditions, &mut peers, &bar, &mut failures);
         assert_eq!(samples["direct"].len(), 3);
@@ -171,8 +185,9 @@ mod tests {
         assert_eq!(failures.len(), 1);
         assert_eq!(
             (failures[0].during.as_str(), failures[0].reason.as_str()),
-            ("bulk1", "no more flows")
+            ("one", "no more flows")
         );
         assert_eq!(bar.position(), measurements(&scenario, 3, 2));
+        assert_eq!(starts.get(), 2, "it is started anew for the next scenario");
     }
 }

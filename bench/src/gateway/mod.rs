@@ -1,6 +1,0 @@
-//! The gateway comparison: scenarios, interleaved rounds, and the figures drawn from them.
-
-pub(crate) mod digest;
-pub(crate) mod rounds;
-pub(crate) mod sample;
-pub(crate) mod scenario;
