@@ -38,7 +38,9 @@ enum Command {
     #[command(after_help = commands::echo::EXAMPLES)]
     Echo(commands::echo::EchoArgs),
     /// Relay TCP with a tokio copy loop: the peer to compare with
-    TokioCopy(commands::tokio_copy::TokioCopyArgs),
+    TokioCopy(commands::tokio_copy::RelayArgs),
+    /// Relay TCP with a tokio-uring copy loop: another peer
+    TokioUring(commands::tokio_copy::RelayArgs),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Load(args) => commands::load::run(&args),
         Command::Echo(args) => commands::echo::run(&args).map(|()| Verdict::Complete),
         Command::TokioCopy(args) => commands::tokio_copy::run(&args).map(|()| Verdict::Complete),
+        Command::TokioUring(args) => commands::tokio_uring::run(&args).map(|()| Verdict::Complete),
     };
     match verdict {
         Ok(Verdict::Complete) => ExitCode::SUCCESS,

@@ -15,7 +15,7 @@ use crate::compare::timings::Timing;
 use crate::compare::{catalogue, warnings};
 use crate::load::sample::{Conditions, WARMUP};
 use crate::measure::host::Host;
-use crate::measure::netns::{self, CONGESTION, NetworkMode};
+use crate::measure::netns::{self, CONGESTION, Network, NetworkMode};
 use crate::measure::placement::{Placement, raise_open_files};
 use crate::peers::catalogue::{PeerKind, Setup, build, names};
 use crate::peers::child::end_with_signals;
@@ -85,13 +85,13 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Verdict> {
     let plan = catalogue::plan(&args.scenario, files, args.quick)?;
     args.targets.prepare()?;
     let binary = find_binary(args)?;
-    let private = netns::enter(args.network)?;
+    let network = netns::enter(args.network)?;
     end_with_signals()?;
-    let settings = settings(args, private);
+    let settings = settings(args, network);
     let host = Host::read();
     let mut warnings = warnings::of_builds(&binary);
     warnings.extend(warnings::beforehand(&settings, &host));
-    let setup = setup(binary, settings.placement);
+    let setup = Setup::new(network, settings.placement, binary);
     let mut field = Field::new(&chosen(args), &setup);
     field.announce(&warnings);
     // From here on: the relays' spawner takes its own affinity.
@@ -189,6 +189,9 @@ fn measure(
     let conditions = Conditions { window, round: 0, dialer };
     let (mut reports, mut timings) = (Vec::new(), Vec::new());
     for scenario in plan {
+        if progress.is_hidden() {
+            eprintln!("measuring {}", scenario.name);
+        }
         let samples = run_scenario(
             scenario,
             settings.rounds,
@@ -205,20 +208,15 @@ fn measure(
     (reports, timings)
 }
 
-fn settings(args: &CompareArgs, private: bool) -> Settings {
-    let whose = if private { "a private network namespace" } else { "the host" };
+fn settings(args: &CompareArgs, network: Network) -> Settings {
     Settings {
         rounds: usize::from(args.rounds.unwrap_or(if args.quick { 3 } else { 5 })),
         window_s: args.seconds.unwrap_or(if args.quick { 0.5 } else { 2.0 }),
         warmup_s: WARMUP.as_secs_f64(),
-        network: format!("loopback of {whose}"),
+        network: network.description(),
         congestion_generator: CONGESTION,
         placement: Placement::choose(),
     }
-}
-
-fn setup(binary: PathBuf, placement: Placement) -> Setup {
-    Setup { dialer: Dialer::with_congestion(CONGESTION), placement, binary }
 }
 
 /// The peers that were asked for, in the order of tables.
@@ -232,15 +230,16 @@ fn version_of(peer: &dyn Peer) -> PeerVersion {
     PeerVersion { ours: is_ours(&name), name, version: peer.version().to_owned() }
 }
 
-/// The modes of our gateway.
+/// A mode of our gateway.
 fn is_ours(peer: &str) -> bool {
     peer.starts_with("switchback-")
 }
 
 /// The gateway's binary; it must exist if one of its modes is asked for.
+///
+/// Rivals that are missing are skipped, but a long run without ours is a mistake.
 fn find_binary(args: &CompareArgs) -> Result<PathBuf> {
-    let beside = || std::env::current_exe().map(|path| path.with_file_name("switchback"));
-    let path = args.binary.clone().map_or_else(beside, Ok)?;
+    let path = gateway_path(args)?;
     let needed = chosen(args).iter().any(|kind| is_ours(kind.name()));
     ensure!(
         !needed || path.is_file(),
@@ -251,6 +250,11 @@ fn find_binary(args: &CompareArgs) -> Result<PathBuf> {
     Ok(path.canonicalize().unwrap_or(path))
 }
 
+fn gateway_path(args: &CompareArgs) -> Result<PathBuf> {
+    let beside = || std::env::current_exe().map(|path| path.with_file_name("switchback"));
+    Ok(args.binary.clone().map_or_else(beside, Ok)?)
+}
+
 /// Scenarios with their claims; peers with versions, or why they would be skipped.
 fn list(args: &CompareArgs) -> Result<Verdict> {
     let plan = catalogue::plan(&args.scenario, u64::MAX, false)?;
@@ -259,7 +263,7 @@ fn list(args: &CompareArgs) -> Result<Verdict> {
         text += &format!("  {name:<16} {title}\n{:19}{claim}\n", "");
     }
     text += "\nPeers:\n";
-    let setup = setup(find_binary(args)?, Placement::default());
+    let setup = Setup::new(Network::Host, Placement::default(), gateway_path(args)?);
     for peer in chosen(args).iter().map(|kind| build(*kind, &setup)) {
         let state = match peer.available() {
             Ok(()) => peer.version().to_owned(),

@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
-
-use crate::peers::tokio_copy::Ready;
 
 /// Examples at the end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
@@ -74,6 +73,12 @@ pub(crate) fn run(args: &EchoArgs) -> Result<()> {
 /// A runtime on the calling thread.
 pub(super) fn one_thread() -> Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("starting the runtime")
+}
+
+/// The line that tells where a subcommand listens.
+#[derive(Serialize)]
+struct Ready {
+    local_addr: SocketAddr,
 }
 
 /// Prints the address as the first line of stdout.

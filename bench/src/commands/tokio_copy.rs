@@ -9,35 +9,43 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::echo::{accept_next, announce, one_thread};
 
-/// Flags of `tokio-copy`.
+/// Flags of `tokio-copy` and `tokio-uring`.
 #[derive(Args, Debug)]
-pub(crate) struct TokioCopyArgs {
+pub(crate) struct RelayArgs {
     /// Where to accept; the address taken is printed as a line of JSON
     #[arg(long, default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
+    pub(super) listen: SocketAddr,
     /// Where each accepted connection is relayed to
     #[arg(long)]
-    target: SocketAddr,
+    pub(super) target: SocketAddr,
     /// End when standard input closes (so that no orphan outlives the bench)
     #[arg(long)]
     until_stdin_closes: bool,
 }
 
+impl RelayArgs {
+    /// What every relay does first: as many files as allowed, and the end with its starter.
+    pub(super) fn prepare(&self) {
+        crate::measure::placement::raise_open_files();
+        if self.until_stdin_closes {
+            std::thread::spawn(|| {
+                // Whether it closes or fails: nobody holds the other end any more.
+                let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+                std::process::exit(0);
+            });
+        }
+    }
+}
+
 /// Buffer per direction: eight times tokio's default, which would be too easy a rival.
-const BUFFER_BYTES: usize = 64 << 10;
+pub(super) const BUFFER_BYTES: usize = 64 << 10;
 
 /// Relays until ended.
 ///
 /// # Errors
 /// The address cannot be listened on.
-pub(crate) fn run(args: &TokioCopyArgs) -> Result<()> {
-    if args.until_stdin_closes {
-        std::thread::spawn(|| {
-            // Whether it closes or fails: nobody holds the other end any more.
-            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-            std::process::exit(0);
-        });
-    }
+pub(crate) fn run(args: &RelayArgs) -> Result<()> {
+    args.prepare();
     one_thread()?.block_on(async {
         let listener = TcpListener::bind(args.listen).await.context("listening")?;
         announce(listener.local_addr()?)?;

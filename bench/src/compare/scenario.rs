@@ -62,6 +62,9 @@ impl TryFrom<GoalTable> for Goal {
             return Err("the limit of a goal is above 0");
         }
         let GoalTable { metric, peers, relative_to, .. } = table;
+        if relative_to.is_some() && !metric.has_ratios() {
+            return Err("an excess or growth has no multiples: leave out `relative-to`");
+        }
         Ok(Goal { metric, peers, relative_to, bound, limit })
     }
 }
@@ -141,5 +144,78 @@ fn sizes(workload: &Workload) -> (Vec<usize>, Option<f64>, Option<usize>) {
         Workload::SlowReader { slow_flows, connections, rate, message_bytes, .. } => {
             (vec![slow_flows, connections], Some(rate), Some(message_bytes))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = r#"
+        name = "mine"
+        title = "Mine"
+        claim = "It is fast."
+
+        [workload]
+        kind = "mixed"
+        bulk-flows = 4
+        connections = 50
+        rate = 5000.0
+        message-bytes = 64
+
+        [[goal]]
+        metric = "rtt_p50"
+        relative-to = "direct"
+        at-most = 1.25
+
+        [[goal]]
+        metric = "throughput"
+        peers = ["nginx"]
+        at-least = 10.0
+    "#;
+
+    fn refusal(from: &str, to: &str) -> String {
+        assert!(WHOLE.contains(from), "{from}");
+        format!("{:#}", Scenario::parse(&WHOLE.replace(from, to)).unwrap_err())
+    }
+
+    #[test]
+    fn a_file_is_one_claim_with_its_load_and_goals() {
+        let scenario = Scenario::parse(WHOLE).unwrap();
+        let load =
+            Workload::Mixed { bulk_flows: 4, connections: 50, rate: 5000.0, message_bytes: 64 };
+        assert_eq!((scenario.name.as_str(), scenario.workload), ("mine", load));
+        let [of_ours, of_nginx] = &scenario.goals[..] else { panic!("two goals") };
+        assert_eq!(of_ours.peers, ["switchback-uring", "switchback-epoll"]);
+        assert_eq!((of_ours.bound, of_ours.limit), (Bound::AtMost, 1.25));
+        assert_eq!(of_ours.relative_to.as_deref(), Some("direct"));
+        assert_eq!(of_nginx.peers, ["nginx"]);
+        assert_eq!((of_nginx.bound, of_nginx.limit), (Bound::AtLeast, 10.0));
+    }
+
+    #[test]
+    fn an_unknown_key_kind_or_metric_is_refused_with_what_is_known() {
+        assert!(refusal("title", "titel").contains("unknown field `titel`, expected one of"));
+        assert!(refusal("bulk-flows", "bulk-flow").contains("`bulk-flows`"));
+        assert!(refusal("\"mixed\"", "\"mixes\"").contains("`slow-reader`"));
+        assert!(refusal("rtt_p50", "rtt_p51").contains("`rtt_p999`"));
+        assert!(refusal("relative-to", "relative").contains("`relative-to`"));
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_meant_are_refused() {
+        assert!(refusal("connections = 50", "connections = 0").contains("1 to 60000"));
+        assert!(refusal("rate = 5000.0", "rate = 0.0").contains("per second"));
+        assert!(refusal("rate = 5000.0", "rate = nan").contains("per second"));
+        assert!(refusal("message-bytes = 64", "message-bytes = 999999999").contains("bytes"));
+        assert!(refusal("\"mine\"", "\"../mine\"").contains("../mine"));
+    }
+
+    #[test]
+    fn a_goal_has_one_limit_above_zero_that_its_metric_can_have() {
+        assert!(refusal("at-least = 10.0", "").contains("either"));
+        assert!(refusal("at-least = 10.0", "at-least = 1.0\nat-most = 2.0").contains("either"));
+        assert!(refusal("at-least = 10.0", "at-least = 0.0").contains("above 0"));
+        assert!(refusal("rtt_p50", "added_p50").contains("no multiples"));
     }
 }

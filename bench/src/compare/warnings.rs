@@ -73,3 +73,49 @@ fn marked(scenario: &ScenarioReport, mark: &str) -> Option<String> {
     };
     Some(format!("{} ({list})", scenario.name))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::workload::Workload;
+    use crate::report::Noise;
+
+    fn scenario(name: &str, marks: &[(&str, &[&str])]) -> ScenarioReport {
+        let result = |(peer, marks): &(&str, &[&str])| PeerResult {
+            peer: (*peer).to_owned(),
+            metrics: Vec::new(),
+            distributions: Vec::new(),
+            noise: Noise {
+                marks: marks.iter().map(|mark| (*mark).to_owned()).collect(),
+                ..Noise::default()
+            },
+        };
+        ScenarioReport {
+            name: name.to_owned(),
+            title: String::new(),
+            claim: String::new(),
+            workload: Workload::Churn { concurrency: 1 },
+            notes: Vec::new(),
+            results: marks.iter().map(result).collect(),
+            goals: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_mark_is_explained_once_with_all_its_rows() {
+        let warnings = afterwards(&[
+            scenario("one", &[("a", &["noisy"]), ("b", &["noisy"])]),
+            scenario("two", &[("a", &["noisy", "unanswered"]), ("b", &[])]),
+        ]);
+        assert_eq!(warnings.len(), 2);
+        assert!(warnings[0].starts_with("noisy: ") && warnings[0].ends_with("one (all), two (a)"));
+        assert!(warnings[1].starts_with("unanswered: ") && warnings[1].ends_with(": two (a)"));
+        assert!(afterwards(&[scenario("one", &[("a", &[])])]).is_empty());
+    }
+
+    #[test]
+    fn a_debug_build_of_the_gateway_is_told_by_its_directory() {
+        let told = |path: &str| of_builds(Path::new(path)).iter().any(|w| w.contains("gateway"));
+        assert!(told("/target/debug/switchback") && !told("/target/release/switchback"));
+    }
+}

@@ -173,7 +173,7 @@ impl<'a> Run<'a> {
             Route::Legs { gateway, pairs } => {
                 let Some(pair) = pairs.next() else { return Ok(false) };
                 let gateway = *gateway;
-                let agent = self.dialer.begin(gateway).context("dialling as the agent")?;
+                let agent = self.dialer.begin_far(gateway).context("dialling as the agent")?;
                 let expected = pair.client_hello.clone();
                 self.far_open += 1;
                 self.add(End::agent(agent, pair.agent_hello, expected, self.task.echo))?;

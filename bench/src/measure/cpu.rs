@@ -13,6 +13,8 @@ use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use rustix::time::{ClockId as OwnClock, clock_gettime};
 
+use super::tree::cpu_of_ended_children;
+
 /// CPU time used by all threads of `pid` so far, user and system.
 ///
 /// # Errors
@@ -23,6 +25,22 @@ pub(crate) fn of_process(pid: Pid) -> Result<Duration> {
         .with_context(|| format!("no CPU clock of process {number}: has it ended?"))?;
     let time = clock.now().with_context(|| format!("reading the CPU clock of process {number}"))?;
     Ok(Duration::from(time))
+}
+
+/// CPU time used by `pids` so far, and by their children that have ended ([`cpu_of_ended_children`]).
+///
+/// A process that has ended is left out: its time is its parent's ended children's then. What a
+/// process started since `pids` were listed has used shows when it has ended.
+///
+/// # Errors
+/// All of them are gone.
+pub(crate) fn of_processes(pids: &[Pid]) -> Result<Duration> {
+    let times: Vec<Result<Duration>> = pids.iter().map(|pid| of_process(*pid)).collect();
+    if times.iter().all(Result::is_err) {
+        return times.into_iter().next().unwrap_or(Ok(Duration::ZERO));
+    }
+    let ended: Duration = pids.iter().map(|pid| cpu_of_ended_children(*pid)).sum();
+    Ok(times.into_iter().flatten().sum::<Duration>() + ended)
 }
 
 /// CPU time used by the calling thread so far.
@@ -108,5 +126,9 @@ mod tests {
         // PID_MAX_LIMIT is 2^22.
         let beyond_pid_max = Pid::from_raw(1 << 23).unwrap();
         assert!(of_process(beyond_pid_max).is_err());
+        assert!(of_processes(&[beyond_pid_max]).is_err());
+        // One of several may have ended: its parent is charged.
+        assert!(of_processes(&[beyond_pid_max, rustix::process::getpid()]).is_ok());
+        assert_eq!(of_processes(&[]).unwrap(), Duration::ZERO);
     }
 }

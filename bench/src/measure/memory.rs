@@ -5,26 +5,28 @@ use std::fs;
 use anyhow::{Context, Result};
 use rustix::process::Pid;
 
-/// Resident set of all `pids` in KiB, from `/proc/PID/smaps_rollup`.
+/// Resident memory of all `pids` in KiB, from `/proc/PID/smaps_rollup`.
 ///
-/// `statm` is cheaper, but the kernel batches its counters per CPU and may be some hundred KiB off;
-/// smaps walks the page tables. Kernel memory (socket buffers, pipes) is in neither.
+/// The resident set of one process; of several the proportional one, in which pages they share are
+/// counted once. `statm` is cheaper, but the kernel batches its counters per CPU and may be some
+/// hundred KiB off; smaps walks the page tables. Kernel memory (socket buffers, pipes) is in none.
 ///
 /// # Errors
 /// A process has ended or may not be looked at.
 pub(crate) fn resident_kib(pids: &[Pid]) -> Result<u64> {
+    let field = if pids.len() > 1 { "Pss:" } else { "Rss:" };
     let mut sum_kib = 0;
     for pid in pids {
         let path = format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero());
         let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        sum_kib += parse_rss_kib(&text).with_context(|| format!("no Rss line in {path}"))?;
+        sum_kib += parse_kib(&text, field).with_context(|| format!("no {field} in {path}"))?;
     }
     Ok(sum_kib)
 }
 
-/// The `Rss:` line of smaps_rollup, in KiB.
-fn parse_rss_kib(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("Rss:"))?;
+/// A line of smaps_rollup, in KiB.
+fn parse_kib(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
@@ -33,12 +35,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rss_line_is_found_among_its_neighbours() {
+    fn a_line_is_found_among_its_neighbours() {
         let text =
             "55d0-7ffd ---p 00000000 00:00 0    [rollup]\nRss:     10240 kB\nPss:  9000 kB\n";
-        assert_eq!(parse_rss_kib(text), Some(10_240));
-        assert_eq!(parse_rss_kib("Pss: 1 kB\n"), None);
-        assert_eq!(parse_rss_kib("Rss: many kB\n"), None);
+        assert_eq!(parse_kib(text, "Rss:"), Some(10_240));
+        assert_eq!(parse_kib(text, "Pss:"), Some(9000));
+        assert_eq!(parse_kib("Pss: 1 kB\n", "Rss:"), None);
+        assert_eq!(parse_kib("Rss: many kB\n", "Rss:"), None);
     }
 
     #[test]

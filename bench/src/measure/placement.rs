@@ -3,9 +3,12 @@
 use std::io;
 use std::process::{Child, Command};
 
+use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
+
+use super::netns::{Network, Place};
 
 /// CPUs of a run. `None` where the machine has only one to give.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -35,21 +38,20 @@ impl Placement {
         pin_this_thread(self.generator_cpu)
     }
 
-    /// Starts `command` so that all its threads, present and future, stay on the relay's CPU.
+    /// Starts `command` in the relay's namespace, all its threads on the relay's CPU.
     ///
-    /// Affinity is inherited, so a thread of ours takes it first and then spawns. The child may
-    /// pin its own threads only within it.
+    /// Affinity and namespace are inherited, so the calling thread takes them for the moment. It is
+    /// the calling thread, because the kernel's death signal (prctl(2)) follows the parent *thread*.
+    /// The child may pin its own threads only within its CPU.
     ///
     /// # Errors
-    /// Pinning or spawning failed.
-    pub(crate) fn spawn_relay(self, command: &mut Command) -> io::Result<Child> {
-        std::thread::scope(|scope| {
-            let spawner = scope.spawn(|| {
-                pin_this_thread(self.relay_cpu)?;
-                command.spawn()
-            });
-            spawner.join().unwrap_or_else(|_| Err(io::Error::other("the spawning thread panicked")))
-        })
+    /// Pinning, entering the namespace or spawning failed.
+    pub(crate) fn spawn_relay(self, network: Network, command: &mut Command) -> Result<Child> {
+        let ours = sched_getaffinity(None)?;
+        pin_this_thread(self.relay_cpu).context("pinning to the relay's CPU")?;
+        let child = network.at(Place::Relay, || Ok(command.spawn()?));
+        sched_setaffinity(None, &ours).context("returning from the relay's CPU")?;
+        child
     }
 }
 
@@ -81,7 +83,8 @@ mod tests {
         let before = sched_getaffinity(None).unwrap();
         let mut command = Command::new("cat");
         command.arg("/proc/self/status").stdout(std::process::Stdio::piped());
-        let output = placement.spawn_relay(&mut command).unwrap().wait_with_output().unwrap();
+        let child = placement.spawn_relay(Network::Host, &mut command).unwrap();
+        let output = child.wait_with_output().unwrap();
         let status = String::from_utf8(output.stdout).unwrap();
         assert!(status.contains(&format!("Cpus_allowed_list:\t{cpu}\n")), "{status}");
         assert!(sched_getaffinity(None).unwrap() == before);

@@ -1,19 +1,26 @@
 //! A peer's process: started, watched, and ended by us, whatever happens to us.
 //!
-//! Dropping a [`Process`] kills it. Signals end the bench without dropping anything, so every
-//! process is also in a list that [`end_with_signals`] kills. Only what is in the list is ended.
+//! A peer is a process group: what it forks ends with it. Dropping a [`Process`] kills its group.
+//! Signals end the bench without dropping anything, so every group is also in a list that
+//! [`end_with_signals`] kills. And should the bench be killed outright, the kernel sends the peer a
+//! SIGTERM (PR_SET_PDEATHSIG, prctl(2)). Only what we started is ended.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
+};
 
+use super::program;
+use crate::measure::netns::Network;
 use crate::measure::placement::Placement;
 
 /// Time from SIGTERM until SIGKILL: a peer may drain, but not for long.
@@ -28,7 +35,7 @@ const LOG_TAIL_BYTES: usize = 2048;
 /// Longest line and largest output taken from a peer: a thousand hellos are about 1 MiB.
 const OUTPUT_BYTES_MAX: u64 = 16 << 20;
 
-/// Processes to kill when a signal ends the bench.
+/// Leaders of the process groups to kill when a signal ends the bench.
 static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 /// A running peer.
@@ -44,16 +51,25 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command` on the relay's CPU; its stderr goes to an unlinked log file.
+    /// Starts `command` on the relay's CPU and in its namespace; its stderr goes to an unlinked log
+    /// file. It ends at the latest with the calling thread.
     ///
     /// # Errors
     /// It cannot be started.
-    pub(crate) fn start(name: &str, mut command: Command, placement: Placement) -> Result<Process> {
+    pub(crate) fn start(
+        name: &str,
+        command: Command,
+        placement: Placement,
+        network: Network,
+    ) -> Result<Process> {
         let log = tempfile::tempfile().context("creating a log file")?;
+        let cannot_start = cannot_start(&command);
+        let mut command = ending_with_us(command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log.try_clone()?);
+        command.process_group(0);
         let mut running = running();
         let mut child =
-            placement.spawn_relay(&mut command).with_context(|| cannot_start(&command))?;
+            placement.spawn_relay(network, &mut command).with_context(|| cannot_start)?;
         let pid = pid_of(&child);
         running.push(pid);
         drop(running);
@@ -84,6 +100,17 @@ impl Process {
 
     pub(crate) fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// Fails if it has ended.
+    ///
+    /// # Errors
+    /// That it has, with the end of its log.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        match self.try_reap()? {
+            Some(status) => bail!("{} ended: {status}{}", self.name, self.log_tail()),
+            None => Ok(()),
+        }
     }
 
     /// Asks it to end, and kills it if it has not after [`GRACE`].
@@ -120,6 +147,11 @@ impl Process {
     /// Collects it if it has ended, and takes it off the list before its number can be reused.
     fn try_reap(&mut self) -> Result<Option<std::process::ExitStatus>> {
         let mut running = running();
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if running.contains(&self.pid) && waitid(WaitId::Pid(self.pid), look)?.is_some() {
+            // While it is not collected, its number is still the group's and nobody else's.
+            kill_group(self.pid);
+        }
         let status = self.child.try_wait()?;
         if status.is_some() {
             running.retain(|pid| *pid != self.pid);
@@ -132,8 +164,8 @@ impl Drop for Process {
     fn drop(&mut self) {
         let mut running = running();
         if running.contains(&self.pid) {
-            // Either fails only if it has ended already.
-            let _ = self.child.kill();
+            kill_group(self.pid);
+            // Fails only if it was collected already.
             let _ = self.child.wait();
             running.retain(|pid| *pid != self.pid);
         }
@@ -147,6 +179,7 @@ impl Drop for Process {
 pub(crate) fn output_of(mut command: Command, within: Duration) -> Result<String> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut running_now = running();
+    command.process_group(0);
     let mut child = command.spawn().with_context(|| cannot_start(&command))?;
     let pid = pid_of(&child);
     running_now.push(pid);
@@ -185,9 +218,7 @@ pub(crate) fn end_with_signals() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let watch = move || {
         runtime.block_on(any_signal());
-        for pid in running().iter() {
-            let _ = kill_process(*pid, Signal::KILL);
-        }
+        running().iter().copied().for_each(kill_group);
         // 128 + SIGINT, as shells report it.
         std::process::exit(130);
     };
@@ -206,6 +237,28 @@ async fn any_signal() {
         _ = terminate.recv() => {}
         _ = hangup.recv() => {}
     }
+}
+
+/// SIGKILL to a process we started and everything in its group. Fails only if all have ended.
+fn kill_group(leader: Pid) {
+    let _ = kill_process_group(leader, Signal::KILL);
+}
+
+/// `command`, to be sent SIGTERM by the kernel when the calling thread ends, if setpriv(1) of
+/// util-linux is there to ask for that.
+fn ending_with_us(command: Command) -> Command {
+    static SETPRIV: LazyLock<Option<std::path::PathBuf>> = LazyLock::new(|| {
+        let path = program::find("setpriv")?;
+        // Others than util-linux's have no such option.
+        let mut try_it = Command::new(&path);
+        try_it.args(["--pdeathsig", "TERM", "true"]).stderr(Stdio::null());
+        try_it.status().is_ok_and(|status| status.success()).then_some(path)
+    });
+    let Some(setpriv) = SETPRIV.as_deref() else { return command };
+    let mut bound = Command::new(setpriv);
+    bound.args(["--pdeathsig", "TERM", "--"]).arg(command.get_program()).args(command.get_args());
+    bound.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    bound
 }
 
 /// Names the program only: arguments may hold secrets.
@@ -245,6 +298,10 @@ mod tests {
         command
     }
 
+    fn start(name: &str, command: Command) -> Result<Process> {
+        Process::start(name, command, Placement::default(), Network::Host)
+    }
+
     fn exists(pid: Pid) -> bool {
         rustix::process::test_kill_process(pid).is_ok()
     }
@@ -252,7 +309,7 @@ mod tests {
     #[test]
     fn a_dropped_process_is_gone() {
         let command = shell("echo ready; exec sleep 60");
-        let mut process = Process::start("sleeper", command, Placement::default()).unwrap();
+        let mut process = start("sleeper", command).unwrap();
         assert_eq!(process.first_line(GRACE).unwrap(), "ready\n");
         let pid = process.pid();
         assert!(exists(pid));
@@ -261,9 +318,47 @@ mod tests {
     }
 
     #[test]
+    fn what_a_process_forked_ends_with_it() {
+        for ended_by in [drop, |process: Process| process.stop().unwrap()] {
+            let command = shell("sleep 60 & echo $!; exec sleep 60");
+            let mut process = start("forking", command).unwrap();
+            let line = process.first_line(GRACE).unwrap();
+            let forked = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
+            assert!(exists(forked));
+            ended_by(process);
+            // Orphaned, it is collected by init in its own time; until then it is a zombie.
+            let stat =
+                || std::fs::read_to_string(format!("/proc/{}/stat", forked.as_raw_nonzero()));
+            let deadline = Instant::now() + GRACE;
+            while stat().is_ok_and(|stat| !stat.contains(") Z ")) {
+                assert!(Instant::now() < deadline, "still running: {:?}", stat());
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_ends_with_the_thread_that_started_it() {
+        if program::find("setpriv").is_none() {
+            return eprintln!("skipped: setpriv is not installed");
+        }
+        let start = || {
+            let mut process = start("orphan", shell("echo ready; exec sleep 60")).unwrap();
+            process.first_line(GRACE).unwrap();
+            process
+        };
+        let mut process = std::thread::spawn(start).join().unwrap();
+        let deadline = Instant::now() + GRACE;
+        while process.check().is_ok() {
+            assert!(Instant::now() < deadline, "it outlives its starter");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    #[test]
     fn a_process_that_ends_at_once_is_an_error_with_its_log() {
         let command = shell("echo the reason >&2; exit 3");
-        let mut process = Process::start("failing", command, Placement::default()).unwrap();
+        let mut process = start("failing", command).unwrap();
         let error = process.first_line(GRACE).unwrap_err().to_string();
         assert!(error.contains("the reason"), "{error}");
     }
@@ -271,7 +366,7 @@ mod tests {
     #[test]
     fn stop_ends_what_heeds_a_signal() {
         let command = shell("echo ready; exec sleep 60");
-        let mut process = Process::start("sleeper", command, Placement::default()).unwrap();
+        let mut process = start("sleeper", command).unwrap();
         process.first_line(GRACE).unwrap();
         process.stop().unwrap();
     }

@@ -1,4 +1,4 @@
-//! No peer at all: one TCP connection over loopback. The floor everything is compared with.
+//! No peer at all: one TCP connection. The floor everything is compared with.
 
 use anyhow::Result;
 use rustix::process::Pid;
@@ -9,7 +9,7 @@ use super::{Dialling, Flow, Peer};
 /// Name in reports; ratios and added latency refer to it.
 pub(crate) const DIRECT: &str = "direct";
 
-/// The kernel's loopback.
+/// Nothing but the kernel: loopback, or two hops of veth.
 #[derive(Debug)]
 pub(crate) struct Direct {
     dialer: Dialer,
@@ -28,7 +28,7 @@ impl Peer for Direct {
     }
 
     fn version(&self) -> &str {
-        "kernel loopback"
+        "the kernel alone"
     }
 
     fn start(&mut self) -> Result<()> {

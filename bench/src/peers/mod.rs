@@ -1,11 +1,21 @@
 //! Every rival through the same door: ours is a process like the others.
+//!
+//! `catalogue` names them all. `proxied` is what rivals have in common that one connects to and that
+//! connect to a target; each such rival is a small file with its configuration.
 
 pub(crate) mod catalogue;
 pub(crate) mod child;
 pub(crate) mod direct;
+mod haproxy;
+mod nginx;
+pub(crate) mod own_relay;
+mod program;
+mod proxied;
+mod rathole;
+mod socat;
 pub(crate) mod socket;
+mod ssh;
 pub(crate) mod switchback;
-pub(crate) mod tokio_copy;
 pub(crate) mod verify;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -24,13 +34,6 @@ pub(crate) struct Flow {
     pub(crate) far: TcpStream,
 }
 
-/// Why a peer cannot be measured here, and how to get it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Skip {
-    pub(crate) reason: String,
-    pub(crate) remedy: String,
-}
-
 /// Where load that makes its own connections dials, and where they come out.
 pub(crate) enum Dialling {
     /// Each connection to `relay` comes out as one accepted by `far`.
@@ -39,12 +42,21 @@ pub(crate) enum Dialling {
     Legs { gateway: SocketAddr, pairs: Vec<Pair> },
 }
 
+/// Why a peer cannot be measured here, and how to get it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Skip {
+    /// "haproxy is not installed"
+    pub(crate) reason: String,
+    /// "scripts/bench-peers installs it"
+    pub(crate) remedy: String,
+}
+
 /// Something that carries TCP from one socket to another.
 pub(crate) trait Peer {
     /// Unique name in reports.
     fn name(&self) -> &str;
 
-    /// What exactly was measured; known after [`Peer::start`].
+    /// What exactly is measured, as the program itself tells.
     fn version(&self) -> &str;
 
     /// Whether it can be started on this machine.
@@ -68,6 +80,7 @@ pub(crate) trait Peer {
     /// or more than `count`: they are minted here, at the peer's cost, so not while measuring.
     fn dial(&mut self, count: usize) -> Result<Dialling>;
 
-    /// Its processes, whose CPU and memory are counted. Empty for a direct connection.
+    /// Its processes and all their descendants at this moment, whose CPU and memory are counted.
+    /// Empty for a direct connection. Ask when flows are open: some peers fork for each.
     fn pids(&self) -> Vec<Pid>;
 }

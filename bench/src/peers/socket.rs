@@ -1,56 +1,69 @@
 //! The generator's own sockets: TCP_NODELAY and the same congestion control for every peer.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Flow;
+use crate::measure::netns::{Network, Place};
 
 /// Longest wait for a connection or a greeting, on loopback or not.
 pub(crate) const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Connections waiting to be accepted: more than any burst the bench makes.
-const BACKLOG: i32 = 1024;
+pub(super) const BACKLOG: i32 = 4096;
 
-/// Makes sockets with the congestion control of the run.
+/// Makes sockets with the congestion control of the run, each where it belongs in its network.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dialer {
     congestion: Option<&'static str>,
+    network: Network,
 }
 
 impl Dialer {
     /// Sockets with this congestion control, whatever the system's default is.
     pub(crate) fn with_congestion(congestion: &'static str) -> Dialer {
-        Dialer { congestion: Some(congestion) }
+        Dialer { congestion: Some(congestion), network: Network::default() }
     }
 
     /// Sockets with the system's default congestion control.
     pub(crate) fn system_default() -> Dialer {
-        Dialer { congestion: None }
+        Dialer { congestion: None, network: Network::default() }
     }
 
-    /// Connects to `addr` within [`CONNECT_WITHIN`].
+    /// The same sockets in `network`.
+    pub(crate) fn on(self, network: Network) -> Dialer {
+        Dialer { network, ..self }
+    }
+
+    /// Connects to `addr` from the client's side, within [`CONNECT_WITHIN`].
     ///
     /// # Errors
     /// Refused, out of time, or the congestion control is not available.
     pub(crate) fn connect(&self, addr: SocketAddr) -> Result<TcpStream> {
-        let socket = self.socket(addr)?;
-        let connected = socket.connect_timeout(&addr.into(), CONNECT_WITHIN);
-        connected.with_context(|| format!("connecting to {addr}"))?;
-        Ok(socket.into())
+        self.connect_from(Place::Client, addr)
     }
 
-    /// Listens on a free loopback port; accepted sockets inherit the congestion control.
+    /// Connects to `addr` from the server's side: an agent's leg.
+    ///
+    /// # Errors
+    /// As [`Dialer::connect`].
+    pub(crate) fn connect_far(&self, addr: SocketAddr) -> Result<TcpStream> {
+        self.connect_from(Place::Server, addr)
+    }
+
+    /// Listens on a free port at the server's side; accepted sockets inherit the congestion
+    /// control.
     ///
     /// # Errors
     /// No port, or the congestion control is not available.
     pub(crate) fn listen(&self) -> Result<TcpListener> {
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let socket = self.socket(addr)?;
-        socket.bind(&addr.into()).context("binding a loopback port")?;
+        let addr = SocketAddr::from((self.network.ip(Place::Server), 0));
+        let socket = self.network.at(Place::Server, || self.socket(addr))?;
+        socket.bind(&addr.into()).with_context(|| format!("binding a port of {}", addr.ip()))?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     }
@@ -66,12 +79,25 @@ impl Dialer {
         Ok(Flow { near, far })
     }
 
-    /// Begins to connect to `addr`: non-blocking, and what is written is sent once it is connected.
+    /// Begins to connect to `addr` from the client's side: the socket is non-blocking, and what is
+    /// written is sent once it is connected.
     ///
     /// # Errors
     /// No free port, or the congestion control is not available.
     pub(crate) fn begin(&self, addr: SocketAddr) -> Result<TcpStream> {
-        let socket = self.socket(addr)?;
+        self.begin_from(Place::Client, addr)
+    }
+
+    /// Begins to connect to `addr` from the server's side: an agent's leg.
+    ///
+    /// # Errors
+    /// As [`Dialer::begin`].
+    pub(crate) fn begin_far(&self, addr: SocketAddr) -> Result<TcpStream> {
+        self.begin_from(Place::Server, addr)
+    }
+
+    fn begin_from(&self, place: Place, addr: SocketAddr) -> Result<TcpStream> {
+        let socket = self.network.at(place, || self.socket(addr))?;
         socket.set_nonblocking(true)?;
         match socket.connect(&addr.into()) {
             Err(error) if !is_under_way(&error) => {
@@ -79,6 +105,13 @@ impl Dialer {
             }
             _ => Ok(socket.into()),
         }
+    }
+
+    fn connect_from(&self, place: Place, addr: SocketAddr) -> Result<TcpStream> {
+        let socket = self.network.at(place, || self.socket(addr))?;
+        let connected = socket.connect_timeout(&addr.into(), CONNECT_WITHIN);
+        connected.with_context(|| format!("connecting to {addr}"))?;
+        Ok(socket.into())
     }
 
     fn socket(&self, addr: SocketAddr) -> Result<Socket> {

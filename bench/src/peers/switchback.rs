@@ -2,23 +2,24 @@
 
 mod join;
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum;
 use rustix::process::Pid;
 use serde::Deserialize;
 use tempfile::TempDir;
 
 use self::join::join;
 pub(crate) use self::join::{Pair, refusal};
+use super::catalogue::Setup;
 use super::child::{Process, output_of};
-use super::socket::Dialer;
-use super::{Dialling, Flow, Peer};
-use crate::measure::placement::Placement;
+use super::{Dialling, Flow, Peer, Skip};
+use crate::measure::netns::Place;
+use crate::measure::tree::with_descendants;
 
 /// First start makes keys, certificate and database on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -30,7 +31,7 @@ const COMMAND_WITHIN: Duration = Duration::from_secs(20);
 const PAIRS_PER_CALL: usize = 1000;
 
 /// The gateway's readiness backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Io {
     Uring,
     Epoll,
@@ -57,12 +58,12 @@ struct Ready {
 
 /// One gateway with one worker.
 pub(crate) struct Switchback {
-    name: String,
+    name: &'static str,
     io: Io,
-    binary: PathBuf,
-    dialer: Dialer,
-    placement: Placement,
-    version: String,
+    /// `--busy-poll`, microseconds.
+    busy_poll: Option<u32>,
+    setup: Setup,
+    version: OnceCell<String>,
     running: Option<Running>,
 }
 
@@ -75,21 +76,38 @@ struct Running {
 
 impl Switchback {
     /// Not started yet.
-    pub(crate) fn new(io: Io, binary: &Path, dialer: Dialer, placement: Placement) -> Switchback {
-        Switchback {
-            name: format!("switchback-{}", io.flag()),
-            io,
-            binary: binary.to_owned(),
-            dialer,
-            placement,
-            version: String::new(),
-            running: None,
+    pub(crate) fn new(
+        name: &'static str,
+        io: Io,
+        busy_poll: Option<u32>,
+        setup: Setup,
+    ) -> Switchback {
+        Switchback { name, io, busy_poll, setup, version: OnceCell::new(), running: None }
+    }
+
+    fn ask_version(&self) -> Result<String> {
+        let mut command = Command::new(&self.setup.binary);
+        command.arg("--version");
+        let version = output_of(command, COMMAND_WITHIN)?;
+        let busy_poll =
+            self.busy_poll.map_or_else(String::new, |us| format!(", busy poll {us} us"));
+        Ok(format!("{}; {}, one worker{busy_poll}", version.trim(), self.io.flag()))
+    }
+
+    fn serve(&self, data: &Path) -> Command {
+        let listen = SocketAddr::from((self.setup.network.ip(Place::Relay), 0));
+        let mut command = Command::new(&self.setup.binary);
+        command.args(["serve", "--listen", &listen.to_string(), "--workers", "1", "--json"]);
+        command.args(["--io", self.io.flag()]).arg("--data").arg(data);
+        if let Some(us) = self.busy_poll {
+            command.args(["--busy-poll", &us.to_string()]);
         }
+        command
     }
 
     fn pairs(&self, count: usize) -> Result<Vec<Pair>> {
         let running = self.running.as_ref().context("the gateway is not running")?;
-        let mut command = Command::new(&self.binary);
+        let mut command = Command::new(&self.setup.binary);
         command.args(["pairs", "--count", &count.to_string(), "--login", &running.ready.login]);
         let json = output_of(command, COMMAND_WITHIN).context("switchback pairs")?;
         let pairs: Vec<Pair> = serde_json::from_str(&json).context("the answer of pairs")?;
@@ -100,22 +118,31 @@ impl Switchback {
 
 impl Peer for Switchback {
     fn name(&self) -> &str {
-        &self.name
+        self.name
     }
 
     fn version(&self) -> &str {
-        &self.version
+        self.version.get_or_init(|| {
+            self.ask_version().unwrap_or_else(|error| format!("unknown: {error:#}"))
+        })
+    }
+
+    fn available(&self) -> Result<(), Skip> {
+        let binary = &self.setup.binary;
+        if binary.is_file() {
+            return Ok(());
+        }
+        Err(Skip {
+            reason: format!("no gateway at {}", binary.display()),
+            remedy: "cargo build --release builds it, --binary PATH names another".to_owned(),
+        })
     }
 
     fn start(&mut self) -> Result<()> {
-        let mut version = Command::new(&self.binary);
-        version.arg("--version");
-        self.version = output_of(version, COMMAND_WITHIN)?.trim().to_owned();
         let data = tempfile::tempdir().context("creating a data directory")?;
-        let mut command = Command::new(&self.binary);
-        command.args(["serve", "--listen", "127.0.0.1:0", "--workers", "1", "--json"]);
-        command.args(["--io", self.io.flag(), "--data"]).arg(data.path());
-        let mut process = Process::start(&self.name, command, self.placement)?;
+        let Setup { placement, network, .. } = self.setup;
+        let command = self.serve(data.path());
+        let mut process = Process::start(self.name, command, placement, network)?;
         let line = process.first_line(READY_WITHIN)?;
         let Ok(ready) = serde_json::from_str::<Ready>(&line) else {
             // The line holds a login secret: it must not be shown.
@@ -137,7 +164,7 @@ impl Peer for Switchback {
             let pairs = self.pairs((count - flows.len()).min(PAIRS_PER_CALL))?;
             let running = self.running.as_mut().context("the gateway is not running")?;
             for pair in &pairs {
-                let joined = join(&self.dialer, running.ready.local_addr, pair);
+                let joined = join(&self.setup.dialer, running.ready.local_addr, pair);
                 flows.push(joined.with_context(|| running.process.log_tail())?);
             }
         }
@@ -154,6 +181,7 @@ impl Peer for Switchback {
     }
 
     fn pids(&self) -> Vec<Pid> {
-        self.running.iter().map(|running| running.process.pid()).collect()
+        let roots = self.running.iter().map(|running| running.process.pid());
+        roots.flat_map(|root| with_descendants(&[root])).collect()
     }
 }

@@ -47,8 +47,8 @@ pub(crate) struct Settings {
     pub(crate) rounds: usize,
     pub(crate) window_s: f64,
     pub(crate) warmup_s: f64,
-    /// What the bytes went over, for people: whose namespace, loopback or veth.
-    pub(crate) network: String,
+    /// What the bytes went over: whose namespace, loopback or veth.
+    pub(crate) network: &'static str,
     /// Congestion control of the generator's sockets, set on each.
     pub(crate) congestion_generator: &'static str,
     #[serde(flatten)]

@@ -78,3 +78,55 @@ fn verdict(goal: &GoalResult) -> String {
     let measured = goal.measured.map(|value| amount(value, goal.unit)).unwrap_or_default();
     format!("{verdict}: {} {measured} {}", goal.peer, limit(goal)).replace("  ", " ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::workload::Workload;
+    use crate::report::{Bound, MetricResult, Noise};
+    use crate::stats::Summary;
+
+    fn result(peer: &str, gbit_s: f64) -> PeerResult {
+        let summary = Summary::of(&[gbit_s]).unwrap();
+        PeerResult {
+            peer: peer.to_owned(),
+            metrics: vec![MetricResult::new(Metric::Throughput, summary, Vec::new())],
+            distributions: Vec::new(),
+            noise: Noise::default(),
+        }
+    }
+
+    #[test]
+    fn a_row_names_the_best_rival_and_what_became_of_the_goals() {
+        let goal = GoalResult {
+            peer: "ours".into(),
+            metric: Metric::Throughput,
+            unit: "x",
+            relative_to: Some(DIRECT.into()),
+            bound: Bound::AtLeast,
+            wanted: 0.97,
+            measured: Some(0.9),
+            outcome: Outcome::Missed,
+            margin_percent: Some(-7.0),
+            reason: None,
+        };
+        let scenario = ScenarioReport {
+            name: "bulk8".into(),
+            title: String::new(),
+            claim: String::new(),
+            workload: Workload::Bulk { flows: 8, both_ways: false },
+            notes: Vec::new(),
+            results: vec![
+                result(DIRECT, 50.0),
+                result("slow", 20.0),
+                result("fast", 40.0),
+                result("ours", 45.0),
+            ],
+            goals: vec![goal],
+        };
+        let cells = row(&scenario, Metric::Throughput, &["ours", "absent"]);
+        let expected = ["bulk8", "throughput Gbit/s", "45.0", "-", "50.0", "40.0 fast"];
+        assert_eq!(cells[..6], expected);
+        assert_eq!(cells[6], "MISSED: ours 0.90x >= 0.97x direct");
+    }
+}

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::measure::netns::Network;
 use crate::measure::placement::Placement;
 use crate::peers::child::{Process, end_with_signals};
 
@@ -54,7 +55,12 @@ impl Through {
         end_with_signals()?;
         let mut command = Command::new(find(binary)?);
         command.args(["connect", resource, "--listen", "127.0.0.1:0", "--json"]);
-        let mut process = Process::start("switchback connect", command, Placement::default())?;
+        let mut process = Process::start(
+            "switchback connect",
+            command,
+            Placement::default(),
+            Network::default(),
+        )?;
         let line = process.first_line(READY_WITHIN)?;
         let status = serde_json::from_str(&line)
             .with_context(|| format!("the first line of switchback connect: {}", line.trim()))?;

@@ -38,7 +38,7 @@ const ALERT_BYTES: usize = 7;
 /// # Errors
 /// A leg is refused (the alert is named), closed, silent for 5 s, or another hello comes out.
 pub(super) fn join(dialer: &Dialer, gateway: SocketAddr, pair: &Pair) -> Result<Flow> {
-    let mut far = dialer.connect(gateway).context("dialling as the agent")?;
+    let mut far = dialer.connect_far(gateway).context("dialling as the agent")?;
     far.write_all(&pair.agent_hello).context("sending the agent's hello")?;
     let mut near = dialer.connect(gateway).context("dialling as the client")?;
     near.write_all(&pair.client_hello).context("sending the client's hello")?;
