@@ -115,6 +115,11 @@ const PURE: &[&str] = &[
     "control/src/wire.rs",
     "control/src/api/mod.rs",
     "control/src/broker/orchestrator",
+    "bench/src/compare/digest.rs",
+    "bench/src/compare/goals.rs",
+    "bench/src/compare/scenario.rs",
+    "bench/src/compare/timings.rs",
+    "bench/src/compare/warnings.rs",
 ];
 
 /// The file is a module that its parent declares for tests only.

@@ -40,11 +40,6 @@ pub(crate) trait Program {
     /// # Errors
     /// It cannot be configured or started.
     fn start(&self, site: &Site<'_>) -> Result<Vec<Process>>;
-
-    /// Most flows at once that make sense.
-    fn flows_max(&self) -> usize {
-        usize::MAX
-    }
 }
 
 /// Where one start of a rival takes place.
@@ -184,8 +179,6 @@ impl Peer for Proxied {
     }
 
     fn open(&mut self, count: usize) -> Result<Vec<Flow>> {
-        let most = self.program.flows_max();
-        ensure!(count <= most, "{count} flows are too many for {}: at most {most}", self.name);
         let running = self.running()?;
         let open_one = |_| {
             let near = self.setup.dialer.connect(running.relay)?;

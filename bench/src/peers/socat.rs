@@ -20,8 +20,8 @@ const BUFFER_BYTES: &str = "65536";
 /// Seconds that one direction outlives the other; its default of 0.5 would cut tails off.
 const HALF_CLOSED_S: &str = "3600";
 
-/// More processes than this tell about the scheduler, not about socat.
-const FLOWS_MAX: usize = 1000;
+/// Most processes; more connections wait. Beyond it the machine is measured, not socat.
+const PROCESSES_MAX: usize = 1000;
 
 impl Program for Socat {
     fn available(&self) -> Result<(), Skip> {
@@ -38,13 +38,12 @@ impl Program for Socat {
         let mut command = Command::new(find("socat").context("socat is gone")?);
         let (port, ip) = (site.relay.port(), site.relay.ip());
         command.args(["-b", BUFFER_BYTES, "-t", HALF_CLOSED_S]).args([
-            format!("TCP-LISTEN:{port},bind={ip},fork,reuseaddr,backlog={BACKLOG},nodelay"),
+            format!(
+                "TCP-LISTEN:{port},bind={ip},fork,max-children={PROCESSES_MAX},reuseaddr,\
+                 backlog={BACKLOG},nodelay"
+            ),
             format!("TCP:{},nodelay", site.target),
         ]);
         Ok(vec![site.start(command)?])
-    }
-
-    fn flows_max(&self) -> usize {
-        FLOWS_MAX
     }
 }

@@ -79,15 +79,8 @@ impl Dialer {
         Ok(Flow { near, far })
     }
 
-    fn connect_from(&self, place: Place, addr: SocketAddr) -> Result<TcpStream> {
-        let socket = self.network.at(place, || self.socket(addr))?;
-        let connected = socket.connect_timeout(&addr.into(), CONNECT_WITHIN);
-        connected.with_context(|| format!("connecting to {addr}"))?;
-        Ok(socket.into())
-    }
-
-    /// Begins to connect to `addr` from the client's side: non-blocking, and what is written is sent
-    /// once it is connected.
+    /// Begins to connect to `addr` from the client's side: the socket is non-blocking, and what is
+    /// written is sent once it is connected.
     ///
     /// # Errors
     /// No free port, or the congestion control is not available.
@@ -112,6 +105,13 @@ impl Dialer {
             }
             _ => Ok(socket.into()),
         }
+    }
+
+    fn connect_from(&self, place: Place, addr: SocketAddr) -> Result<TcpStream> {
+        let socket = self.network.at(place, || self.socket(addr))?;
+        let connected = socket.connect_timeout(&addr.into(), CONNECT_WITHIN);
+        connected.with_context(|| format!("connecting to {addr}"))?;
+        Ok(socket.into())
     }
 
     fn socket(&self, addr: SocketAddr) -> Result<Socket> {

@@ -27,9 +27,6 @@ const SEPARATION: &str = "/run/sshd";
 /// Making one Ed25519 key on a busy machine.
 const KEY_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Channels of one connection, below OpenSSH's own limit of 10,000 (channels.c).
-const FLOWS_MAX: usize = 5000;
-
 impl Program for Ssh {
     fn available(&self) -> Result<(), Skip> {
         for name in ["sshd", "ssh", "ssh-keygen"] {
@@ -62,10 +59,6 @@ impl Program for Ssh {
         site.wait_for(server, &mut sshd)?;
         let ssh = site.start(client_command(site, server)?)?;
         Ok(vec![sshd, ssh])
-    }
-
-    fn flows_max(&self) -> usize {
-        FLOWS_MAX
     }
 }
 

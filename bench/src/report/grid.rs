@@ -107,8 +107,8 @@ fn metric_group(metric: Metric, results: &[PeerResult]) -> Group {
     Group { columns }
 }
 
-/// What the numbers in the noise column are.
-const NOISE_HEADER: &str = "steal other softirq gen %";
+/// Steal, other, softirq and generator: the legend says so.
+const NOISE_HEADER: &str = "noise %";
 
 fn noise_group(results: &[PeerResult]) -> Group {
     let shares = results.iter().map(|result| shares(&result.noise));
@@ -175,7 +175,7 @@ fn shares(noise: &Noise) -> String {
     let Noise { steal_max, foreign_max, softirq_max, generator_max, .. } = noise;
     [steal_max, foreign_max, softirq_max, generator_max]
         .map(|share| format!("{:.0}", share * 100.0))
-        .join(" ")
+        .join("/")
 }
 
 /// About three significant digits.
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn a_row_states_median_spread_multiples_and_doubt() {
         let text = tables(&scenario(&[Metric::CpuPerGib]));
-        for part in ["CPU/GiB s/GiB", "0.150 ±7%", " 0.50x ", " ~1.00x ", " 0 25 0 0 ", "noisy"] {
+        for part in ["CPU/GiB s/GiB", "0.150 ±7%", " 0.50x ", " ~1.00x ", " 0/25/0/0 ", "noisy"] {
             assert!(text.contains(part), "{part:?} in {text}");
         }
         let other = text.lines().find(|line| line.contains("│ other")).unwrap();

@@ -9,17 +9,17 @@ const LEGEND: &str = "\
 Cells: median ±half the range over the rounds. /direct, /ours: multiples of direct and of
 switchback-uring, median of the ratios taken round by round; ~ = no difference established (exact
 rank test, p >= 0.05). RTT counts from the intended send time where the load is open loop.
-Noise is that of the worst round: steal = hypervisor, other = neither peer nor generator, softirq =
-packets handled by the kernel (part of it inside the peers' own calls), gen = generator thread.
+Noise, worst round: steal (hypervisor) / other (neither peer nor generator) / softirq (packets handled
+by the kernel, part of it inside the peers' own calls), of the machine / the generator's thread.
 ";
 
 /// Legend of the document's tables.
 const LEGEND_WIDE: &str = "\
 Cells: median [min..max] over the rounds, then multiples of other peers: median of the ratios taken \
 round by round, with the p-value of an exact rank test on the difference; ~ = not established \
-(p >= 0.05). RTT counts from the intended send time where the load is open loop. Noise is that of \
-the worst round: steal = hypervisor, other = neither peer nor generator, softirq = packets handled \
-by the kernel (part of it inside the peers' own calls), gen = generator thread.
+(p >= 0.05). RTT counts from the intended send time where the load is open loop. Noise, worst round: \
+steal (hypervisor) / other (neither peer nor generator) / softirq (packets handled by the kernel, part \
+of it inside the peers' own calls), of the machine / the generator's thread.
 ";
 
 /// For a terminal.

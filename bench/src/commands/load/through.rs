@@ -55,8 +55,12 @@ impl Through {
         end_with_signals()?;
         let mut command = Command::new(find(binary)?);
         command.args(["connect", resource, "--listen", "127.0.0.1:0", "--json"]);
-        let mut process =
-            Process::start("switchback connect", command, Placement::default(), Network::Host)?;
+        let mut process = Process::start(
+            "switchback connect",
+            command,
+            Placement::default(),
+            Network::default(),
+        )?;
         let line = process.first_line(READY_WITHIN)?;
         let status = serde_json::from_str(&line)
             .with_context(|| format!("the first line of switchback connect: {}", line.trim()))?;

@@ -77,16 +77,25 @@ fn open(peer: &mut dyn Peer, count: usize, conditions: Conditions) -> Result<Vec
         let limit = Limit { time: OPEN_WITHIN, sessions: wanted as u64 };
         let tally = match sessions::run(dialling, &conditions.dialer, TASK, limit) {
             // What it holds by now is what it holds at most.
-            Err(_) if !held.is_empty() => return Ok(held),
+            Err(error) if !held.is_empty() => {
+                tell_stop(peer, held.len() / 2, &error);
+                return Ok(held);
+            }
             run => run?,
         };
         ensure!(tally.sessions > 0, "no session was set up");
         held.extend(tally.held);
-        if tally.stopped.is_some() {
+        if let Some(error) = &tally.stopped {
+            tell_stop(peer, held.len() / 2, error);
             return Ok(held);
         }
     }
     Ok(held)
+}
+
+/// The number is in the report; the reason is for whoever wonders about it.
+fn tell_stop(peer: &dyn Peer, sessions: usize, why: &anyhow::Error) {
+    eprintln!("note: {} holds no more than {sessions} sessions: {why:#}", peer.name());
 }
 
 /// Each session is two files here and at least two in the peer, which has the same limit.
