@@ -30,8 +30,8 @@ pub(crate) fn run(args: &RelayArgs) -> Result<()> {
     Ok(())
 }
 
-/// As tokio's listener: its backlog is 1024, while tokio-uring's own `bind` asks for no queue worth
-/// the name.
+/// As tokio's listener: SO_REUSEADDR and a backlog of 1024. Bound before the runtime starts, so that
+/// the address can be announced.
 fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     use socket2::{Domain, Socket, Type};
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;

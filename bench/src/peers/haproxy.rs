@@ -1,4 +1,4 @@
-//! HAProxy as a TCP proxy, made to splice: `splice-auto` does not on short-lived bursts.
+//! HAProxy as a TCP proxy, made to splice: with `splice-auto` version 2.6 was not seen to splice.
 
 use std::process::Command;
 
