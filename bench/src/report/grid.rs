@@ -57,6 +57,12 @@ pub(crate) fn tables(scenario: &ScenarioReport) -> String {
 
 /// One markdown table with the range and the p-value of every difference.
 pub(crate) fn markdown(scenario: &ScenarioReport) -> String {
+    let (header, rows) = wide(scenario);
+    markdown_table(&header, rows.into_iter())
+}
+
+/// Header and rows of one table with everything: peers down, metrics across, noise last.
+pub(super) fn wide(scenario: &ScenarioReport) -> (Vec<String>, Vec<Vec<String>>) {
     let metrics = metrics(scenario);
     let mut header = vec!["peer".to_owned()];
     header.extend(metrics.iter().map(|metric| heading(*metric)));
@@ -68,12 +74,12 @@ pub(crate) fn markdown(scenario: &ScenarioReport) -> String {
         cells.push([shares(&result.noise), result.noise.marks.join(", ")].join(" "));
         cells
     });
-    markdown_table(&header, rows)
+    (header, rows.collect())
 }
 
-/// A GitHub-flavoured markdown table.
+/// A GitHub-flavoured markdown table; a cell's lines are parted by `<br>`.
 pub(crate) fn markdown_table(header: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | ").replace('\n', "<br>"));
     let mut text = line(header);
     text += &line(&vec!["---".to_owned(); header.len()]);
     rows.for_each(|row| text += &line(&row));
@@ -159,7 +165,7 @@ fn wide_cell(result: &MetricResult) -> String {
         text += &format!(" [{}..{}]", number(*min), number(*max));
     }
     for ratio in &result.ratios {
-        text += &format!("<br>{} {} (p {:.3})", multiple(ratio), ratio.to, ratio.p_value);
+        text += &format!("\n{} {} (p {:.3})", multiple(ratio), ratio.to, ratio.p_value);
     }
     text
 }
