@@ -52,6 +52,12 @@ pub(crate) fn pair_id(number: u32) -> PairId {
 impl Lab {
     /// Starts with `limits` and two workers, or says why io_uring cannot be tested here.
     pub(crate) fn start(io: IoChoice, limits: Limits) -> Option<Self> {
+        Self::start_with(EngineConfig { io, workers: 2, limits, ..EngineConfig::default() })
+    }
+
+    /// Starts with `config`, or says why io_uring cannot be tested here.
+    pub(crate) fn start_with(config: EngineConfig) -> Option<Self> {
+        let io = config.io;
         let listener = bind_listener("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (event_sender, events) = channel();
@@ -59,7 +65,7 @@ impl Lab {
         let (event_sender, foreign_sender) = (shared(event_sender), shared(foreign_sender));
         let started = Gateway::start(
             listener,
-            EngineConfig { io, workers: 2, limits, ..EngineConfig::default() },
+            config,
             Arc::new(ByName),
             Box::new(move |connection| drop(foreign_sender.lock().unwrap().send(connection))),
             Arc::new(move |event| drop(event_sender.lock().unwrap().send(event))),
