@@ -11,7 +11,8 @@ use support::{
     ANY_PORT, Lab, PATIENCE, dial, expect_alert, expect_reset, pair_id, present, read_exactly,
 };
 use switchback_engine::{
-    Cause, GatewayEvent, IoChoice, LegSide, Limits, Phase, Refusal, bind_listeners, hello,
+    Cause, EngineConfig, GatewayEvent, IoChoice, LegSide, Limits, Phase, Refusal, bind_listeners,
+    hello,
 };
 
 on_both_backends![
@@ -38,7 +39,7 @@ impl TwoDoors {
         let bind = || bind_listeners(ANY_PORT.parse().unwrap(), 1).unwrap().remove(0);
         let listeners = [bind(), bind()];
         let doors = [0, 1].map(|door: usize| listeners[door].local_addr().unwrap());
-        Some(Self { lab: Lab::on(listeners.into(), 2, io, Limits::default())?, doors })
+        Some(Self { lab: Lab::on(listeners.into(), config(2, io))?, doors })
     }
 
     fn client(&self, door: usize, number: u32) -> (TcpStream, Vec<u8>) {
@@ -192,7 +193,7 @@ fn drain(mut sink: TcpStream) {
 fn any_number_of_listeners_serves_any_number_of_workers(io: IoChoice) {
     for (listeners, workers) in [(1, 3), (3, 1), (2, 3), (1, 1)] {
         let listeners = bind_listeners(ANY_PORT.parse().unwrap(), listeners).unwrap();
-        let Some(lab) = Lab::on(listeners, workers, io, Limits::default()) else { return };
+        let Some(lab) = Lab::on(listeners, config(workers, io)) else { return };
         let pairs: Vec<_> = (0..10).map(|number| lab.pair(number)).collect();
         assert_eq!(lab.gateway.metrics().workers.len(), workers);
         assert_eq!(lab.gateway.metrics().pairs_active, pairs.len());
@@ -211,7 +212,7 @@ fn stop_accepting_leaves_pairs_and_the_listening_sockets_alone(io: IoChoice) {
     assert!(matches!(old.event(), GatewayEvent::LegWaiting { .. }));
     let mut unfinished = old.dial();
     old.eventually("the hello is in flight", |gateway| gateway.metrics().hellos_in_flight == 1);
-    let Some(new) = Lab::on(duplicates(&old), 2, io, Limits::default()) else { return };
+    let Some(new) = Lab::on(duplicates(&old), config(2, io)) else { return };
 
     old.gateway.stop_accepting();
     old.gateway.stop_accepting();
@@ -241,8 +242,12 @@ fn shutdown_leaves_shared_listening_sockets_alone(io: IoChoice) {
     let listeners = duplicates(&old);
     assert_eq!(listeners.len(), 2);
     drop(old);
-    let Some(new) = Lab::on(listeners, 2, io, Limits::default()) else { return };
+    let Some(new) = Lab::on(listeners, config(2, io)) else { return };
     (0..10).for_each(|number| drop(new.pair(number)));
+}
+
+fn config(workers: usize, io: IoChoice) -> EngineConfig {
+    EngineConfig { io, workers, ..EngineConfig::default() }
 }
 
 /// Runs in a process of its own, because it takes all descriptors there are.

@@ -28,6 +28,7 @@ on_both_backends![
     third_leg_of_a_running_pair_is_a_duplicate,
     waiting_room_is_bounded_and_mates_still_enter,
     pairs_are_bounded,
+    a_full_house_is_refused_at_the_door,
     shutdown_ends_everything_and_leaks_nothing,
     dropped_gateway_frees_its_port,
 ];
@@ -246,6 +247,15 @@ fn waiting_room_is_bounded_and_mates_still_enter(io: IoChoice) {
     let (_client, hello) = lab.client(0);
     assert_eq!(read_exactly(&mut waiting[0].try_clone().unwrap(), hello.len()), hello);
     lab.eventually("a place is free", |gateway| gateway.metrics().legs_waiting == 1);
+}
+
+fn a_full_house_is_refused_at_the_door(io: IoChoice) {
+    let Some(lab) = Lab::start(io, Limits { sockets_max: 32, ..Limits::default() }) else { return };
+    let pairs: Vec<_> = (0..16).map(|n| lab.pair(n)).collect();
+    expect_alert(&mut lab.dial(), Refusal::HelloLimit);
+    drop(pairs);
+    lab.eventually("the pairs have ended", |gateway| gateway.metrics().pairs_active == 0);
+    lab.pair(16);
 }
 
 fn pairs_are_bounded(io: IoChoice) {

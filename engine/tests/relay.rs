@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use support::{Lab, Noise, expect_reset, pair_id, read_all, read_exactly, reset};
-use switchback_engine::{Cause, GatewayEvent, IoChoice, LegSide, Limits, PairMeter, Phase, Slow};
+use switchback_engine::{
+    Cause, EngineConfig, GatewayEvent, IoChoice, LegSide, Limits, PairMeter, Phase, Slow,
+};
 
 on_both_backends![
     legs_pair_in_both_orders,
@@ -32,6 +34,7 @@ on_both_backends![
     client_that_does_not_read_is_named,
     sampling_many_busy_pairs_stays_within_its_share,
     five_hundred_pairs_at_once,
+    busy_polling_follows_bytes_and_ends_with_them,
 ];
 
 fn lab(io: IoChoice) -> Option<Lab> {
@@ -444,4 +447,30 @@ impl Lab {
         );
         outcome
     }
+}
+
+fn busy_polling_follows_bytes_and_ends_with_them(io: IoChoice) {
+    let busy_poll = Some(Duration::from_millis(5));
+    let Some(lab) = Lab::start_with(EngineConfig { io, busy_poll, ..EngineConfig::default() })
+    else {
+        return;
+    };
+    let spun = || lab.gateway.metrics().busy_poll_time;
+    assert_eq!(spun(), Duration::ZERO, "nothing has moved");
+    let (mut client, mut agent) = lab.pair(1);
+    for _ in 0..50 {
+        client.write_all(b"ping").unwrap();
+        assert_eq!(read_exactly(&mut agent, 4), b"ping");
+        agent.write_all(b"pong").unwrap();
+        assert_eq!(read_exactly(&mut client, 4), b"pong");
+    }
+    assert!(lab.gateway.metrics().busy_polls > 0);
+    let mut before = Duration::MAX;
+    lab.eventually("the worker sleeps", |_| std::mem::replace(&mut before, spun()) == spun());
+    // Rest is for good: samples are still taken, but nothing moves any more.
+    let rested = spun();
+    std::thread::sleep(Duration::from_millis(1200));
+    assert_eq!(spun(), rested);
+    client.write_all(b"ping").unwrap();
+    assert_eq!(read_exactly(&mut agent, 4), b"ping");
 }

@@ -54,23 +54,25 @@ pub(crate) fn pair_id(number: u32) -> PairId {
 impl Lab {
     /// Starts with `limits` and two workers, or says why io_uring cannot be tested here.
     pub(crate) fn start(io: IoChoice, limits: Limits) -> Option<Self> {
-        Self::on(bind_listeners(ANY_PORT.parse().unwrap(), 2).unwrap(), 2, io, limits)
+        Self::start_with(EngineConfig { io, workers: 2, limits, ..EngineConfig::default() })
     }
 
-    /// Starts `workers` workers on `listeners`, dealt out in turn.
-    pub(crate) fn on(
-        listeners: Vec<TcpListener>,
-        workers: usize,
-        io: IoChoice,
-        limits: Limits,
-    ) -> Option<Self> {
+    /// Starts with `config`, each worker with a listener, or says why io_uring cannot be tested here.
+    pub(crate) fn start_with(config: EngineConfig) -> Option<Self> {
+        let listeners = bind_listeners(ANY_PORT.parse().unwrap(), config.workers).unwrap();
+        Self::on(listeners, config)
+    }
+
+    /// Starts with `config` on `listeners`, dealt out in turn.
+    pub(crate) fn on(listeners: Vec<TcpListener>, config: EngineConfig) -> Option<Self> {
+        let io = config.io;
         let address = listeners[0].local_addr().unwrap();
         let (event_sender, events) = channel();
         let (foreign_sender, foreign) = channel();
         let (event_sender, foreign_sender) = (shared(event_sender), shared(foreign_sender));
         let started = Gateway::start(
             listeners,
-            EngineConfig { io, workers, limits, ..EngineConfig::default() },
+            config,
             Arc::new(ByName),
             Box::new(move |connection| drop(foreign_sender.lock().unwrap().send(connection))),
             Arc::new(move |event| drop(event_sender.lock().unwrap().send(event))),
