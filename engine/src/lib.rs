@@ -1,8 +1,8 @@
 //! Gateway data plane: admits legs, pairs them and moves their bytes.
 //!
 //! Two TCP connections, one from the client and one from the agent, each open with a TLS ClientHello whose server
-//! name carries a ticket. The [`Gateway`] reads that hello, asks an [`Admission`] about it, and hands the leg to a
-//! relay worker; the worker pairs it with its mate and splices the two until both directions have ended. The engine
+//! name carries a ticket. The [`Gateway`]'s relay workers accept them, read that hello and ask an [`Admission`] about it;
+//! the worker where the legs meet, or a less loaded one, splices the two until both directions have ended. The engine
 //! never holds a key and never sees plaintext.
 //!
 //! The engine knows nothing of users, resources or sessions: its nouns are *leg*, *pair* and *flow*.
@@ -26,7 +26,7 @@ pub use config::{EngineConfig, IoChoice};
 pub use event::{ForeignConnection, GatewayEvent};
 pub use gateway::hello;
 pub use gateway::{
-    Backend, BackendKind, Gateway, StartError, StunCounters, StunResponder, bind_listener,
+    Backend, BackendKind, Gateway, StartError, StunCounters, StunResponder, bind_listeners,
 };
 pub use id::{LegSide, PairId};
 pub use limits::Limits;

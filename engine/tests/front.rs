@@ -117,7 +117,8 @@ fn too_many_hellos_of_one_source_are_refused(io: IoChoice) {
     let Some(lab) = Lab::start(io, limits) else { return };
     let idle: Vec<_> = (0..3).map(|_| lab.dial()).collect();
     lab.eventually("three are in flight", |gateway| gateway.metrics().hellos_in_flight == 3);
-    let (mut fourth, _) = lab.present("c-1-1000.t");
+    let mut fourth = lab.dial();
+    fourth.write_all(&[22, 3]).unwrap();
     expect_alert(&mut fourth, Refusal::HelloLimit);
     drop(idle);
     lab.eventually("they are gone", |gateway| gateway.metrics().hellos_in_flight == 0);
@@ -330,5 +331,5 @@ fn dropped_gateway_frees_its_port(io: IoChoice) {
     let address = lab.address;
     drop(lab.gateway);
     assert!(TcpStream::connect(address).is_err());
-    switchback_engine::bind_listener(address).unwrap();
+    switchback_engine::bind_listeners(address, 2).unwrap();
 }

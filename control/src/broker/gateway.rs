@@ -3,6 +3,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use switchback_engine::{
     Admission, Cause, EngineConfig, ForeignConnection, Gateway, GatewayEvent, Metrics, PairId,
@@ -43,12 +44,19 @@ impl DataPlane {
         cloned().map_err(|error| Code::Internal.because(format!("the gateway's sockets: {error}")))
     }
 
-    /// Stops accepting, for good, and answering STUN; pairs go on. Blocks for as long as it takes to turn away unfinished
-    /// hellos and waiting legs.
+    /// Stops accepting, for good, and answering STUN; pairs go on. Blocks until no connection comes in any more, some
+    /// milliseconds.
     pub(crate) fn stop_accepting(&self) {
         drop(self.stun.write().unwrap_or_else(PoisonError::into_inner).take());
-        if let Some(gateway) = &*read(&self.gateway) {
-            gateway.stop_accepting();
+        let gateway = read(&self.gateway);
+        let Some(gateway) = &*gateway else { return };
+        gateway.stop_accepting();
+        let give_up = Instant::now() + DEAF_WITHIN;
+        while gateway.listeners().is_ok_and(|listeners| !listeners.is_empty()) {
+            if Instant::now() >= give_up {
+                return tracing::warn!("a relay worker does not let go of its listener");
+            }
+            std::thread::sleep(DEAF_LOOK_EVERY);
         }
     }
 
@@ -96,6 +104,11 @@ impl DataPlane {
 fn read<T>(slot: &RwLock<Option<T>>) -> std::sync::RwLockReadGuard<'_, Option<T>> {
     slot.read().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// A relay worker hears its orders every turn, and a turn takes a millisecond or two.
+const DEAF_LOOK_EVERY: Duration = Duration::from_millis(2);
+/// A thousand turns.
+const DEAF_WITHIN: Duration = Duration::from_secs(2);
 
 /// The sockets that peers reach us at: bound here, or received from the process that served before.
 #[derive(Debug)]

@@ -4,9 +4,9 @@ use crate::{IoChoice, StartError};
 /// Where readiness comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BackendKind {
-    /// io_uring: tokio-uring at the front, one ring per worker.
+    /// io_uring: tokio-uring at the desk, one ring per worker.
     Uring,
-    /// epoll: tokio at the front, one epoll instance per worker.
+    /// epoll: tokio at the desk, one epoll instance per worker.
     Epoll,
 }
 

@@ -6,6 +6,8 @@
 //! only has to look like TLS 1.3 to middleboxes on the way.
 use thiserror::Error;
 
+use crate::Refusal;
+
 /// A complete ClientHello.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -69,6 +71,20 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, HelloError> {
     }
     let server_name = body(&flight.message[MESSAGE_HEADER..])?;
     Ok(Parsed::Complete(Hello { server_name, length: flight.consumed }))
+}
+
+/// The hello at the start of `bytes`, if it is complete; `None` if more is needed and may come.
+///
+/// # Errors
+/// What its sender is turned away with: it is no hello, or larger than `bytes_max`.
+pub(crate) fn judge(bytes: &[u8], bytes_max: usize) -> Result<Option<Hello>, Refusal> {
+    match parse(bytes) {
+        Ok(Parsed::Complete(hello)) if hello.length <= bytes_max => Ok(Some(hello)),
+        Ok(Parsed::Incomplete { at_least }) if at_least <= bytes_max => Ok(None),
+        Ok(_) => Err(Refusal::HelloTooLarge),
+        Err(HelloError::NotTls) => Err(Refusal::HelloNotTls),
+        Err(HelloError::Malformed) => Err(Refusal::HelloMalformed),
+    }
 }
 
 /// Writes a TLS 1.3 ClientHello in one record that carries `server_name` (1 to 255 ASCII bytes, else it cannot be

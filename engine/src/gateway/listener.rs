@@ -1,21 +1,25 @@
-//! The gateway's listening socket.
+//! The gateway's listening sockets.
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Binds a non-blocking TCP listener with `SO_REUSEADDR`.
+use crate::ring::{defer_accept, prepare_leg};
+
+/// Binds `count` (at least 1) non-blocking TCP listeners to one address: one for each relay worker, so that the kernel
+/// deals connections out (`SO_REUSEPORT`). Of port 0 the first makes a number, which the others take.
 ///
-/// The port of an io_uring process that was killed stays bound until the kernel has torn down its ring, so
-/// `EADDRINUSE` is retried for 2 seconds. Blocks that long.
+/// A port that anyone else listens on is refused, even with `SO_REUSEPORT`: the first socket is bound without it. The port
+/// of an io_uring process that was killed stays bound until the kernel has torn down its ring, so `EADDRINUSE` is retried
+/// for 2 seconds. Blocks that long.
 ///
 /// # Errors
 /// `bind(2)` and `listen(2)`: port in use, no permission for a port below 1024, no such address.
-pub fn bind_listener(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn bind_listeners(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
     let give_up = Instant::now() + RETRY_FOR;
     loop {
-        match bind(address) {
+        match bind_group(address, count.max(1)) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up => {
                 std::thread::sleep(RETRY_EVERY);
             }
@@ -24,17 +28,103 @@ pub fn bind_listener(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
+/// Sets a listener up for a worker. Accepted connections inherit its options as a leg needs them (all that
+/// [`prepare_leg`] sets), so an accepted leg costs no system call for them. Done at the gateway's start, because a
+/// listener may come from another process.
+///
+/// # Errors
+/// `setsockopt(2)`: not a TCP socket.
+pub(crate) fn prepare_listener(listener: &TcpListener) -> io::Result<()> {
+    prepare_leg(listener)?;
+    defer_accept(listener, DEFER)
+}
+
 /// Tear-down of a killed ring took well under a second here; 2 s are noticed by nobody who meant another port.
 const RETRY_FOR: Duration = Duration::from_secs(2);
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// Connections that wait for accept: a burst of reconnecting agents. Capped by `net.core.somaxconn` (4096 by default).
 const BACKLOG: i32 = 4096;
+/// A connection that has said nothing for this long is reported all the same. The least there is: one SYN-ACK timeout.
+const DEFER: Duration = Duration::from_secs(1);
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_group(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+    let first = socket(address)?;
+    first.bind(&address.into())?;
+    let mut sockets = vec![first];
+    if count > 1 {
+        let bound = sockets[0].local_addr()?;
+        sockets[0].set_reuse_port(true)?;
+        for _ in 1..count {
+            let next = socket(address)?;
+            next.set_reuse_port(true)?;
+            next.bind(&bound)?;
+            sockets.push(next);
+        }
+    }
+    let listen = |socket: Socket| {
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    sockets.into_iter().map(listen).collect()
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::SockRef;
+    use std::net::TcpStream;
+
+    fn bind(count: usize) -> Vec<TcpListener> {
+        bind_listeners("127.0.0.1:0".parse().unwrap(), count).unwrap()
+    }
+
+    #[test]
+    fn a_port_that_somebody_listens_on_is_refused() {
+        for (theirs, ours) in [(1, 1), (2, 1), (1, 2), (2, 2)] {
+            let listeners = bind(theirs);
+            let taken = listeners[0].local_addr().unwrap();
+            let error = bind_group(taken, ours).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{theirs} and {ours}");
+        }
+    }
+
+    #[test]
+    fn all_listeners_share_one_port_and_connections_are_dealt_out() {
+        let listeners = bind(2);
+        let address = listeners[0].local_addr().unwrap();
+        assert_eq!(listeners[1].local_addr().unwrap(), address);
+        let peers: Vec<_> = (0..64).map(|_| TcpStream::connect(address).unwrap()).collect();
+        for listener in &listeners {
+            assert!(listener.accept().is_ok(), "of {} connections each gets some", peers.len());
+        }
+    }
+
+    #[test]
+    fn accepted_connections_inherit_what_a_leg_needs() {
+        let listener = bind(1).remove(0);
+        prepare_listener(&listener).unwrap();
+        let _peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap(); // silent: reported after a second
+        let (stream, _) = listener.accept().unwrap();
+        let options = |socket: SockRef<'_>| {
+            let keepalive = (socket.keepalive().unwrap(), socket.tcp_keepalive_time().unwrap());
+            let interval = socket.tcp_keepalive_interval().unwrap();
+            let retries = socket.tcp_keepalive_retries().unwrap();
+            let timeout = socket.tcp_user_timeout().unwrap();
+            let lowat = socket.tcp_notsent_lowat().unwrap();
+            (socket.tcp_nodelay().unwrap(), keepalive, interval, retries, timeout, lowat)
+        };
+        let inherited = options(SockRef::from(&stream));
+        let fresh = TcpStream::connect(bind(1)[0].local_addr().unwrap()).unwrap();
+        assert_ne!(inherited, options(SockRef::from(&fresh)), "these are not the defaults");
+        prepare_leg(&fresh).unwrap();
+        assert_eq!(inherited, options(SockRef::from(&fresh)));
+    }
 }

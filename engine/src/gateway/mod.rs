@@ -1,18 +1,22 @@
-//! The public door: connections are accepted, their hellos read, legs admitted and handed to the relay workers.
+//! The public door: listeners, hellos, the admission, and the desk for everything about them that takes time.
 mod backend;
 mod caps;
-mod front;
-mod front_io;
+mod desk;
+mod desk_io;
+mod farewell;
 pub mod hello;
 mod listener;
 mod pairing;
+mod reception;
 mod sources;
 mod start;
 mod stun;
 mod stun_reply;
 
 pub use backend::{Backend, BackendKind};
-pub use listener::bind_listener;
+pub(crate) use farewell::say_farewell;
+pub use listener::bind_listeners;
 pub(crate) use pairing::{Arrival, Pairing, Waiting};
+pub(crate) use reception::{Reception, new_leg};
 pub use start::{Gateway, StartError};
 pub use stun::{StunCounters, StunResponder};

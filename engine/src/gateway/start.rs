@@ -1,21 +1,23 @@
 //! A gateway is started, asked and stopped.
 use std::future::Future;
 use std::io;
-use std::net::{Shutdown, TcpListener};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use socket2::SockRef;
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::caps;
-use super::front::Front;
+use super::desk::{DeskSetup, Stage};
+use super::listener::prepare_listener;
+use super::reception::Reception;
 use super::{Backend, BackendKind};
 use crate::stats::{Metrics, Shared};
-use crate::worker::{PIPES_MAX, Workers, WorkersSetup};
+use crate::worker::{PIPES_MAX, Workers, WorkersSetup, errands};
 use crate::{Admission, Cause, EngineConfig, ForeignConnection, GatewayEvent, PairId, ring};
 
 /// Why a gateway did not start.
@@ -29,64 +31,59 @@ pub enum StartError {
     System(#[from] io::Error),
 }
 
-/// A running data plane: one front thread and the relay workers. Dropping it shuts it down.
+/// A running data plane: the relay workers and one desk thread. Dropping it shuts it down.
 #[derive(Debug)]
 pub struct Gateway {
     backend: Backend,
     shared: Arc<Shared>,
-    workers: Arc<Workers>,
-    /// A second handle on the listener: shutting it down ends the pending accept.
-    listener: TcpListener,
-    stop: watch::Sender<bool>,
-    quiet: std::sync::Mutex<std_mpsc::Receiver<()>>,
-    front: Option<JoinHandle<()>>,
+    workers: Workers,
+    stage: watch::Sender<Stage>,
+    desk: Option<JoinHandle<()>>,
 }
 
 impl Gateway {
-    /// Starts relaying for `listener`, which is bound and listening (see [`crate::bind_listener`]).
+    /// Starts relaying for `listeners`, which are bound to one address and listening (see [`crate::bind_listeners`]). They
+    /// are dealt out to the workers in turn: one for each is best, any other number but 0 works. They may be shared with
+    /// another process that accepts from them too.
     ///
-    /// `foreign` gets the connections that are no legs, `events` what happens to legs and pairs, in order per pair. Both are
-    /// called on the gateway's threads and must neither block nor panic. The soft descriptor limit of the process is raised
-    /// to the hard one, and the configured limits are cut to what it can carry.
+    /// `foreign` gets the connections that are no legs, `events` what happens to legs and pairs, in order per pair. Both, and
+    /// `admission`, are called on the gateway's threads, which relay meanwhile nothing: they must neither block nor panic.
+    /// The soft descriptor limit of the process is raised to the hard one, and the configured limits are cut to what it can
+    /// carry.
     ///
     /// # Errors
-    /// [`StartError`]; then nothing runs and the listener is closed.
+    /// [`StartError`]; then nothing runs and the listeners are closed.
     pub fn start(
-        listener: TcpListener,
+        listeners: Vec<TcpListener>,
         config: EngineConfig,
         admission: Arc<dyn Admission>,
         foreign: Box<dyn Fn(ForeignConnection) + Send + Sync>,
         events: Arc<dyn Fn(GatewayEvent) + Send + Sync>,
     ) -> Result<Self, StartError> {
         let backend = Backend::choose(config.io, ring::probe)?;
+        if listeners.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no listener").into());
+        }
+        listeners.iter().try_for_each(prepare_listener)?;
         let limits = caps::fit(config.limits, caps::raise_descriptor_limit(), PIPES_MAX);
         let shared = Arc::new(Shared::new(limits));
-        let (farewell_sender, farewells) = mpsc::unbounded_channel();
-        let workers = Arc::new(Workers::start(WorkersSetup {
+        let reception = Arc::new(Reception { shared: shared.clone(), admission, foreign });
+        let (desk_sender, errands) = errands();
+        let workers = Workers::start(WorkersSetup {
             count: config.workers,
+            listeners: listeners.into_iter().map(OwnedFd::from).collect(),
             backend: backend.kind,
             shared: shared.clone(),
             events,
-            farewells: farewell_sender,
-        })?);
-        let (stop, stop_receiver) = watch::channel(false);
-        let (quiet_sender, quiet) = std_mpsc::channel();
-        let front = Front {
-            shared: shared.clone(),
-            workers: workers.clone(),
-            admission,
-            foreign,
-            farewells,
-            stop: stop_receiver,
-            quiet: quiet_sender,
-        };
-        let second_handle = listener.try_clone();
-        let started = second_handle
-            .and_then(|handle| Ok((handle, spawn_front(front, listener, backend.kind)?)));
-        let (listener, front) = started.inspect_err(|_| workers.stop())?;
+            reception: reception.clone(),
+            desk: desk_sender,
+        })?;
+        let (stage, stage_receiver) = watch::channel(Stage::Open);
+        let crew = workers.crew.clone();
+        let desk = DeskSetup { crew, reception, errands, stage: stage_receiver };
+        let desk = spawn_desk(desk, backend.kind).inspect_err(|_| workers.stop())?;
         tracing::info!(backend = backend.kind.as_str(), reason = %backend.reason, ?limits, "gateway started");
-        let quiet = std::sync::Mutex::new(quiet);
-        Ok(Self { backend, shared, workers, listener, stop, quiet, front: Some(front) })
+        Ok(Self { backend, shared, workers, stage, desk: Some(desk) })
     }
 
     /// The readiness source in use, and why.
@@ -98,13 +95,36 @@ impl Gateway {
     /// Ends a pair with `cause` and RST to both legs; a leg that still waits for its mate under this id is turned away with
     /// [`crate::Refusal::LegUnpaired`]. Unknown ids are ignored. Returns at once; the events tell.
     pub fn end_pair(&self, pair: PairId, cause: Cause) {
-        self.workers.end_pair(pair, cause);
+        self.workers.crew.end_pair(pair, cause);
     }
 
     /// What is counted, now.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.shared.metrics(self.backend.kind, self.workers.stats.iter().map(AsRef::as_ref))
+    }
+
+    /// Duplicates of the listeners, for another process to accept from. Empty once accepting has stopped.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn listeners(&self) -> io::Result<Vec<OwnedFd>> {
+        self.workers.listeners()
+    }
+
+    /// Stops taking legs in; pairs go on. Returns at once, and may be called again.
+    ///
+    /// The listeners are let go of, not shut down: whoever else has them goes on accepting, and connections that wait in them
+    /// are his. Waiting legs and unfinished hellos are turned away with [`crate::Refusal::Draining`].
+    /// [`Metrics::pairs_active`] tells how many pairs are left.
+    pub fn stop_accepting(&self) {
+        self.stage.send_if_modified(|stage| {
+            let open = *stage == Stage::Open;
+            *stage = (*stage).max(Stage::Draining);
+            open
+        });
+        let (ack, _) = std_mpsc::channel();
+        self.workers.stop_accepting(&ack);
     }
 
     /// Stops: no new connections, waiting legs and unfinished hellos are turned away with
@@ -115,17 +135,18 @@ impl Gateway {
     }
 
     fn stop(&mut self) {
-        let Some(front) = self.front.take() else { return };
-        self.stop.send_replace(true);
-        // Ends the pending accept on both backends (EINVAL), without which the front would not look.
-        let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
-        let quiet = self.quiet.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if quiet.recv_timeout(QUIET_WITHIN).is_err() {
+        let Some(desk) = self.desk.take() else { return };
+        self.stage.send_replace(Stage::Ending);
+        let (ack, quiet) = std_mpsc::channel();
+        self.workers.stop_accepting(&ack);
+        drop(ack);
+        // Nobody sends; the acknowledgement is that nobody can any more.
+        if quiet.recv_timeout(QUIET_WITHIN) == Err(std_mpsc::RecvTimeoutError::Timeout) {
             tracing::warn!("some hellos did not end in time");
         }
         self.workers.stop();
-        if front.join().is_err() {
-            tracing::error!("the front thread panicked");
+        if desk.join().is_err() {
+            tracing::error!("the desk's thread panicked");
         }
     }
 }
@@ -139,45 +160,42 @@ impl Drop for Gateway {
 /// Farewells take up to a second; twice that for a busy machine.
 const QUIET_WITHIN: Duration = Duration::from_secs(2);
 
-fn spawn_front(
-    front: Front,
-    listener: TcpListener,
-    backend: BackendKind,
-) -> io::Result<JoinHandle<()>> {
+fn spawn_desk(desk: DeskSetup, backend: BackendKind) -> io::Result<JoinHandle<()>> {
     let (ready, started) = std_mpsc::channel();
-    let thread = std::thread::Builder::new().name("front".into()).spawn(move || {
+    let thread = std::thread::Builder::new().name("desk".into()).spawn(move || {
         let result = match backend {
-            BackendKind::Uring => on_uring(front, listener, &ready),
-            BackendKind::Epoll => on_epoll(front, listener, &ready),
+            BackendKind::Uring => on_uring(desk, &ready),
+            BackendKind::Epoll => on_epoll(desk, &ready),
         };
         if let Err(error) = result {
-            tracing::error!(%error, "the front ended");
             let _ = ready.send(Err(error));
         }
     })?;
-    started.recv().unwrap_or_else(|_| Err(io::Error::other("the front ended at once")))?;
+    started.recv().unwrap_or_else(|_| Err(io::Error::other("the desk ended at once")))?;
     Ok(thread)
 }
 
 type Ready = std_mpsc::Sender<io::Result<()>>;
 
-fn on_uring(front: Front, listener: TcpListener, ready: &Ready) -> io::Result<()> {
+fn on_uring(desk: DeskSetup, ready: &Ready) -> io::Result<()> {
     let mut builder = tokio_uring::builder();
-    builder.entries(FRONT_RING_ENTRIES);
+    builder.entries(DESK_RING_ENTRIES);
     let runtime = tokio_uring::Runtime::new(&builder)?;
-    runtime.block_on(announced(ready, front.run::<tokio_uring::net::TcpListener>(listener)))
+    runtime.block_on(announced(ready, desk.run::<tokio_uring::net::TcpStream>()));
+    Ok(())
 }
 
-fn on_epoll(front: Front, listener: TcpListener, ready: &Ready) -> io::Result<()> {
+fn on_epoll(desk: DeskSetup, ready: &Ready) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = tokio::task::LocalSet::new();
-    tasks.block_on(&runtime, announced(ready, front.run::<tokio::net::TcpListener>(listener)))
+    tasks.block_on(&runtime, announced(ready, desk.run::<tokio::net::TcpStream>()));
+    Ok(())
 }
 
-/// Reads and accepts submitted between two waits; more only cost an extra system call.
-const FRONT_RING_ENTRIES: u32 = 512;
+/// Reads submitted between two waits; more only cost an extra system call.
+const DESK_RING_ENTRIES: u32 = 256;
 
-async fn announced<T>(ready: &Ready, front: impl Future<Output = T>) -> T {
+async fn announced(ready: &Ready, desk: impl Future<Output = ()>) {
     let _ = ready.send(Ok(()));
-    front.await
+    desk.await;
 }

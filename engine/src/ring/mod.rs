@@ -1,9 +1,11 @@
 //! The kernel's doors: io_uring, pipes, socket options, TCP_INFO. The only folder with `unsafe`.
+mod listen;
 mod pipe;
 mod poll;
 mod socket;
 mod tcp_info;
 
+pub(crate) use listen::{accept, defer_accept};
 pub(crate) use pipe::{Pipe, PipePool};
 pub(crate) use poll::{PollRing, Polled, probe};
 pub(crate) use socket::{

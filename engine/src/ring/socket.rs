@@ -45,11 +45,12 @@ pub(crate) fn splice_out(pipe: &Pipe, socket: impl AsFd, bytes: usize) -> Move {
     outcome(|| splice(&pipe.reader, None, &socket, None, bytes, SPLICE_FLAGS))
 }
 
-/// Prepares an admitted leg: small writes leave at once, dead peers are noticed, and little waits in the send buffer.
+/// Prepares a leg, or the listener that legs inherit from: small writes leave at once, dead peers are noticed, and little
+/// waits in the send buffer.
 ///
 /// # Errors
 /// `setsockopt(2)`; the peer may already have reset the connection.
-pub(crate) fn prepare_leg(socket: &OwnedFd) -> io::Result<()> {
+pub(crate) fn prepare_leg(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;

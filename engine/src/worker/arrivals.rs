@@ -3,7 +3,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::inbox::{Farewell, NewLeg};
+use super::inbox::{MovedLeg, MovedPair, NewLeg};
 use super::readiness::Event;
 use super::slots::{Joined, Leg, Place, Spill, Tube};
 use super::turn::Worker;
@@ -13,19 +13,59 @@ use crate::rtt::Window;
 use crate::{GatewayEvent, LegSide, PairId, Refusal};
 
 impl Worker {
-    /// An admitted leg came from the front.
+    /// An admitted leg is here: accepted by this worker, or sent by the desk or by another worker.
     pub(crate) fn arrive(&mut self, new: NewLeg) {
+        let (pair, side) = (new.admitted.pair, new.admitted.side);
+        if self.draining {
+            return self.turn_away(new.socket, pair, side, Refusal::Draining);
+        }
+        let home = self.crew.homes.claim(pair, self.index);
+        if home == self.index {
+            self.take_in(new);
+        } else if let Err(leg) = self.crew.send_leg(home, new) {
+            self.turn_away(leg.socket, pair, side, Refusal::LegLimit);
+        }
+    }
+
+    /// Two legs that met on another worker are to be relayed here.
+    pub(crate) fn settle(&mut self, moved: MovedPair) {
+        let MovedPair { pair, legs } = moved;
+        let [client, agent] = legs.map(|leg| {
+            self.legs.insert(|token| Leg {
+                socket: leg.socket,
+                token,
+                peer: leg.peer,
+                place: Place::Waiting(pair),
+                said: leg.said,
+                ready: Readiness::default(),
+            })
+        });
+        let refusal = if self.stopping {
+            Some(Refusal::Draining)
+        } else {
+            let watched = self.watch(client).and_then(|()| self.watch(agent));
+            watched.is_err().then_some(Refusal::PairLimit)
+        };
+        match refusal {
+            None => self.join(pair, client, agent),
+            Some(refusal) => {
+                self.shared.leave_pair();
+                self.dismiss_both(pair, LegSide::Client, [client, agent], refusal);
+            }
+        }
+    }
+
+    /// A leg has come home: it waits, meets its mate, or is refused.
+    fn take_in(&mut self, new: NewLeg) {
         let admitted = new.admitted;
         let pair = admitted.pair;
-        if self.stopping {
-            return self.turn_away(new.socket, pair, admitted.side, Refusal::Draining);
-        }
         if self.active.contains_key(&pair) || self.room.side(pair) == Some(admitted.side) {
             // The pair's own leg stays and its owner is not told: this one never belonged to the meeting.
             return self.send_away(new.socket, Refusal::LegDuplicate);
         }
         if self.room.side(pair).is_none() && !self.shared.enter_waiting() {
-            return self.turn_away(new.socket, pair, admitted.side, Refusal::LegLimit);
+            self.turn_away(new.socket, pair, admitted.side, Refusal::LegLimit);
+            return self.crew.homes.release(pair);
         }
         let slot = self.legs.insert(|token| Leg {
             socket: new.socket,
@@ -73,13 +113,25 @@ impl Worker {
             None => drop(self.take_socket(gone.leg)),
         }
         self.tell(GatewayEvent::LegGone { pair, side: gone.side, refusal });
+        self.crew.homes.release(pair);
     }
 
     /// Unregisters a leg and returns its socket.
     pub(crate) fn take_socket(&mut self, slot: usize) -> Option<OwnedFd> {
+        self.take_leg(slot).map(|leg| leg.socket)
+    }
+
+    /// Tells the others how many pairs are relayed here.
+    pub(crate) fn publish_pairs(&self) {
+        if !self.stopping {
+            self.crew.publish_pairs(self.index, self.pairs.len());
+        }
+    }
+
+    fn take_leg(&mut self, slot: usize) -> Option<Leg> {
         let leg = self.legs.remove(slot)?;
         self.readiness.deregister(leg.socket.as_fd(), leg.token);
-        Some(leg.socket)
+        Some(leg)
     }
 
     pub(crate) fn tell(&self, event: GatewayEvent) {
@@ -107,18 +159,31 @@ impl Worker {
 
     /// `slot` arrived and `mate` was waiting; it is out of the room already.
     fn meet(&mut self, pair: PairId, side: LegSide, slot: usize, mate: usize) {
-        let refusal = if !self.shared.enter_pair() {
-            Some(Refusal::PairLimit)
+        if !self.shared.enter_pair() {
+            return self.dismiss_both(pair, side, [slot, mate], Refusal::PairLimit);
+        }
+        let [client, agent] = match side {
+            LegSide::Client => [slot, mate],
+            LegSide::Agent => [mate, slot],
+        };
+        let place = self.crew.place(self.index);
+        if place != self.index {
+            self.give_away(pair, [client, agent], place);
         } else if self.watch(slot).is_err() {
             self.shared.leave_pair();
-            Some(Refusal::PairLimit)
+            self.dismiss_both(pair, side, [slot, mate], Refusal::PairLimit);
         } else {
-            None
-        };
-        match (refusal, side) {
-            (Some(refusal), _) => self.dismiss_both(pair, side, [slot, mate], refusal),
-            (None, LegSide::Client) => self.join(pair, slot, mate),
-            (None, LegSide::Agent) => self.join(pair, mate, slot),
+            self.join(pair, client, agent);
+        }
+    }
+
+    /// Another worker has more time for this pair.
+    fn give_away(&mut self, pair: PairId, slots: [usize; 2], worker: usize) {
+        let [Some(client), Some(agent)] = slots.map(|slot| self.take_leg(slot)) else { return };
+        let moved = |leg: Leg| MovedLeg { socket: leg.socket, peer: leg.peer, said: leg.said };
+        let moved = Box::new(MovedPair { pair, legs: [client, agent].map(moved) });
+        if let Err(unsent) = self.crew.move_pair(worker, moved) {
+            self.settle(*unsent);
         }
     }
 
@@ -126,6 +191,7 @@ impl Worker {
         legs.into_iter().for_each(|slot| self.dismiss(slot, refusal));
         self.tell(GatewayEvent::LegGone { pair, side: side.mate(), refusal: Some(refusal) });
         self.tell(GatewayEvent::LegGone { pair, side, refusal: Some(refusal) });
+        self.crew.homes.release(pair);
     }
 
     /// Two legs become a pair. What each has said is pending for the other.
@@ -166,6 +232,7 @@ impl Worker {
             agent: agent_peer,
             meter,
         });
+        self.publish_pairs();
         self.sample_pair(key);
         Direction::BOTH.into_iter().for_each(|direction| self.queue_fresh(key, direction));
     }
@@ -180,11 +247,5 @@ impl Worker {
         if let Some(socket) = self.take_socket(slot) {
             self.send_away(socket, refusal);
         }
-    }
-
-    fn send_away(&self, socket: OwnedFd, refusal: Refusal) {
-        self.shared.refused(refusal);
-        // Without a front (it ends after the workers, so only if it failed) the socket is closed without its alert.
-        let _ = self.farewells.send(Farewell { socket, refusal });
     }
 }

@@ -1,4 +1,5 @@
 //! Pairs end, and everything they held is given back.
+use super::inbox::Message;
 use super::turn::Worker;
 use crate::relay::Direction;
 use crate::ring::close_abruptly;
@@ -36,6 +37,8 @@ impl Worker {
         self.shared.leave_pair();
         self.stats.pair_ended(outcome.cause, outcome.phase);
         self.tell(GatewayEvent::PairEnded { pair: joined.id, outcome });
+        self.crew.homes.release(joined.id);
+        self.publish_pairs();
     }
 
     /// The owner wants a pair, or the leg that waits for it, to end.
@@ -44,21 +47,28 @@ impl Worker {
             self.break_off(key, cause);
         } else if let Some(gone) = self.room.leave(pair) {
             self.leave(pair, gone, Some(Refusal::LegUnpaired));
+        } else if let Some(home) = self.crew.homes.of(pair).filter(|&home| home != self.index) {
+            // It moved while the message was on its way.
+            self.crew.tell(home, Message::End { pair, cause });
         }
     }
 
     /// Ends all there is; the thread ends next.
     pub(crate) fn end_everything(&mut self, cause: Cause) {
-        self.stopping = true;
+        (self.draining, self.stopping) = (true, true);
+        self.crew.publish_end(self.index);
         while let Some((pair, gone)) = self.room.evict() {
             self.leave(pair, gone, Some(Refusal::Draining));
         }
         let keys: Vec<usize> = self.pairs.iter().map(|(key, _)| key).collect();
         keys.into_iter().for_each(|key| self.break_off(key, cause));
-        // Legs still on their way here.
+        // Legs still on their way here are turned away.
         while let Ok(message) = self.inbox.messages.try_recv() {
-            if let super::inbox::Message::Leg(leg) = message {
-                self.arrive(leg);
+            match message {
+                Message::Leg(leg) => self.arrive(leg),
+                Message::Pair(pair) => self.settle(*pair),
+                Message::StopAccepting(ack) => self.stop_accepting(ack),
+                Message::End { .. } | Message::Stop => {}
             }
         }
         self.stats.pipes(0, 0);

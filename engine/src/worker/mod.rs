@@ -1,8 +1,12 @@
-//! Relay workers: one pinned thread each, one readiness source, and the pairs whose id falls to it.
+//! Relay workers: one pinned thread each, with listeners, a readiness source, and the pairs placed there.
+mod accept;
 mod arrivals;
+mod crew;
 mod ends;
 mod epoll;
+mod homes;
 mod inbox;
+mod placement;
 mod queue;
 mod readiness;
 mod sampling;
@@ -12,5 +16,6 @@ mod turn;
 mod uring;
 mod workers;
 
-pub(crate) use inbox::{Farewell, NewLeg};
+pub(crate) use crew::Crew;
+pub(crate) use inbox::{Errand, Errands, NewLeg, errands};
 pub(crate) use workers::{PIPES_MAX, Workers, WorkersSetup};

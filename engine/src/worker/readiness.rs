@@ -52,6 +52,8 @@ impl Event {
 
 /// Token of the worker's wake-up eventfd. Legs have slot and generation, and never this many slots.
 pub(crate) const WAKE: u64 = u64::MAX - 1;
+/// Token of a worker's first listener; the others follow. Generations of legs are below.
+pub(crate) const LISTENER: u64 = 1 << 63;
 
 #[cfg(test)]
 mod tests {

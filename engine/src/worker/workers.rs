@@ -1,40 +1,49 @@
 //! Worker threads: started, fed, stopped.
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use slab::Slab;
 
+use super::accept::Door;
+use super::crew::Crew;
 use super::epoll::Epoll;
-use super::inbox::{FarewellSender, Inbox, InboxSender, Message, NewLeg};
+use super::inbox::{Ack, DeskSender, Inbox, InboxSender, Message};
+use super::placement::Busyness;
 use super::queue::ReadyQueue;
 use super::readiness::Readiness;
 use super::sampling::Sampling;
 use super::slots::Legs;
 use super::turn::Worker;
 use super::uring::Uring;
-use crate::gateway::{BackendKind, Pairing};
+use crate::GatewayEvent;
+use crate::gateway::{BackendKind, Pairing, Reception};
 use crate::ring::PipePool;
 use crate::stats::{Shared, WorkerStats};
-use crate::{Cause, GatewayEvent, PairId};
 
 /// What workers are made of.
 pub(crate) struct WorkersSetup {
     pub(crate) count: usize,
+    /// At least one; dealt out in turn.
+    pub(crate) listeners: Vec<OwnedFd>,
     pub(crate) backend: BackendKind,
     pub(crate) shared: Arc<Shared>,
     pub(crate) events: Arc<dyn Fn(GatewayEvent) + Send + Sync>,
-    pub(crate) farewells: FarewellSender,
+    pub(crate) reception: Arc<Reception>,
+    pub(crate) desk: DeskSender,
 }
 
-/// The relay workers. Legs are dealt by pair id, so that mates always meet on the same one.
+/// The relay workers.
 #[derive(Debug)]
 pub(crate) struct Workers {
-    inboxes: Vec<InboxSender>,
-    threads: std::sync::Mutex<Vec<JoinHandle<()>>>,
+    pub(crate) crew: Arc<Crew>,
+    /// The workers' listeners, for as long as they have them.
+    listeners: Vec<Weak<OwnedFd>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     pub(crate) stats: Vec<Arc<WorkerStats>>,
 }
 
@@ -44,12 +53,33 @@ impl Workers {
     /// # Errors
     /// No thread, eventfd, ring or epoll instance to be had. Threads already started end by themselves.
     pub(crate) fn start(setup: WorkersSetup) -> io::Result<Self> {
-        let mut workers =
-            Self { inboxes: Vec::new(), threads: std::sync::Mutex::default(), stats: Vec::new() };
+        let count = setup.count.max(1);
+        let inboxes: io::Result<Vec<_>> = (0..count).map(|_| inbox()).collect();
+        let (senders, receivers): (Vec<_>, Vec<_>) = inboxes?.into_iter().unzip();
+        let listeners: Vec<_> = setup.listeners.into_iter().map(Arc::new).collect();
+        let stats: Vec<_> = (0..count).map(|_| Arc::new(WorkerStats::new())).collect();
+        let workers = Self {
+            crew: Arc::new(Crew::new(senders)),
+            listeners: listeners.iter().map(Arc::downgrade).collect(),
+            threads: Mutex::default(),
+            stats,
+        };
         let cores = allowed_cores();
-        for index in 0..setup.count.max(1) {
+        for (index, inbox) in receivers.into_iter().enumerate() {
+            let mine = listeners.iter().skip(index).step_by(count).cloned().collect();
+            let parts = Parts {
+                inbox,
+                index,
+                crew: workers.crew.clone(),
+                door: Door::new(mine, setup.reception.clone(), setup.desk.clone()),
+                stats: workers.stats[index].clone(),
+                backend: setup.backend,
+                shared: setup.shared.clone(),
+                events: setup.events.clone(),
+                pipes_max: (PIPES_MAX / count).max(PIPES_PER_WORKER_MIN),
+            };
             let core = cores.get(index % cores.len().max(1)).copied();
-            if let Err(error) = workers.spawn(&setup, index, core) {
+            if let Err(error) = workers.spawn(parts, core) {
                 workers.stop();
                 return Err(error);
             }
@@ -57,34 +87,32 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Hands an admitted leg to its worker. The leg comes back if that worker has ended or is drowning in work.
-    pub(crate) fn submit(&self, leg: NewLeg) -> Result<(), NewLeg> {
-        let inbox = self.inbox_of(leg.admitted.pair);
-        if inbox.messages.len() >= INBOX_MAX {
-            return Err(leg);
-        }
-        inbox.send(Message::Leg(leg)).map_err(|unsent| match unsent {
-            Message::Leg(leg) => leg,
-            Message::End { .. } | Message::Stop => {
-                unreachable!("the message that was sent comes back")
-            }
-        })
+    /// Duplicates of the listeners that are still accepted from.
+    ///
+    /// # Errors
+    /// `fcntl(2)`: out of descriptors.
+    pub(crate) fn listeners(&self) -> io::Result<Vec<OwnedFd>> {
+        self.listeners
+            .iter()
+            .filter_map(Weak::upgrade)
+            .map(|listener| listener.try_clone())
+            .collect()
     }
 
-    /// Asks for the end of a pair, or of the leg that waits for it.
-    pub(crate) fn end_pair(&self, pair: PairId, cause: Cause) {
-        // A worker that has ended has no pairs.
-        let _ = self.inbox_of(pair).send(Message::End { pair, cause });
+    /// Has every worker let go of its listeners and send waiting legs away. `ack` is dropped when all have, and no hello is
+    /// unfinished.
+    pub(crate) fn stop_accepting(&self, ack: &Ack) {
+        for worker in 0..self.stats.len() {
+            self.crew.tell(worker, Message::StopAccepting(ack.clone()));
+        }
     }
 
     /// Stops the threads and waits for them. Call from none of them.
     pub(crate) fn stop(&self) {
-        for inbox in &self.inboxes {
-            let _ = inbox.send(Message::Stop);
+        for worker in 0..self.stats.len() {
+            self.crew.tell(worker, Message::Stop);
         }
-        let threads = std::mem::take(
-            &mut *self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
-        );
+        let threads = std::mem::take(&mut *self.threads());
         for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a relay worker panicked");
@@ -92,44 +120,33 @@ impl Workers {
         }
     }
 
-    fn inbox_of(&self, pair: PairId) -> &InboxSender {
-        // Pair ids are random; folding both halves keeps every byte of them in play should a caller's not be.
-        let number = u128::from_le_bytes(pair.0);
-        &self.inboxes[usize::try_from(number % self.inboxes.len() as u128).unwrap_or(0)]
+    fn spawn(&self, parts: Parts, core: Option<usize>) -> io::Result<()> {
+        let (ready, started) = crossbeam::channel::bounded(1);
+        let name = format!("relay-{}", parts.index);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            pin(core);
+            // A ring belongs to the thread that makes it (SINGLE_ISSUER).
+            match parts.backend.readiness() {
+                Ok(readiness) => {
+                    let _ = ready.send(Ok(()));
+                    parts.worker(readiness).run();
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        })?;
+        self.threads().push(thread);
+        started.recv().unwrap_or_else(|_| Err(io::Error::other("relay worker ended at once")))
     }
 
-    fn spawn(&mut self, setup: &WorkersSetup, index: usize, core: Option<usize>) -> io::Result<()> {
-        let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
-        let (sender, receiver) = crossbeam::channel::unbounded();
-        let stats = Arc::new(WorkerStats::new());
-        let parts = Parts {
-            inbox: Inbox { messages: receiver, wake: wake.clone() },
-            stats: stats.clone(),
-            backend: setup.backend,
-            shared: setup.shared.clone(),
-            events: setup.events.clone(),
-            farewells: setup.farewells.clone(),
-            pipes_max: (PIPES_MAX / setup.count.max(1)).max(PIPES_PER_WORKER_MIN),
-        };
-        let (ready, started) = crossbeam::channel::bounded(1);
-        let thread =
-            std::thread::Builder::new().name(format!("relay-{index}")).spawn(move || {
-                pin(core);
-                // A ring belongs to the thread that makes it (SINGLE_ISSUER).
-                match parts.backend.readiness() {
-                    Ok(readiness) => {
-                        let _ = ready.send(Ok(()));
-                        parts.worker(readiness).run();
-                    }
-                    Err(error) => drop(ready.send(Err(error))),
-                }
-            })?;
-        self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(thread);
-        started.recv().unwrap_or_else(|_| Err(io::Error::other("relay worker ended at once")))?;
-        self.inboxes.push(InboxSender { messages: sender, wake });
-        self.stats.push(stats);
-        Ok(())
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn inbox() -> io::Result<(InboxSender, Inbox)> {
+    let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
+    let (sender, receiver) = crossbeam::channel::unbounded();
+    Ok((InboxSender { messages: sender, wake: wake.clone() }, Inbox { messages: receiver, wake }))
 }
 
 impl BackendKind {
@@ -141,9 +158,6 @@ impl BackendKind {
     }
 }
 
-/// Legs waiting to be looked at by one worker, before the front turns more away. A worker reads its inbox every turn, so this
-/// is only reached when it is stuck.
-const INBOX_MAX: usize = 4096;
 /// 128 pipes of 256 KiB are half of what an unprivileged user may have (64 MiB, `fs.pipe-user-pages-soft`).
 pub(crate) const PIPES_MAX: usize = 128;
 const PIPES_PER_WORKER_MIN: usize = 4;
@@ -154,11 +168,13 @@ const SCRATCH: usize = 64 * 1024;
 /// What a worker thread is given.
 struct Parts {
     inbox: Inbox,
+    index: usize,
+    crew: Arc<Crew>,
+    door: Door,
     stats: Arc<WorkerStats>,
     backend: BackendKind,
     shared: Arc<Shared>,
     events: Arc<dyn Fn(GatewayEvent) + Send + Sync>,
-    farewells: FarewellSender,
     pipes_max: usize,
 }
 
@@ -170,7 +186,10 @@ impl Parts {
             shared: self.shared,
             stats: self.stats,
             events: self.events,
-            farewells: self.farewells,
+            index: self.index,
+            crew: self.crew,
+            door: self.door,
+            busyness: Busyness::default(),
             room: Pairing::new(),
             legs: Legs::default(),
             pairs: Slab::new(),
@@ -179,6 +198,7 @@ impl Parts {
             sampling: Sampling::default(),
             pipes: PipePool::new(self.pipes_max),
             scratch: vec![0; SCRATCH].into(),
+            draining: false,
             stopping: false,
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use switchback_engine::{
     Admission, Admitted, BackendKind, Cause, EngineConfig, ForeignConnection, Gateway,
     GatewayEvent, IoChoice, LegSide, Limits, Outcome, PairId, Phase, Refusal, StartError, Verdict,
-    bind_listener, hello,
+    bind_listeners, hello,
 };
 
 /// Longer than anything a test waits for; only a failure takes this long.
@@ -52,13 +52,13 @@ pub(crate) fn pair_id(number: u32) -> PairId {
 impl Lab {
     /// Starts with `limits` and two workers, or says why io_uring cannot be tested here.
     pub(crate) fn start(io: IoChoice, limits: Limits) -> Option<Self> {
-        let listener = bind_listener("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = listener.local_addr().unwrap();
+        let listeners = bind_listeners("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        let address = listeners[0].local_addr().unwrap();
         let (event_sender, events) = channel();
         let (foreign_sender, foreign) = channel();
         let (event_sender, foreign_sender) = (shared(event_sender), shared(foreign_sender));
         let started = Gateway::start(
-            listener,
+            listeners,
             EngineConfig { io, workers: 2, limits },
             Arc::new(ByName),
             Box::new(move |connection| drop(foreign_sender.lock().unwrap().send(connection))),

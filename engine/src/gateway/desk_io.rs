@@ -1,23 +1,13 @@
-//! The seam under the front: accept and read, on tokio-uring or on tokio.
+//! The seam under the desk: wait for bytes, on tokio-uring or on tokio.
 //!
-//! Everything else the front does to a socket is a plain non-blocking call on its descriptor. Rules for tokio-uring 0.5: an
-//! accept or read future is never dropped before it is done (the kernel would go on and its result be lost), so whoever
-//! wants to stop one shuts the socket down instead, here as there.
+//! Everything else the desk does to a socket is a plain non-blocking call on its descriptor. Rule for tokio-uring 0.5: a
+//! read future is never dropped before it is done (the kernel would go on and its result be lost), so whoever wants to stop
+//! one shuts the socket's receiving side down instead, here as there.
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::ring::borrow_uring;
-
-/// A listener whose accepted connections can be read asynchronously.
-pub(crate) trait Listen: Sized + 'static {
-    type Stream: Stream;
-
-    fn adopt(listener: TcpListener) -> io::Result<Self>;
-
-    /// The next connection. Ends with an error once the socket is shut down.
-    async fn accept(&self) -> io::Result<(Self::Stream, SocketAddr)>;
-}
 
 /// A connection whose hello is being read.
 pub(crate) trait Stream: Sized + 'static {
@@ -28,21 +18,8 @@ pub(crate) trait Stream: Sized + 'static {
 
     fn socket(&self) -> BorrowedFd<'_>;
 
-    /// Gives the socket away. No read is pending.
+    /// Gives the socket away, non-blocking. No read is pending.
     fn release(self) -> io::Result<OwnedFd>;
-}
-
-impl Listen for tokio::net::TcpListener {
-    type Stream = tokio::net::TcpStream;
-
-    fn adopt(listener: TcpListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        Self::from_std(listener)
-    }
-
-    async fn accept(&self) -> io::Result<(Self::Stream, SocketAddr)> {
-        Self::accept(self).await
-    }
 }
 
 impl Stream for tokio::net::TcpStream {
@@ -74,22 +51,9 @@ impl Stream for tokio::net::TcpStream {
     }
 }
 
-impl Listen for tokio_uring::net::TcpListener {
-    type Stream = tokio_uring::net::TcpStream;
-
-    fn adopt(listener: TcpListener) -> io::Result<Self> {
-        // On a non-blocking socket the kernel answers EAGAIN at once instead of waiting.
-        listener.set_nonblocking(false)?;
-        Ok(Self::from_std(listener))
-    }
-
-    async fn accept(&self) -> io::Result<(Self::Stream, SocketAddr)> {
-        Self::accept(self).await
-    }
-}
-
 impl Stream for tokio_uring::net::TcpStream {
     fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        // On a non-blocking socket the kernel answers EAGAIN at once instead of waiting.
         let socket = TcpStream::from(socket);
         socket.set_nonblocking(false)?;
         Ok(Self::from_std(socket))
@@ -106,6 +70,8 @@ impl Stream for tokio_uring::net::TcpStream {
 
     fn release(self) -> io::Result<OwnedFd> {
         // tokio-uring does not part with a descriptor; the duplicate outlives its stream.
-        self.socket().try_clone_to_owned()
+        let socket = TcpStream::from(self.socket().try_clone_to_owned()?);
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
     }
 }
