@@ -109,6 +109,7 @@ const PURE: &[&str] = &[
     "engine/src/relay/flow.rs",
     "engine/src/relay/pair.rs",
     "engine/src/rtt/window.rs",
+    "engine/src/worker/placement.rs",
     "shortpath/src/session/",
     "control/src/ticket.rs",
     "control/src/wire.rs",

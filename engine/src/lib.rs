@@ -33,4 +33,4 @@ pub use limits::Limits;
 pub use outcome::{Cause, Outcome, Phase};
 pub use relay::{PairFigures, PairMeter};
 pub use rtt::RttFigures;
-pub use stats::Metrics;
+pub use stats::{Metrics, WorkerLoad};

@@ -50,9 +50,21 @@ pub struct Metrics {
     pub client_rtt_us: Histogram<u64>,
     /// Smoothed round-trip times of agents' legs, microseconds: one value per sample.
     pub agent_rtt_us: Histogram<u64>,
+    /// Every relay worker, by its number.
+    pub workers: Vec<WorkerLoad>,
 }
 
-/// What the front and all workers share: limits in force, and the gauges they are held against.
+/// How loaded a relay worker is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WorkerLoad {
+    /// Share of the last 100 ms or so that it worked, 0 to 1. `None` if there is one worker, which has nobody to compare
+    /// with and does not measure it, or if this worker has failed.
+    pub busy: Option<f64>,
+    /// Pairs that it relays.
+    pub pairs: usize,
+}
+
+/// What the desk and all workers share: limits in force, and the gauges they are held against.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
@@ -106,6 +118,7 @@ impl Shared {
         &self,
         backend: BackendKind,
         workers: impl Iterator<Item = &'a WorkerStats>,
+        loads: Vec<WorkerLoad>,
     ) -> Metrics {
         let refused = Refusal::ALL
             .iter()
@@ -129,6 +142,7 @@ impl Shared {
             pipes_pooled: 0,
             client_rtt_us: rtt_histogram(),
             agent_rtt_us: rtt_histogram(),
+            workers: loads,
         };
         let mut ended = [[0; Phase::ALL.len()]; Cause::ALL.len()];
         workers.for_each(|worker| worker.add_to(&mut metrics, &mut ended));
@@ -257,7 +271,7 @@ mod tests {
             worker.moved(Direction::ClientToAgent, 10, 5);
             worker.rtt(LegSide::Agent, 1000);
         }
-        let metrics = shared.metrics(BackendKind::Epoll, workers.iter());
+        let metrics = shared.metrics(BackendKind::Epoll, workers.iter(), Vec::new());
         assert_eq!(metrics.pairs_ended, [(Cause::AgentReset, Phase::HalfClosed, 2)]);
         assert_eq!((metrics.client_to_agent, metrics.copied, metrics.spliced), (30, 20, 10));
         assert_eq!((metrics.client_rtt_us.len(), metrics.agent_rtt_us.len()), (0, 2));

@@ -269,16 +269,7 @@ fn threads() -> usize {
 
 /// Runs in a process of its own, because other tests of this binary open descriptors at the same time.
 fn shutdown_ends_everything_and_leaks_nothing(io: IoChoice) {
-    let name = if io == IoChoice::Epoll { "epoll" } else { "uring" };
-    if std::env::var_os(ALONE).is_none() {
-        let test = format!("{name}::shutdown_ends_everything_and_leaks_nothing");
-        let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([&test, "--exact", "--test-threads=1", "--nocapture"])
-            .env(ALONE, "1")
-            .env("RUST_BACKTRACE", "0")
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    if !support::alone("shutdown_ends_everything_and_leaks_nothing", io) {
         return;
     }
     // tokio keeps two descriptors per process for signals, from its first runtime on.
@@ -323,8 +314,6 @@ fn shutdown_ends_everything_and_leaks_nothing(io: IoChoice) {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
-
-const ALONE: &str = "SWITCHBACK_TEST_ALONE";
 
 fn dropped_gateway_frees_its_port(io: IoChoice) {
     let Some(lab) = lab(io) else { return };

@@ -101,7 +101,8 @@ impl Gateway {
     /// What is counted, now.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        self.shared.metrics(self.backend.kind, self.workers.stats.iter().map(AsRef::as_ref))
+        let stats = self.workers.stats.iter().map(AsRef::as_ref);
+        self.shared.metrics(self.backend.kind, stats, self.workers.crew.report())
     }
 
     /// Duplicates of the listeners, for another process to accept from. Empty once accepting has stopped.

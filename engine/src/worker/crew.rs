@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::homes::Homes;
 use super::inbox::{InboxSender, Message, MovedPair, NewLeg};
 use super::placement::{Load, busy_now, least, place};
+use crate::stats::WorkerLoad;
 use crate::{Cause, PairId};
 
 /// All workers, by index.
@@ -111,10 +112,20 @@ impl Crew {
         self.loads[worker].pairs.store(ENDED, Relaxed);
     }
 
+    /// Every worker's load, for people.
+    pub(crate) fn report(&self) -> Vec<WorkerLoad> {
+        let measured = |load: &Load| !self.alone() && *load != ENDED_LOAD;
+        let in_words = |load: Load| WorkerLoad {
+            busy: measured(&load).then(|| f64::from(load.busy) / 1000.0),
+            pairs: load.pairs,
+        };
+        self.loads().into_iter().map(in_words).collect()
+    }
+
     fn loads(&self) -> Vec<Load> {
         let now_us = self.now_us();
         let load = |published: &PublishedLoad| match published.pairs.load(Relaxed) {
-            ENDED => Load { busy: u32::MAX, pairs: 0 },
+            ENDED => ENDED_LOAD,
             pairs => Load { busy: busy_now(published.busy.load(Relaxed), now_us), pairs },
         };
         self.loads.iter().map(load).collect()
@@ -125,3 +136,4 @@ impl Crew {
 /// is only reached when it is stuck.
 const INBOX_MAX: usize = 4096;
 const ENDED: usize = usize::MAX;
+const ENDED_LOAD: Load = Load { busy: u32::MAX, pairs: 0 };

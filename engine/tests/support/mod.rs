@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each test binary uses its part
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ use switchback_engine::{
 
 /// Longer than anything a test waits for; only a failure takes this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) const ANY_PORT: &str = "127.0.0.1:0";
 
 /// A running gateway and everything it says.
 pub(crate) struct Lab {
@@ -52,14 +54,23 @@ pub(crate) fn pair_id(number: u32) -> PairId {
 impl Lab {
     /// Starts with `limits` and two workers, or says why io_uring cannot be tested here.
     pub(crate) fn start(io: IoChoice, limits: Limits) -> Option<Self> {
-        let listeners = bind_listeners("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        Self::on(bind_listeners(ANY_PORT.parse().unwrap(), 2).unwrap(), 2, io, limits)
+    }
+
+    /// Starts `workers` workers on `listeners`, dealt out in turn.
+    pub(crate) fn on(
+        listeners: Vec<TcpListener>,
+        workers: usize,
+        io: IoChoice,
+        limits: Limits,
+    ) -> Option<Self> {
         let address = listeners[0].local_addr().unwrap();
         let (event_sender, events) = channel();
         let (foreign_sender, foreign) = channel();
         let (event_sender, foreign_sender) = (shared(event_sender), shared(foreign_sender));
         let started = Gateway::start(
             listeners,
-            EngineConfig { io, workers: 2, limits },
+            EngineConfig { io, workers, limits },
             Arc::new(ByName),
             Box::new(move |connection| drop(foreign_sender.lock().unwrap().send(connection))),
             Arc::new(move |event| drop(event_sender.lock().unwrap().send(event))),
@@ -78,19 +89,12 @@ impl Lab {
 
     /// A connection that has sent nothing.
     pub(crate) fn dial(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream
+        dial(self.address)
     }
 
     /// A connection that has presented `server_name`, and the hello it sent.
     pub(crate) fn present(&self, server_name: &str) -> (TcpStream, Vec<u8>) {
-        let bytes = hello::encode(server_name, [7; 96]);
-        let mut stream = self.dial();
-        stream.write_all(&bytes).unwrap();
-        (stream, bytes)
+        present(self.address, server_name)
     }
 
     pub(crate) fn client(&self, number: u32) -> (TcpStream, Vec<u8>) {
@@ -154,6 +158,23 @@ impl Lab {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// A connection to `address` that has sent nothing.
+pub(crate) fn dial(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// A connection to `address` that has presented `server_name`, and the hello it sent.
+pub(crate) fn present(address: SocketAddr, server_name: &str) -> (TcpStream, Vec<u8>) {
+    let bytes = hello::encode(server_name, [7; 96]);
+    let mut stream = dial(address);
+    stream.write_all(&bytes).unwrap();
+    (stream, bytes)
 }
 
 fn shared<T>(sender: Sender<T>) -> Mutex<Sender<T>> {
@@ -223,6 +244,24 @@ impl Noise {
         out
     }
 }
+
+/// Runs a test in a process of its own: `true` in that one. In the other it is `false`, and the test has passed.
+pub(crate) fn alone(test: &str, io: IoChoice) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let backend = if io == IoChoice::Epoll { "epoll" } else { "uring" };
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([&format!("{backend}::{test}"), "--exact", "--test-threads=1", "--nocapture"])
+        .env(ALONE, "1")
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    false
+}
+
+const ALONE: &str = "SWITCHBACK_TEST_ALONE";
 
 /// The same promise for both backends.
 #[macro_export]
