@@ -13,12 +13,12 @@ use crate::broker::config::{Authority, ServeConfig};
 use crate::broker::counters::Counters;
 use crate::broker::data::{DataDir, DataLock};
 use crate::broker::door::Door;
+use crate::broker::gateway::{self, Sockets};
+use crate::broker::http;
 use crate::broker::hub::Hub;
 use crate::broker::identity::Identity;
 use crate::broker::orchestrator::Input;
 use crate::broker::seal::SealKey;
-use crate::broker::gateway::{self, Sockets};
-use crate::broker::http;
 use crate::broker::store::{Database, NewSubject, Store};
 use crate::broker::takeover::{Draining, Giver, Predecessor, Successor};
 use crate::code::{Code, Fault};
@@ -277,7 +277,8 @@ async fn begin(
     let runtime = tokio::runtime::Handle::current();
     let foreign = Box::new(move |connection| door.take(connection, &runtime));
     let (hub, admission) = (app.hub.clone(), app.admission.clone());
-    blocking(config, move |config| gateway::start(sockets, config, admission, foreign, &hub)).await?;
+    blocking(config, move |config| gateway::start(sockets, config, admission, foreign, &hub))
+        .await?;
     app.tasks.spawn(tick(app.clone()));
     app.tasks.spawn(keep_agents(app.clone()));
     Ok(first_invites)

@@ -45,7 +45,11 @@ pub struct Successor {
 impl Giver {
     /// Opens the socket in `data`, whose lock the caller holds. A server serves without one, too: some file systems have
     /// no sockets.
-    pub(in crate::broker) fn open(data: &DataDir, configured: SocketAddr, bound: SocketAddr) -> Self {
+    pub(in crate::broker) fn open(
+        data: &DataDir,
+        configured: SocketAddr,
+        bound: SocketAddr,
+    ) -> Self {
         let path = data.file(SOCKET_FILE);
         let desk = Desk::open(&path)
             .inspect_err(|error| {
@@ -177,7 +181,10 @@ impl Draining {
                 return tracing::info!("drained: every pair has ended by itself");
             }
             if now >= deadline {
-                return tracing::info!(pairs, "the drain's time is over, the pairs left resume elsewhere");
+                return tracing::info!(
+                    pairs,
+                    "the drain's time is over, the pairs left resume elsewhere"
+                );
             }
             if now >= tell_at && told != Some(pairs) {
                 let left_s = deadline.saturating_duration_since(now).as_secs();
