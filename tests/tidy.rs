@@ -115,6 +115,7 @@ const PURE: &[&str] = &[
     "control/src/wire.rs",
     "control/src/api/mod.rs",
     "control/src/broker/orchestrator",
+    "control/src/broker/takeover/messages.rs",
 ];
 
 /// The file is a module that its parent declares for tests only.

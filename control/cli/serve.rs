@@ -220,6 +220,8 @@ async fn serve(
     orders: &mut Orders,
     drain_timeout: Duration,
 ) -> Result<(), Fault> {
+    // Of takeovers that failed: what they had stopped is not started again.
+    let mut earlier = Vec::new();
     loop {
         let Some(successor) = orders.obey(&broker).await else {
             tracing::info!("stopping");
@@ -235,22 +237,28 @@ async fn serve(
         match handed_over {
             Handover::Done(draining) => {
                 notify::main_is(pid);
+                earlier.push(tokio::spawn(drain(draining, drain_timeout)));
+                let drained = async {
+                    for draining in earlier {
+                        // A panic there was reported when it happened.
+                        let _ = draining.await;
+                    }
+                };
                 tokio::select! {
-                    () = draining.emptied(drain_timeout) => {}
+                    () = drained => {}
                     () = orders.stop.wait() => tracing::info!("told to end at once"),
                 }
-                draining.end().await;
                 return Ok(());
             }
             Handover::Undone(again, draining) => {
                 broker = again;
-                tokio::spawn(drain(draining, drain_timeout));
+                earlier.push(tokio::spawn(drain(draining, drain_timeout)));
             }
         }
     }
 }
 
-/// Lets go of what is left from before a takeover that failed.
+/// Waits for pairs to end, and ends those that are left.
 async fn drain(draining: Draining, limit: Duration) {
     draining.emptied(limit).await;
     draining.end().await;

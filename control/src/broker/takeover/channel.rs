@@ -93,8 +93,9 @@ impl Channel {
             let mut space =
                 [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
             let mut control = SendAncillaryBuffer::new(&mut space);
-            let fits = descriptors.is_empty()
-                || control.push(SendAncillaryMessage::ScmRights(descriptors));
+            let fits = descriptors.len() <= DESCRIPTORS_MAX
+                && (descriptors.is_empty()
+                    || control.push(SendAncillaryMessage::ScmRights(descriptors)));
             if !fits {
                 return Err(io::Error::other("too many descriptors for one message"));
             }
