@@ -232,7 +232,10 @@ async fn serve(
         let pid = successor.pid();
         let handed_over = tokio::select! {
             handed_over = broker.hand_over(successor) => handed_over?,
-            () = orders.stop.wait() => return Ok(()),
+            () = orders.stop.wait() => {
+                tracing::info!("stopping in the middle of a takeover");
+                return Ok(());
+            }
         };
         match handed_over {
             Handover::Done(draining) => {
@@ -251,7 +254,7 @@ async fn serve(
                 return Ok(());
             }
             Handover::Undone(again, draining) => {
-                broker = again;
+                broker = *again;
                 earlier.push(tokio::spawn(drain(draining, drain_timeout)));
             }
         }

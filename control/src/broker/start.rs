@@ -59,7 +59,7 @@ pub enum Handover {
     /// The successor serves; pairs of this process go on.
     Done(Draining),
     /// The successor ended before it served. This process serves again; pairs from before go on.
-    Undone(Broker, Draining),
+    Undone(Box<Broker>, Draining),
 }
 
 impl Broker {
@@ -158,7 +158,7 @@ impl Broker {
         tracing::error!(pid, %fault, "the takeover failed, serving again");
         let ground = Ground::prepare_blocking(&config, sockets.address()?).await?;
         let broker = Self::open(config, ground, sockets, lock).await?;
-        Ok(Handover::Undone(broker, draining))
+        Ok(Handover::Undone(Box::new(broker), draining))
     }
 
     /// The address that it listens on.

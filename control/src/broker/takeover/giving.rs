@@ -70,7 +70,7 @@ impl Giver {
             let agreed = loop {
                 tokio::select! {
                     agreed = &mut agreement => break agreed,
-                    other = next_caller(desk) => refuse(&other, &Code::TakeoverBusy.into()).await,
+                    other = next_caller(desk) => drop(tokio::spawn(put_off(other))),
                 }
             };
             match agreed {
@@ -85,7 +85,6 @@ impl Giver {
         let ToServing::Hello { protocol, version, listen } = heard else {
             return Err(Code::TakeoverFailed.because("the new process did not say hello"));
         };
-        tracing::info!(pid = channel.peer(), version, "offering the sockets");
         let agreed = judge(protocol, listen, self.configured, self.bound);
         let sockets = match agreed.and_then(|()| data_plane.sockets()) {
             Ok(sockets) => sockets,
@@ -94,6 +93,7 @@ impl Giver {
                 return Err(fault);
             }
         };
+        tracing::info!(pid = channel.peer(), version, "offering the sockets");
         let descriptors = sockets.descriptors();
         let stun = sockets.has_stun();
         let listeners = descriptors.len() - usize::from(stun);
@@ -118,8 +118,15 @@ async fn next_caller(desk: &Desk) -> Channel {
     }
 }
 
+/// Refuses a caller once it has said hello: closing over what it says would destroy what it is told.
+async fn put_off(channel: Channel) {
+    if heard_in(HELLO_DEADLINE, &channel).await.is_ok() {
+        tracing::warn!(pid = channel.peer(), "takeover refused: another is under way");
+        refuse(&channel, &Code::TakeoverBusy.into()).await;
+    }
+}
+
 async fn refuse(channel: &Channel, fault: &Fault) {
-    tracing::warn!(pid = channel.peer(), %fault, "takeover refused");
     // It may be gone; it learns nothing then.
     let _ = channel.send(&ToSuccessor::Refused(fault.clone()), &[]).await;
 }
