@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::{LegSide, PairId};
 
-/// Decides which legs may enter. Called on the gateway's front thread, so it must not block.
+/// Decides which legs may enter. Called on the gateway's relay workers and its desk, several at once, and while it judges
+/// nothing is relayed there: it must neither block nor panic.
 pub trait Admission: Send + Sync + 'static {
     /// Judges the server name of a complete ClientHello that arrived from `peer`.
     fn admit(&self, server_name: &str, peer: SocketAddr) -> Verdict;

@@ -6,9 +6,11 @@ use std::time::Duration;
 pub struct Limits {
     /// Largest ClientHello, in bytes. Post-quantum hellos are about 1.8 KiB; one TLS record is at most 16 KiB.
     pub hello_bytes_max: usize,
-    /// From accept to a complete ClientHello. Three TCP retransmissions on a slow link (1 + 2 + 4 s) still fit.
+    /// From accept to a complete ClientHello. Three TCP retransmissions on a slow link (1 + 2 + 4 s) still fit. A silent
+    /// connection is accepted after a second (`TCP_DEFER_ACCEPT`).
     pub hello_deadline: Duration,
-    /// Unfinished hellos at once per source address (IPv4 address or IPv6 /64).
+    /// Unfinished hellos at once per source address (IPv4 address or IPv6 /64). A hello that is complete at the first read,
+    /// as nearly all are, counts for neither this limit nor the next.
     pub hellos_per_source_max: usize,
     /// Unfinished hellos at once over all sources.
     pub hellos_max: usize,

@@ -24,7 +24,7 @@ pub struct Metrics {
     pub foreign: u64,
     /// Connections turned away, for every [`Refusal`].
     pub refused: Vec<(Refusal, u64)>,
-    /// Unfinished hellos now.
+    /// Unfinished hellos now: those that were not complete at the first read.
     pub hellos_in_flight: usize,
     /// Legs waiting for a mate now.
     pub legs_waiting: usize,

@@ -200,3 +200,74 @@ async fn announced(ready: &Ready, desk: impl Future<Output = ()>) {
     let _ = ready.send(Ok(()));
     desk.await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Admitted, IoChoice, LegSide, Limits, Verdict, bind_listeners, hello};
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+    use std::time::Instant;
+
+    /// The name is a side's letter and a pair's.
+    struct Letters;
+
+    impl Admission for Letters {
+        fn admit(&self, server_name: &str, _peer: SocketAddr) -> Verdict {
+            let [side, pair] = *server_name.as_bytes() else { return Verdict::Foreign };
+            let side = if side == b'c' { LegSide::Client } else { LegSide::Agent };
+            let patience = Duration::from_millis(if pair == b'!' { 50 } else { 20_000 });
+            Verdict::Admit(Admitted { pair: PairId([pair; 16]), side, patience })
+        }
+    }
+
+    fn present(address: SocketAddr, name: &str) -> TcpStream {
+        let mut leg = TcpStream::connect(address).unwrap();
+        leg.write_all(&hello::encode(name, [1; 96])).unwrap();
+        leg
+    }
+
+    /// The end of a leg that the gateway sends away.
+    fn sent_away(mut leg: TcpStream) {
+        leg.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        assert_eq!(leg.read_to_end(&mut Vec::new()).unwrap(), 7);
+    }
+
+    #[test]
+    fn no_home_outlives_its_legs_however_they_go() {
+        let listeners = bind_listeners("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        let address = listeners[0].local_addr().unwrap();
+        let limits = Limits { waiting_legs_max: 30, pairs_max: 26, ..Limits::default() };
+        let config = EngineConfig { io: IoChoice::Epoll, workers: 3, limits };
+        let (foreign, events) = (Box::new(drop), Arc::new(drop));
+        let gateway =
+            Gateway::start(listeners, config, Arc::new(Letters), foreign, events).unwrap();
+        let homes = || gateway.workers.crew.homes.count();
+        let eventually = |what: &str, done: &dyn Fn() -> bool| {
+            let give_up = Instant::now() + Duration::from_secs(20);
+            while !done() {
+                assert!(Instant::now() < give_up, "never: {what}, {} homes", homes());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let legs = |side: char| -> Vec<_> {
+            ('a'..='z').map(|pair| present(address, &format!("{side}{pair}"))).collect()
+        };
+        let pairs = (legs('c'), legs('a'));
+        eventually("26 pairs", &|| gateway.metrics().pairs_active == 26);
+        assert_eq!(homes(), 26);
+        sent_away(present(address, "ca")); // a duplicate
+        let one_too_many = [present(address, "cA"), present(address, "aA")];
+        one_too_many.into_iter().for_each(sent_away);
+        sent_away(present(address, "c!")); // out of patience
+        let waiting: Vec<_> =
+            ('"'..='?').map(|pair| present(address, &format!("a{pair}"))).collect();
+        eventually("30 wait", &|| gateway.metrics().legs_waiting == waiting.len());
+        sent_away(present(address, "a@")); // no room to wait
+        gateway.end_pair(PairId([b'0'; 16]), Cause::Killed);
+        drop((waiting, pairs));
+        eventually("nothing is left", &|| homes() == 0);
+        let metrics = gateway.metrics();
+        assert_eq!((metrics.legs_waiting, metrics.pairs_active), (0, 0));
+    }
+}

@@ -54,6 +54,13 @@ impl Homes {
         }
     }
 
+    /// Homes there are.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        let count = |shard: &Mutex<HashMap<_, _>>| shard.lock().unwrap().len();
+        self.shards.iter().map(count).sum()
+    }
+
     fn shard(&self, pair: PairId) -> Option<MutexGuard<'_, HashMap<PairId, u16>>> {
         // Ids are random, so any byte spreads them.
         let shard = self.shards.get(usize::from(pair.0[0]) % SHARDS)?;
