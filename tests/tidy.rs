@@ -120,6 +120,7 @@ const PURE: &[&str] = &[
     "bench/src/compare/scenario.rs",
     "bench/src/compare/timings.rs",
     "bench/src/compare/warnings.rs",
+    "control/src/broker/takeover/messages.rs",
 ];
 
 /// The file is a module that its parent declares for tests only.

@@ -16,6 +16,7 @@ mod errors;
 mod grants;
 mod logging;
 mod metrics;
+mod notify;
 mod output;
 mod pairs;
 mod resource_spec;
@@ -24,6 +25,7 @@ mod serve;
 mod sessions;
 mod stop;
 mod tokens;
+mod upgrade;
 
 /// How long tasks may take to end after the command has: a read of standard input cannot be interrupted.
 const EXIT_PATIENCE: Duration = Duration::from_millis(200);

@@ -6,14 +6,15 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use etcetera::BaseStrategy;
 use serde::{Deserialize, Serialize};
-use switchback_control::broker::{Broker, ServeConfig, TlsFiles};
+use switchback_control::broker::{Broker, Draining, Handover, ServeConfig, Successor, TlsFiles};
 use switchback_control::secret::Secret;
 use switchback_control::{Code, Fault};
 use switchback_engine::IoChoice;
 
 use crate::args::Global;
 use crate::stop::Stop;
-use crate::{config_file, output};
+use crate::upgrade::Upgrade;
+use crate::{config_file, notify, output};
 
 /// The port that every network lets out.
 const DEFAULT_LISTEN: SocketAddr =
@@ -21,6 +22,9 @@ const DEFAULT_LISTEN: SocketAddr =
 /// Microseconds. Waking a core takes less than 100; longer spinning only burns it.
 const BUSY_POLL_MAX: u32 = 10_000;
 const ROOT_DATA: &str = "/var/lib/switchback";
+/// Long enough that most sessions end by themselves and only those resume that last for hours; short enough that a version
+/// with a hole is gone soon after its successor started. Cutting costs the sessions left a round trip or two, no byte.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Broker and gateway on one TCP port.
 ///
@@ -28,13 +32,18 @@ const ROOT_DATA: &str = "/var/lib/switchback";
 /// keys and a database in the data directory, and prints a join string for agents and a login string for the first
 /// user, an administrator. It also answers STUN on the UDP port of the same number. Ctrl-C or SIGTERM ends it; sessions
 /// wait for its return and resume.
+///
+/// SIGUSR2 replaces it without dropping a connection: it starts its program anew, with the same arguments and
+/// --takeover, hands its sockets over, and ends when its last pair has, or after --drain-timeout. A new process that
+/// fails leaves the old one serving.
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[command(after_help = "\
 Examples:
   switchback serve
   switchback serve --listen 0.0.0.0:8443 --data ./data --public gate.example:8443
-  switchback serve --config /etc/switchback/serve.toml      # listen = \"0.0.0.0:8443\" ...")]
+  switchback serve --config /etc/switchback/serve.toml      # listen = \"0.0.0.0:8443\" ...
+  kill -USR2 PID                                            # replace it by the program now on the disk")]
 pub(crate) struct ServeArgs {
     /// Address to listen on [default: 0.0.0.0:443]
     #[arg(long, value_name = "ADDRESS:PORT", env = "SWITCHBACK_LISTEN")]
@@ -60,6 +69,16 @@ pub(crate) struct ServeArgs {
     /// How agents and users reach this port, if not by the address it listens on
     #[arg(long, value_name = "HOST:PORT", env = "SWITCHBACK_PUBLIC")]
     public: Option<String>,
+    /// Take the place of the server that uses this data directory and address now, without dropping a connection
+    #[arg(long)]
+    #[serde(skip)]
+    takeover: bool,
+    /// After a takeover, how long the old process relays sessions that go on; then they resume through the new one.
+    /// 0 ends them at once [default: 1h]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(env = "SWITCHBACK_DRAIN_TIMEOUT")]
+    #[serde(deserialize_with = "time")]
+    drain_timeout: Option<Duration>,
     /// TOML file with the same keys as the long flags; flags and environment win
     #[arg(long, value_name = "FILE", env = "SWITCHBACK_CONFIG")]
     #[serde(skip)]
@@ -103,6 +122,8 @@ impl ServeArgs {
             tls_cert: self.tls_cert.or(file.tls_cert),
             tls_key: self.tls_key.or(file.tls_key),
             public: self.public.or(file.public),
+            drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            takeover: self.takeover,
             config: self.config,
         })
     }
@@ -134,6 +155,12 @@ impl ServeArgs {
     }
 }
 
+/// A time as on the command line: `90s`, `1h 30m`.
+fn time<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(value)?;
+    humantime::parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
 fn default_data() -> Result<PathBuf, Fault> {
     if rustix::process::geteuid().is_root() {
         return Ok(ROOT_DATA.into());
@@ -161,16 +188,95 @@ struct Serving {
 
 /// Runs `serve`.
 pub(crate) async fn run(args: ServeArgs, global: &Global) -> Result<(), Fault> {
-    let config = args.with_file()?.into_config()?;
-    let mut stop = Stop::listen()?;
-    let broker = Broker::start(config).await?;
-    let announced = announce(&broker, global);
-    if announced.is_ok() {
-        stop.wait().await;
-        tracing::info!("stopping");
+    let args = args.with_file()?;
+    let drain_timeout = args.drain_timeout.unwrap_or(DRAIN_TIMEOUT);
+    let takeover = args.takeover;
+    let config = args.into_config()?;
+    let mut orders = Orders { stop: Stop::listen()?, upgrade: Upgrade::listen()? };
+    let broker =
+        if takeover { Broker::take_over(config).await? } else { Broker::start(config).await? };
+    if let Err(fault) = announce(&broker, global) {
+        // Whoever read the first process's output may have left since.
+        if !takeover {
+            broker.shutdown().await;
+            return Err(fault);
+        }
+        tracing::warn!(%fault, "nobody reads what this process prints");
     }
-    broker.shutdown().await;
-    announced
+    notify::ready();
+    serve(broker, &mut orders, drain_timeout).await
+}
+
+/// What a serving process is told by signals.
+struct Orders {
+    stop: Stop,
+    upgrade: Upgrade,
+}
+
+impl Orders {
+    /// Serves until told to stop, or until a new process is ready to take over.
+    async fn obey(&mut self, broker: &Broker) -> Option<Successor> {
+        let mut successor = std::pin::pin!(broker.successor());
+        loop {
+            tokio::select! {
+                successor = &mut successor => return Some(successor),
+                () = self.stop.wait() => return None,
+                () = self.upgrade.wait() => self.upgrade.start(),
+            }
+        }
+    }
+}
+
+async fn serve(
+    mut broker: Broker,
+    orders: &mut Orders,
+    drain_timeout: Duration,
+) -> Result<(), Fault> {
+    // Of takeovers that failed: what they had stopped is not started again.
+    let mut earlier = Vec::new();
+    loop {
+        let Some(successor) = orders.obey(&broker).await else {
+            tracing::info!("stopping");
+            notify::stopping();
+            broker.shutdown().await;
+            return Ok(());
+        };
+        let pid = successor.pid();
+        let handed_over = tokio::select! {
+            handed_over = broker.hand_over(successor) => handed_over?,
+            () = orders.stop.wait() => {
+                tracing::info!("stopping in the middle of a takeover");
+                return Ok(());
+            }
+        };
+        match handed_over {
+            Handover::Done(draining) => {
+                notify::main_is(pid);
+                earlier.push(tokio::spawn(drain(draining, drain_timeout)));
+                let drained = async {
+                    for draining in earlier {
+                        // A panic there was reported when it happened.
+                        let _ = draining.await;
+                    }
+                };
+                tokio::select! {
+                    () = drained => {}
+                    () = orders.stop.wait() => tracing::info!("told to end at once"),
+                }
+                return Ok(());
+            }
+            Handover::Undone(again, draining) => {
+                broker = *again;
+                earlier.push(tokio::spawn(drain(draining, drain_timeout)));
+            }
+        }
+    }
+}
+
+/// Waits for pairs to end, and ends those that are left.
+async fn drain(draining: Draining, limit: Duration) {
+    draining.emptied(limit).await;
+    draining.end().await;
 }
 
 fn announce(broker: &Broker, global: &Global) -> Result<(), Fault> {
@@ -255,6 +361,19 @@ mod tests {
         let fault = parsed(&["--config", file.path().to_str().unwrap()]).with_file().unwrap_err();
         assert_eq!(fault.code, Code::ConfigInvalid);
         assert!(fault.detail.contains(":2: `listen`: "), "{}", fault.detail);
+    }
+
+    #[test]
+    fn the_drain_has_a_time_in_words_from_either_source() {
+        let limit = |args: ServeArgs| args.with_file().map(|args| args.drain_timeout);
+        assert_eq!(limit(parsed(&["--drain-timeout", "0s"])).unwrap(), Some(Duration::ZERO));
+        let written = file("drain-timeout = \"1h 30m\"\n");
+        let path = written.path().to_str().unwrap();
+        let read = limit(parsed(&["--config", path])).unwrap();
+        assert_eq!(read, Some(Duration::from_secs(5400)));
+        let wrong = file("drain-timeout = \"soon\"\n");
+        let fault = limit(parsed(&["--config", wrong.path().to_str().unwrap()])).unwrap_err();
+        assert_eq!(fault.code, Code::ConfigInvalid);
     }
 
     #[test]

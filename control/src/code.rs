@@ -119,6 +119,10 @@ codes! {
     DataCorrupt "DATA_CORRUPT" System "Restore the data directory from a backup, or move it away to start anew.";
     AddressInUse "ADDRESS_IN_USE" System "Another program listens there; stop it or pass another --listen address.";
     AddressUnavailable "ADDRESS_UNAVAILABLE" System "This machine does not have that address; pass another --listen address.";
+    TakeoverNone "TAKEOVER_NONE" Unavailable "Start without --takeover: no server that can hand over uses this data directory.";
+    TakeoverMismatch "TAKEOVER_MISMATCH" Usage "Pass the --listen address of the running server; to change it, stop that server and start anew.";
+    TakeoverBusy "TAKEOVER_BUSY" Temporary "Another new process is taking over already; wait for it.";
+    TakeoverFailed "TAKEOVER_FAILED" Unavailable "The running server goes on; its log and this one say why. Mend that, then try again.";
     PortNotPermitted "PORT_NOT_PERMITTED" NoPermission "Ports below 1024 need a privilege: `setcap cap_net_bind_service=+ep` on the binary, or --listen with a higher port.";
     CertificateUnusable "CERTIFICATE_UNUSABLE" Usage "Pass a PEM certificate chain and its matching private key.";
     UringUnavailable "URING_UNAVAILABLE" System "Allow io_uring (kernel 6.1+, seccomp, kernel.io_uring_disabled=0), or pass --io auto.";

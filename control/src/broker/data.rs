@@ -3,11 +3,13 @@
 //! | file | holds |
 //! |---|---|
 //! | `lock` | nothing; locked while a server runs |
+//! | `takeover.sock` | where a new process asks the server for its sockets |
 //! | `broker.db` | users, tokens, agents, resources, grants |
 //! | `seal.key` | 32 bytes that seal grants |
 //! | `tls.crt`, `tls.key` | the broker's own certificate and its key, PEM |
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -18,38 +20,63 @@ use crate::code::{Code, Fault};
 /// Largest file read whole. A certificate chain is a few KiB; this only keeps a wrong path from filling memory.
 pub(crate) const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// An opened data directory; the lock is held until it is dropped.
-#[derive(Debug)]
+/// An opened data directory. Whoever serves from it or changes what is there holds its [`DataLock`] as well; a process
+/// that prepares to take over from the holder only reads.
+#[derive(Clone, Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
-    _lock: File,
 }
 
+/// The right to serve from a data directory, until it is dropped. It may be handed to another process: the lock belongs
+/// to the open file (flock(2)), so it is free only when all that hold that file have closed it.
+#[derive(Debug)]
+pub(crate) struct DataLock(File);
+
 impl DataDir {
-    /// Creates the directory if needed, makes it private, and locks it.
+    /// Creates the directory if needed, and makes it private.
     ///
     /// # Errors
-    /// [`Code::DataDirUnusable`]: not creatable, not writable, or another server uses it.
+    /// [`Code::DataDirUnusable`]: not creatable or not writable.
     pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
         let unusable = |error: &io::Error| unusable(path, error);
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| unusable(&e))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(|e| unusable(&e))?;
-        let lock = OpenOptions::new()
+        Ok(Self { path: path.to_owned() })
+    }
+
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// [`Code::DataDirUnusable`] if another server holds it, or the file cannot be made.
+    pub(crate) fn lock(&self) -> Result<DataLock, Fault> {
+        let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .open(path.join("lock"))
-            .map_err(|e| unusable(&e))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
+            .open(self.file("lock"))
+            .map_err(|error| unusable(&self.path, &error))?;
+        self.hold(file)
+    }
+
+    /// Goes on holding a lock that its holder handed over.
+    ///
+    /// # Errors
+    /// [`Code::DataDirUnusable`] if it was none.
+    pub(crate) fn inherit_lock(&self, file: OwnedFd) -> Result<DataLock, Fault> {
+        self.hold(file.into())
+    }
+
+    fn hold(&self, file: File) -> Result<DataLock, Fault> {
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
             if errno == rustix::io::Errno::WOULDBLOCK {
                 Code::DataDirUnusable
-                    .because(format!("another server uses {} already", path.display()))
+                    .because(format!("another server uses {} already", self.path.display()))
             } else {
-                unusable(&errno.into())
+                unusable(&self.path, &errno.into())
             }
         })?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(DataLock(file))
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
@@ -105,6 +132,12 @@ impl DataDir {
     }
 }
 
+impl AsFd for DataLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// Reads a file of at most [`FILE_BYTES_MAX`].
 pub(crate) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -139,12 +172,29 @@ mod tests {
     #[test]
     fn two_servers_never_share_a_directory() {
         let temp = tempfile::tempdir().unwrap();
-        let first = DataDir::open(temp.path()).unwrap();
-        let fault = DataDir::open(temp.path()).unwrap_err();
+        let data = DataDir::open(temp.path()).unwrap();
+        let first = data.lock().unwrap();
+        let fault = data.lock().unwrap_err();
         assert_eq!(fault.code, Code::DataDirUnusable);
         assert!(fault.detail.contains("another server"));
         drop(first);
-        DataDir::open(temp.path()).unwrap();
+        data.lock().unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_handed_over_is_never_free_in_between() {
+        let temp = tempfile::tempdir().unwrap();
+        let data = DataDir::open(temp.path()).unwrap();
+        let old = data.lock().unwrap();
+        let handed = old.as_fd().try_clone_to_owned().unwrap();
+        let new = data.inherit_lock(handed).unwrap();
+        drop(old);
+        assert_eq!(data.lock().unwrap_err().code, Code::DataDirUnusable);
+        drop(new);
+        let held = data.lock().unwrap();
+        let stranger = File::create(temp.path().join("lock")).unwrap();
+        assert!(data.inherit_lock(stranger.into()).is_err(), "a file that holds no lock is none");
+        drop(held);
     }
 
     #[test]

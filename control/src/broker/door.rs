@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::broker::counters::Counters;
 use crate::broker::limits::{
     CONNECTIONS_MAX, HANDSHAKE_DEADLINE, HANDSHAKES_MAX, HEAD_BYTES_MAX, HEAD_DEADLINE,
-    HEADERS_MAX, SHUTDOWN_GRACE, SOURCE_CONNECTIONS_MAX,
+    HEADERS_MAX, REQUEST_GRACE, SHUTDOWN_GRACE, SOURCE_CONNECTIONS_MAX,
 };
 use crate::broker::rate::source;
 use crate::broker::shares::{Share, Shares};
@@ -82,8 +82,12 @@ impl Door {
         let door = self.clone();
         let serve = async move {
             let stop = door.stop.clone();
+            let cut = async {
+                stop.cancelled().await;
+                tokio::time::sleep(REQUEST_GRACE).await;
+            };
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = cut => {}
                 () = door.serve(connection, visitor) => {}
             }
         };
@@ -117,8 +121,16 @@ impl Door {
             .max_headers(HEADERS_MAX)
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades()
-            .await;
+            .with_upgrades();
+        let mut served = std::pin::pin!(served);
+        let served = tokio::select! {
+            served = served.as_mut() => served,
+            () = self.stop.cancelled() => {
+                // At once between two requests, else after the answer to the one that is under way.
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        };
         if let Err(error) = served {
             tracing::debug!(%peer, %error, "HTTP connection ended early");
         }

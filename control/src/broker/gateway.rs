@@ -1,11 +1,13 @@
 //! The data plane, as the broker sees it: something that joins pairs, ends them and tells.
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use switchback_engine::{
     Admission, Cause, EngineConfig, ForeignConnection, Gateway, GatewayEvent, Metrics, PairId,
-    StartError, StunCounters, StunResponder, bind_listeners,
+    StartError, StunCounters, StunResponder, Verdict, bind_listeners,
 };
 
 use crate::broker::config::ServeConfig;
@@ -17,10 +19,52 @@ use crate::code::{Code, Fault};
 #[derive(Default)]
 pub(crate) struct DataPlane {
     gateway: RwLock<Option<Gateway>>,
-    stun: RwLock<Option<StunResponder>>,
+    stun: RwLock<Option<Stun>>,
+}
+
+struct Stun {
+    responder: StunResponder,
+    /// A second handle, for who takes over.
+    socket: UdpSocket,
 }
 
 impl DataPlane {
+    /// Second handles on the listening sockets.
+    ///
+    /// # Errors
+    /// [`Code::Internal`]: the gateway does not run, or there are no descriptors to spare.
+    pub(crate) fn sockets(&self) -> Result<Sockets, Fault> {
+        let cloned = || -> io::Result<Sockets> {
+            let gateway = read(&self.gateway);
+            let gateway = gateway.as_ref().ok_or_else(|| io::Error::other("it does not run"))?;
+            let listeners = gateway.listeners()?.into_iter().map(TcpListener::from).collect();
+            let stun = read(&self.stun).as_ref().map(|stun| stun.socket.try_clone()).transpose()?;
+            Ok(Sockets { listeners, stun })
+        };
+        cloned().map_err(|error| Code::Internal.because(format!("the gateway's sockets: {error}")))
+    }
+
+    /// Stops accepting, for good, and answering STUN; pairs go on. Blocks until no connection comes in any more, some
+    /// milliseconds.
+    pub(crate) fn stop_accepting(&self) {
+        drop(self.stun.write().unwrap_or_else(PoisonError::into_inner).take());
+        let gateway = read(&self.gateway);
+        let Some(gateway) = &*gateway else { return };
+        gateway.stop_accepting();
+        let give_up = Instant::now() + DEAF_WITHIN;
+        while gateway.listeners().is_ok_and(|listeners| !listeners.is_empty()) {
+            if Instant::now() >= give_up {
+                return tracing::warn!("a relay worker does not let go of its listener");
+            }
+            std::thread::sleep(DEAF_LOOK_EVERY);
+        }
+    }
+
+    /// Pairs being relayed.
+    pub(crate) fn pairs(&self) -> usize {
+        self.metrics().map_or(0, |metrics| metrics.pairs_active)
+    }
+
     /// Cuts a pair, or sends the leg away that waits for it. Returns at once.
     pub(crate) fn end_pair(&self, pair: PairId) {
         if let Some(gateway) = &*read(&self.gateway) {
@@ -33,7 +77,7 @@ impl DataPlane {
     }
 
     pub(crate) fn stun(&self) -> Option<StunCounters> {
-        read(&self.stun).as_ref().map(StunResponder::counters)
+        read(&self.stun).as_ref().map(|stun| stun.responder.counters())
     }
 
     /// Name of the readiness source, and why it was chosen.
@@ -61,25 +105,109 @@ fn read<T>(slot: &RwLock<Option<T>>) -> std::sync::RwLockReadGuard<'_, Option<T>
     slot.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Binds the one TCP port: a listener for each relay worker. Blocks for up to 2 s.
-///
-/// # Errors
-/// [`Code::AddressInUse`], [`Code::PortNotPermitted`], [`Code::AddressUnavailable`].
-pub(crate) fn bind(config: &ServeConfig) -> Result<Vec<TcpListener>, Fault> {
-    let address = config.listen;
-    bind_listeners(address, workers(config)).map_err(|error| {
-        let code = match error.kind() {
-            io::ErrorKind::AddrInUse => Code::AddressInUse,
-            io::ErrorKind::PermissionDenied => Code::PortNotPermitted,
-            io::ErrorKind::AddrNotAvailable => Code::AddressUnavailable,
-            // EAFNOSUPPORT: an IPv6 address on a machine without IPv6.
-            _ if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => {
-                Code::AddressUnavailable
+/// A relay worker hears its orders every turn, and a turn takes a millisecond or two.
+const DEAF_LOOK_EVERY: Duration = Duration::from_millis(2);
+/// A thousand turns.
+const DEAF_WITHIN: Duration = Duration::from_secs(2);
+
+/// The sockets that peers reach us at: bound here, or received from the process that served before.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    /// TCP, all of one port.
+    listeners: Vec<TcpListener>,
+    /// UDP of the same port, for STUN; `None` if it could not be had.
+    stun: Option<UdpSocket>,
+}
+
+impl Sockets {
+    /// Binds TCP and UDP of one port. Blocks for up to 2 s.
+    ///
+    /// # Errors
+    /// [`Code::AddressInUse`], [`Code::PortNotPermitted`], [`Code::AddressUnavailable`]. A UDP port that cannot be had
+    /// is only logged.
+    pub(crate) fn bind(address: SocketAddr, listeners: usize) -> Result<Self, Fault> {
+        let listeners = bind_listeners(address, listeners).map_err(|error| {
+            let code = match error.kind() {
+                io::ErrorKind::AddrInUse => Code::AddressInUse,
+                io::ErrorKind::PermissionDenied => Code::PortNotPermitted,
+                io::ErrorKind::AddrNotAvailable => Code::AddressUnavailable,
+                // EAFNOSUPPORT: an IPv6 address on a machine without IPv6.
+                _ if error.raw_os_error()
+                    == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
+                {
+                    Code::AddressUnavailable
+                }
+                _ => Code::Internal,
+            };
+            code.because(format!("{address}: {error}"))
+        })?;
+        let mut sockets = Self { listeners, stun: None };
+        let address = sockets.address()?;
+        match UdpSocket::bind(address) {
+            Ok(stun) => sockets.stun = Some(stun),
+            Err(error) => {
+                tracing::warn!(%address, %error, "no STUN: the UDP port could not be had");
             }
-            _ => Code::Internal,
-        };
-        code.because(format!("{address}: {error}"))
-    })
+        }
+        Ok(sockets)
+    }
+
+    /// Sockets as [`Sockets::descriptors`] lists them, received from another process; `stun` says whether the last is
+    /// the UDP one.
+    pub(crate) fn adopt(mut descriptors: Vec<OwnedFd>, stun: bool) -> Self {
+        let stun = if stun { descriptors.pop().map(UdpSocket::from) } else { None };
+        Self { listeners: descriptors.into_iter().map(TcpListener::from).collect(), stun }
+    }
+
+    /// The TCP listeners, then the UDP socket if there is one.
+    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let listeners = self.listeners.iter().map(AsFd::as_fd);
+        listeners.chain(self.stun.as_ref().map(AsFd::as_fd)).collect()
+    }
+
+    pub(crate) fn has_stun(&self) -> bool {
+        self.stun.is_some()
+    }
+
+    /// The address that they are bound to.
+    ///
+    /// # Errors
+    /// [`Code::Internal`] if there is none, or it is no socket.
+    pub(crate) fn address(&self) -> Result<SocketAddr, Fault> {
+        let first = self.listeners.first();
+        let first = first.ok_or_else(|| Code::Internal.because("there is no listener"))?;
+        first.local_addr().map_err(|error| Code::Internal.because(format!("listener: {error}")))
+    }
+}
+
+/// Listeners at most, one per relay worker as a rule: with the UDP socket they fit one message of a takeover (the kernel's
+/// `SCM_MAX_FD` is 253).
+const LISTENERS_MAX: usize = 128;
+
+/// How many listeners to bind for this configuration.
+pub(crate) fn listeners(config: &ServeConfig) -> usize {
+    workers(config).min(LISTENERS_MAX)
+}
+
+fn engine(config: &ServeConfig) -> EngineConfig {
+    EngineConfig {
+        io: config.io,
+        workers: workers(config),
+        limits: config.gateway_limits,
+        busy_poll: config.busy_poll,
+    }
+}
+
+fn refused(error: StartError) -> Fault {
+    match error {
+        StartError::UringUnavailable(reason) => Code::UringUnavailable.because(reason),
+        StartError::System(error) => Code::Internal.because(format!("gateway: {error}")),
+    }
+}
+
+fn workers(config: &ServeConfig) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    config.workers.unwrap_or_else(cores)
 }
 
 /// Starts relaying, and tells `hub` what happens.
@@ -87,45 +215,46 @@ pub(crate) fn bind(config: &ServeConfig) -> Result<Vec<TcpListener>, Fault> {
 /// # Errors
 /// [`Code::UringUnavailable`] if io_uring was demanded; [`Code::Internal`] if the system refused threads or descriptors.
 pub(crate) fn start(
-    listeners: Vec<TcpListener>,
+    sockets: Sockets,
     config: &ServeConfig,
     admission: Arc<dyn Admission>,
     foreign: Box<dyn Fn(ForeignConnection) + Send + Sync>,
     hub: &Arc<Hub>,
 ) -> Result<(), Fault> {
-    let address = local_addr(&listeners)?;
-    let engine = EngineConfig {
-        io: config.io,
-        workers: workers(config),
-        limits: config.gateway_limits,
-        busy_poll: config.busy_poll,
-    };
+    let Sockets { listeners, stun } = sockets;
     let events = events_to(hub.clone())?;
-    let gateway = Gateway::start(listeners, engine, admission, foreign, events).map_err(
-        |error| match error {
-            StartError::UringUnavailable(reason) => Code::UringUnavailable.because(reason),
-            StartError::System(error) => Code::Internal.because(format!("gateway: {error}")),
-        },
-    )?;
-    DataPlane::set(&hub.data_plane.gateway, gateway);
-    match UdpSocket::bind(address).and_then(StunResponder::start) {
-        Ok(stun) => DataPlane::set(&hub.data_plane.stun, stun),
-        Err(error) => tracing::warn!(%address, %error, "no STUN: the UDP port could not be had"),
+    let gateway = Gateway::start(listeners, engine(config), admission, foreign, events);
+    DataPlane::set(&hub.data_plane.gateway, gateway.map_err(refused)?);
+    if let Some(socket) = stun {
+        let responder = socket.try_clone().and_then(StunResponder::start);
+        let responder =
+            responder.map_err(|error| Code::Internal.because(format!("STUN: {error}")))?;
+        DataPlane::set(&hub.data_plane.stun, Stun { responder, socket });
     }
     Ok(())
 }
 
-/// The address that all of `listeners` are bound to.
+/// Starts a gateway of this configuration on a port of its own, and ends it: threads, rings and descriptors can be had,
+/// and nobody serves worse for it. Blocks for some milliseconds.
 ///
 /// # Errors
-/// [`Code::Internal`].
-pub(crate) fn local_addr(listeners: &[TcpListener]) -> Result<SocketAddr, Fault> {
-    let first = listeners.first().ok_or_else(|| Code::Internal.because("no listener"))?;
-    first.local_addr().map_err(|error| Code::Internal.because(format!("listener: {error}")))
+/// As [`start`].
+pub(crate) fn rehearse(config: &ServeConfig) -> Result<(), Fault> {
+    let sockets = Sockets::bind((Ipv4Addr::LOCALHOST, 0).into(), listeners(config))?;
+    let (foreign, events) = (Box::new(drop), Arc::new(drop));
+    let gateway =
+        Gateway::start(sockets.listeners, engine(config), Arc::new(Nobody), foreign, events);
+    gateway.map_err(refused)?.shutdown();
+    Ok(())
 }
 
-fn workers(config: &ServeConfig) -> usize {
-    config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+/// Admits no leg.
+struct Nobody;
+
+impl Admission for Nobody {
+    fn admit(&self, _server_name: &str, _peer: SocketAddr) -> Verdict {
+        Verdict::Foreign
+    }
 }
 
 /// A thread that hands the gateway's events to `hub`, one after the other; it ends with the gateway.

@@ -27,6 +27,9 @@ pub(super) const HEAD_BYTES_MAX: usize = 16 * 1024;
 pub(super) const HEADERS_MAX: usize = 64;
 /// Bytes of a request's body: as of a message on a link.
 pub(super) const BODY_BYTES_MAX: usize = crate::wire::MESSAGE_BYTES_MAX;
+/// Time for a request that is under way at shutdown to be answered. Answers take milliseconds; who is slow to ask must not
+/// hold up a takeover, during which new connections wait.
+pub(super) const REQUEST_GRACE: Duration = Duration::from_secs(1);
 /// Time for connections to end at shutdown before they are dropped.
 pub(super) const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 

@@ -30,10 +30,12 @@ mod seal;
 mod shares;
 mod start;
 mod store;
+mod takeover;
 #[cfg(test)]
 mod tests;
 
 pub use config::ServeConfig;
 pub use identity::TlsFiles;
 pub use orchestrator::SessionLimits;
-pub use start::{Broker, FirstInvites};
+pub use start::{Broker, FirstInvites, Handover};
+pub use takeover::{Draining, Successor};

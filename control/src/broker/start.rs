@@ -1,5 +1,5 @@
 //! A broker is started, asked and stopped.
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,14 +11,16 @@ use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::config::{Authority, ServeConfig};
 use crate::broker::counters::Counters;
-use crate::broker::data::DataDir;
+use crate::broker::data::{DataDir, DataLock};
 use crate::broker::door::Door;
+use crate::broker::gateway::{self, Sockets};
+use crate::broker::http;
 use crate::broker::hub::Hub;
 use crate::broker::identity::Identity;
 use crate::broker::orchestrator::Input;
 use crate::broker::seal::SealKey;
-use crate::broker::store::{NewSubject, Store};
-use crate::broker::{gateway, http};
+use crate::broker::store::{Database, NewSubject, Store};
+use crate::broker::takeover::{Draining, Giver, Predecessor, Successor};
 use crate::code::{Code, Fault};
 use crate::secret::Secret;
 use crate::ticket::TicketKey;
@@ -44,18 +46,20 @@ pub struct FirstInvites {
 /// A running broker with its gateway.
 pub struct Broker {
     app: Arc<App>,
+    config: ServeConfig,
     local_addr: SocketAddr,
     first_invites: Option<FirstInvites>,
+    giver: Giver,
+    lock: Arc<DataLock>,
 }
 
-/// What is ready before anything runs.
-struct Ground {
-    listeners: Vec<TcpListener>,
-    local_addr: SocketAddr,
-    authority: Authority,
-    identity: Identity,
-    seal: SealKey,
-    store: Store,
+/// How a handover ended.
+#[derive(Debug)]
+pub enum Handover {
+    /// The successor serves; pairs of this process go on.
+    Done(Draining),
+    /// The successor ended before it served. This process serves again; pairs from before go on.
+    Undone(Box<Broker>, Draining),
 }
 
 impl Broker {
@@ -69,18 +73,51 @@ impl Broker {
     /// [`Code::DataDirUnusable`], [`Code::DataCorrupt`], [`Code::CertificateUnusable`], [`Code::UringUnavailable`],
     /// [`Code::Internal`]. Then nothing runs.
     pub async fn start(config: ServeConfig) -> Result<Self, Fault> {
-        let blocking = config.clone();
-        let ground = tokio::task::spawn_blocking(move || Ground::prepare(&blocking))
-            .await
-            .map_err(|error| Code::Internal.because(format!("start: {error}")))??;
-        let Ground { listeners, local_addr, authority, identity, seal, store } = ground;
+        let (ground, sockets, lock) = blocking(&config, |config| {
+            let sockets = Sockets::bind(config.listen, gateway::listeners(config))?;
+            let address = sockets.address()?;
+            let data = DataDir::open(&config.data)?;
+            let lock = data.lock()?;
+            Ok((Ground::prepare(config, data, address)?, sockets, lock))
+        })
+        .await?;
+        Self::open(config, ground, sockets, Arc::new(lock)).await
+    }
+
+    /// Starts in the place of the process that serves the same data directory and address now: it hands its sockets
+    /// over, and keeps its pairs. Everything else that can fail is done before it stops accepting.
+    ///
+    /// # Errors
+    /// As [`Broker::start`] but for the address, and [`Code::TakeoverNone`], [`Code::TakeoverMismatch`],
+    /// [`Code::TakeoverBusy`], [`Code::TakeoverFailed`], [`Code::ProtocolVersion`]. Then the other process goes on.
+    pub async fn take_over(config: ServeConfig) -> Result<Self, Fault> {
+        let (predecessor, sockets) = Predecessor::ask(&config.data, config.listen).await?;
+        let address = sockets.address()?;
+        let ground = Ground::prepare_blocking(&config, address).await?;
+        blocking(&config, gateway::rehearse).await?;
+        let lock = predecessor.ready().await?;
+        let lock = Arc::new(ground.data.inherit_lock(lock)?);
+        let broker = Self::open(config, ground, sockets, lock).await?;
+        predecessor.serving().await;
+        Ok(broker)
+    }
+
+    async fn open(
+        config: ServeConfig,
+        ground: Ground,
+        sockets: Sockets,
+        lock: Arc<DataLock>,
+    ) -> Result<Self, Fault> {
+        let Ground { data, local_addr, authority, identity, seal, database } = ground;
+        let store_lock = lock.clone();
+        let store = blocking(&config, move |_| Store::open(database, store_lock)).await?;
         let tickets = Arc::new(TicketKey::new(&clock::random()));
         let counters = Arc::new(Counters::default());
         let hub = Arc::new(Hub::new(config.session_limits, seal, tickets.clone(), counters));
         let admission = Arc::new(TicketAdmission::new(tickets));
         let app = App::new(hub, store, admission.clone(), authority, identity.pin);
         let app = Arc::new(app);
-        let begun = begin(&app, &config, listeners, identity.tls).await;
+        let begun = begin(&app, &config, sockets, identity.tls).await;
         let first_invites = match begun {
             Ok(first_invites) => first_invites,
             Err(fault) => {
@@ -88,9 +125,40 @@ impl Broker {
                 return Err(fault);
             }
         };
+        let giver = Giver::open(&data, config.listen, local_addr);
         let (io, reason) = app.hub.data_plane.backend();
         tracing::info!(%local_addr, url = app.authority.url(), io, reason, "broker started");
-        Ok(Self { app, local_addr, first_invites })
+        Ok(Self { app, config, local_addr, first_invites, giver, lock })
+    }
+
+    /// Waits until a new process is ready to take this one's place. What goes wrong before is logged, and changes
+    /// nothing. Safe to drop and call again; a process that was in the middle of it is turned away.
+    pub async fn successor(&self) -> Successor {
+        self.giver.successor(&self.app.hub.data_plane).await
+    }
+
+    /// Yields to a new process: accepts nothing more, ends links and requests, closes the database, and lets it serve.
+    /// Connections that are made meanwhile, a few milliseconds as a rule and 5 s at most, wait for it.
+    ///
+    /// # Errors
+    /// As [`Broker::start`], if the new process failed and this one could not serve again. Then nothing runs.
+    pub async fn hand_over(self, successor: Successor) -> Result<Handover, Fault> {
+        let pid = successor.pid();
+        let hub = self.app.hub.clone();
+        // A panic there was reported when it happened.
+        drop(tokio::task::spawn_blocking(move || hub.data_plane.stop_accepting()).await);
+        close(&self.app).await;
+        let draining = Draining::new(self.app.clone());
+        let (config, lock) = (self.config.clone(), self.lock.clone());
+        drop(self);
+        let Err((fault, sockets)) = successor.serve(&lock).await else {
+            tracing::info!(pid, "the new process serves");
+            return Ok(Handover::Done(draining));
+        };
+        tracing::error!(pid, %fault, "the takeover failed, serving again");
+        let ground = Ground::prepare_blocking(&config, sockets.address()?).await?;
+        let broker = Self::open(config, ground, sockets, lock).await?;
+        Ok(Handover::Undone(Box::new(broker), draining))
     }
 
     /// The address that it listens on.
@@ -143,19 +211,45 @@ impl Drop for Broker {
     }
 }
 
+/// What is read before anything runs. Another process may still be serving from the same data directory: nothing it
+/// relies on is changed.
+struct Ground {
+    data: DataDir,
+    local_addr: SocketAddr,
+    authority: Authority,
+    identity: Identity,
+    seal: SealKey,
+    database: Database,
+}
+
 impl Ground {
     /// Everything that blocks.
-    fn prepare(config: &ServeConfig) -> Result<Self, Fault> {
-        let listeners = gateway::bind(config)?;
-        let local_addr = gateway::local_addr(&listeners)?;
+    fn prepare(config: &ServeConfig, data: DataDir, local_addr: SocketAddr) -> Result<Self, Fault> {
         let authority = Authority::choose(config.public.as_deref(), local_addr)?;
-        let data = DataDir::open(&config.data)?;
         let hosts = [authority.host.clone(), local_addr.ip().to_string()];
         let identity = Identity::load(&data, config.tls.as_ref(), &hosts)?;
         let seal = seal_key(&data)?;
-        let store = Store::open(data)?;
-        Ok(Self { listeners, local_addr, authority, identity, seal, store })
+        let database = Database::open(&data)?;
+        Ok(Self { data, local_addr, authority, identity, seal, database })
     }
+
+    async fn prepare_blocking(config: &ServeConfig, local_addr: SocketAddr) -> Result<Self, Fault> {
+        let prepare = move |config: &ServeConfig| {
+            Self::prepare(config, DataDir::open(&config.data)?, local_addr)
+        };
+        blocking(config, prepare).await
+    }
+}
+
+/// Runs a part of the start that blocks.
+async fn blocking<T: Send + 'static>(
+    config: &ServeConfig,
+    part: impl FnOnce(&ServeConfig) -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    let config = config.clone();
+    tokio::task::spawn_blocking(move || part(&config))
+        .await
+        .map_err(|error| Code::Internal.because(format!("start: {error}")))?
 }
 
 fn seal_key(data: &DataDir) -> Result<SealKey, Fault> {
@@ -173,7 +267,7 @@ fn seal_key(data: &DataDir) -> Result<SealKey, Fault> {
 async fn begin(
     app: &Arc<App>,
     config: &ServeConfig,
-    listeners: Vec<TcpListener>,
+    sockets: Sockets,
     tls: Arc<rustls::ServerConfig>,
 ) -> Result<Option<FirstInvites>, Fault> {
     let first_invites = first_invites(app).await?;
@@ -182,11 +276,9 @@ async fn begin(
     let door = Door::new(tls, router, counters, tasks, app.stop.clone());
     let runtime = tokio::runtime::Handle::current();
     let foreign = Box::new(move |connection| door.take(connection, &runtime));
-    let (config, hub, admission) = (config.clone(), app.hub.clone(), app.admission.clone());
-    let started = tokio::task::spawn_blocking(move || {
-        gateway::start(listeners, &config, admission, foreign, &hub)
-    });
-    started.await.map_err(|error| Code::Internal.because(format!("gateway: {error}")))??;
+    let (hub, admission) = (app.hub.clone(), app.admission.clone());
+    blocking(config, move |config| gateway::start(sockets, config, admission, foreign, &hub))
+        .await?;
     app.tasks.spawn(tick(app.clone()));
     app.tasks.spawn(keep_agents(app.clone()));
     Ok(first_invites)
@@ -243,6 +335,11 @@ async fn stop(app: &Arc<App>) {
     let hub = app.hub.clone();
     // A panic there was reported when it happened.
     drop(tokio::task::spawn_blocking(move || hub.data_plane.shutdown()).await);
+    close(app).await;
+}
+
+/// Ends everything but the gateway.
+async fn close(app: &Arc<App>) {
     app.stop.cancel();
     Door::close(&app.tasks).await;
     app.store.close().await;

@@ -131,6 +131,26 @@ impl Bed {
         self.server = Some(server);
     }
 
+    /// Starts `serve --takeover` with the arguments of the server and these, which becomes the bed's server. The old process
+    /// is the caller's.
+    pub(crate) fn take_over(&mut self, args: &[&str]) -> Process {
+        let mut command = self.takeover(args);
+        let mut server = Process::start(&mut command);
+        let ready = server.first_json();
+        assert!(ready["login"].is_null(), "only the first start prints a login string");
+        assert_eq!(ready["address"], self.addr.to_string());
+        self.server.replace(server).expect("the server runs")
+    }
+
+    /// `serve --takeover`, not yet run.
+    pub(crate) fn takeover(&self, args: &[&str]) -> Command {
+        let listen = self.addr.to_string();
+        let mut command =
+            server_command(self.home.path(), self.io, &listen, self.public.as_deref());
+        command.arg("--takeover").args(args);
+        command
+    }
+
     /// A command of the administrator, not yet run.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         self.command_as(&self.login, args)
@@ -197,6 +217,10 @@ impl Bed {
 }
 
 fn start_server(home: &Path, io: Io, listen: &str, public: Option<&str>) -> Process {
+    Process::start(&mut server_command(home, io, listen, public))
+}
+
+fn server_command(home: &Path, io: Io, listen: &str, public: Option<&str>) -> Command {
     let mut command = switchback(home);
     command
         .args(["serve", "--listen", listen, "--io", io.as_str(), "--json", "--data"])
@@ -204,5 +228,5 @@ fn start_server(home: &Path, io: Io, listen: &str, public: Option<&str>) -> Proc
     if let Some(public) = public {
         command.args(["--public", public]);
     }
-    Process::start(&mut command)
+    command
 }

@@ -1,5 +1,6 @@
 //! Starts, stops and observes real `switchback` processes.
 mod bed;
+mod busy;
 mod process;
 mod proxy;
 mod targets;
@@ -8,7 +9,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub(crate) use bed::{Bed, IOS, Io};
-pub(crate) use process::{Output, Process, switchback};
+pub(crate) use busy::{BusyPairs, BusySessions};
+pub(crate) use process::{Output, Process, switchback, switchback_at};
 pub(crate) use proxy::FreezingProxy;
 pub(crate) use targets::{EchoTarget, HangingTarget, SinkTarget};
 

@@ -13,7 +13,12 @@ use super::eventually;
 
 /// A command of the binary under test, with an environment of its own.
 pub(crate) fn switchback(home: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_switchback"));
+    switchback_at(Path::new(env!("CARGO_BIN_EXE_switchback")), home)
+}
+
+/// As [`switchback`], by another path.
+pub(crate) fn switchback_at(program: &Path, home: &Path) -> Command {
+    let mut command = Command::new(program);
     command
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -92,6 +97,14 @@ impl Process {
                 panic!("ended with {status} before it was ready: {}", self.stderr());
             }
             None
+        })
+    }
+
+    /// The JSON line with this number on stdout, from 0: a process that takes over prints on the same one.
+    pub(crate) fn json(&self, number: usize) -> Value {
+        eventually("another JSON line on stdout", Duration::from_secs(20), || {
+            let text = self.stdout.lock().unwrap().clone();
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).nth(number)
         })
     }
 

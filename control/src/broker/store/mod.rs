@@ -10,7 +10,7 @@ mod tokens;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) use directory::{AgentRecord, Listed};
 pub(crate) use tokens::{Issued, NewSubject, Owner, Removed};
 
-use crate::broker::data::DataDir;
+use crate::broker::data::{DataDir, DataLock};
 use crate::code::{Code, Fault};
 
 const DATABASE_FILE: &str = "broker.db";
@@ -32,6 +32,22 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
+/// A database that is opened and sound, and not yet changed: two processes may each have one.
+#[derive(Debug)]
+pub(crate) struct Database(Connection);
+
+impl Database {
+    /// Opens the database in `data`, or an empty one, and checks it.
+    ///
+    /// # Errors
+    /// [`Code::DataCorrupt`], also if it is of a newer version of this program; [`Code::DataDirUnusable`].
+    pub(crate) fn open(data: &DataDir) -> Result<Self, Fault> {
+        let db = open_private(data)?;
+        schema::check(&db)?;
+        Ok(Self(db))
+    }
+}
+
 /// The database, as the rest of the broker sees it.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -40,13 +56,13 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens or creates the database in `data`, and keeps `data` locked until [`Store::close`].
+    /// Brings the database up to date and starts to serve it. `lock` is kept until [`Store::close`].
     ///
     /// # Errors
     /// [`Code::DataCorrupt`] or [`Code::DataDirUnusable`].
-    pub(crate) fn open(data: DataDir) -> Result<Self, Fault> {
-        let mut db = open_private(&data)?;
-        schema::prepare(&mut db)?;
+    pub(crate) fn open(database: Database, lock: Arc<DataLock>) -> Result<Self, Fault> {
+        let Database(mut db) = database;
+        schema::migrate(&mut db)?;
         let (jobs, mut inbox) = mpsc::channel::<Job>(QUEUE_MAX);
         let thread = std::thread::Builder::new()
             .name("broker-store".into())
@@ -55,13 +71,13 @@ impl Store {
                     job(&mut db);
                 }
                 drop(db);
-                drop(data);
+                drop(lock);
             })
             .map_err(|error| Code::Internal.because(format!("no thread: {error}")))?;
         Ok(Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) })
     }
 
-    /// Finishes what is queued, closes the database and unlocks the data directory. Later calls fail.
+    /// Finishes what is queued, closes the database and gives its hold on the data directory up. Later calls fail.
     pub(crate) async fn close(&self) {
         drop(lock(&self.jobs).take());
         let thread = lock(&self.thread).take();

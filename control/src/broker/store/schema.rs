@@ -39,22 +39,23 @@ const MIGRATIONS: [&str; 1] = ["
     ) STRICT;
 "];
 
-/// Checks a database and brings it up to date.
-pub(super) fn prepare(db: &mut Connection) -> Result<(), Fault> {
-    let steps = check(db).map_err(|error| fault(&error))?;
-    let taken = usize::try_from(steps).unwrap_or(usize::MAX);
-    let Some(missing) = MIGRATIONS.get(taken..) else {
-        return Err(Code::DataCorrupt.because(format!(
-            "the database is of a newer version ({steps}); update this program"
-        )));
-    };
-    for (step, sql) in missing.iter().enumerate() {
-        migrate(db, sql, taken + step + 1).map_err(|error| fault(&error))?;
+/// Whether a database is sound, and not newer than this program. Changes nothing that another process using it would
+/// notice.
+pub(super) fn check(db: &Connection) -> Result<(), Fault> {
+    let version = examine(db).map_err(|error| fault(&error))?;
+    missing(version).map(|_| ())
+}
+
+/// Brings a checked database up to date.
+pub(super) fn migrate(db: &mut Connection) -> Result<(), Fault> {
+    let version = version(db).map_err(|error| fault(&error))?;
+    for (step, sql) in missing(version)? {
+        take(db, sql, step + 1).map_err(|error| fault(&error))?;
     }
     Ok(())
 }
 
-fn check(db: &Connection) -> Result<i64, Error> {
+fn examine(db: &Connection) -> Result<i64, Error> {
     // FULL syncs the write-ahead log at every commit: what was answered survives a power cut.
     db.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
@@ -65,10 +66,25 @@ fn check(db: &Connection) -> Result<i64, Error> {
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
         return Err(Error::SqliteFailure(code, Some(verdict)));
     }
+    version(db)
+}
+
+fn version(db: &Connection) -> Result<i64, Error> {
     db.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
-fn migrate(db: &mut Connection, sql: &str, version: usize) -> Result<(), Error> {
+/// The steps that a database of this version lacks, numbered.
+fn missing(version: i64) -> Result<impl Iterator<Item = (usize, &'static str)>, Fault> {
+    let taken = usize::try_from(version).unwrap_or(usize::MAX);
+    if taken > MIGRATIONS.len() {
+        return Err(Code::DataCorrupt.because(format!(
+            "the database is of a newer version ({version}); update this program"
+        )));
+    }
+    Ok(MIGRATIONS.into_iter().enumerate().skip(taken))
+}
+
+fn take(db: &mut Connection, sql: &str, version: usize) -> Result<(), Error> {
     let step = db.transaction()?;
     step.execute_batch(sql)?;
     step.execute_batch(&format!("PRAGMA user_version = {version}"))?;

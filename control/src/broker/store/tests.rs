@@ -10,7 +10,9 @@ use crate::broker::seal::Grant;
 use crate::wire::{PublicKey, Resource, ResourceKind, SessionId};
 
 fn open(path: &Path) -> Result<Store, Fault> {
-    Store::open(DataDir::open(path)?)
+    let data = DataDir::open(path)?;
+    let lock = data.lock()?;
+    Store::open(Database::open(&data)?, Arc::new(lock))
 }
 
 fn user(name: &str, admin: bool, grants: &[&str]) -> NewSubject {
