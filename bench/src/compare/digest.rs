@@ -5,6 +5,7 @@ use super::rounds::Samples;
 use super::scenario::Scenario;
 use super::timings::{Timing, distribution, merged};
 use crate::load::sample::Sample;
+use crate::load::workload::Workload;
 use crate::peers::direct::DIRECT;
 use crate::report::metric::Metric;
 use crate::report::{MetricResult, Noise, OURS, PeerResult, ScenarioReport};
@@ -66,11 +67,28 @@ pub(crate) fn digest(scenario: &Scenario, samples: &Samples, names: &[String]) -
         title: scenario.title.clone(),
         claim: scenario.claim.clone(),
         workload: scenario.workload.clone(),
-        notes: scenario.notes.clone(),
+        notes: scenario
+            .notes
+            .iter()
+            .cloned()
+            .chain(held_fewer(&scenario.workload, &results))
+            .collect(),
         goals: judge_all(&scenario.goals, &results, names),
         results,
     };
     Digest { report, timings }
+}
+
+/// A note per peer that held fewer idle sessions than it was given: its figures are of those.
+fn held_fewer(workload: &Workload, results: &[PeerResult]) -> Vec<String> {
+    let Workload::Idle { sessions } = *workload else { return Vec::new() };
+    let note = |result: &PeerResult| {
+        let held = result.metrics.iter().find(|m| m.metric == Metric::SessionsHeld)?;
+        let held = held.summary.median;
+        let fewer = held < sessions as f64;
+        fewer.then(|| format!("{} held {held:.0} of {sessions} sessions", result.peer))
+    };
+    results.iter().filter_map(note).collect()
 }
 
 /// Every metric of the peer `name`, with its multiples of the references.
@@ -207,6 +225,17 @@ mod tests {
         let report = report(&samples, &["gone", "a", DIRECT]);
         let peers: Vec<&str> = report.results.iter().map(|r| r.peer.as_str()).collect();
         assert_eq!(peers, ["a", DIRECT]);
+    }
+
+    #[test]
+    fn a_peer_that_holds_fewer_idle_sessions_is_noted() {
+        let held = |count| vec![sample(vec![(Metric::SessionsHeld, count)], 0.0)];
+        let samples = Samples::from([("a".to_owned(), held(100.0)), ("b".to_owned(), held(90.0))]);
+        let mut scenario = Scenario::parse(SCENARIO).unwrap();
+        scenario.workload = Workload::Idle { sessions: 100 };
+        let names = ["a", "b"].map(str::to_owned);
+        let notes = digest(&scenario, &samples, &names).report.notes;
+        assert_eq!(notes, ["b held 90 of 100 sessions"]);
     }
 
     #[test]
