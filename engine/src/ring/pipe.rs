@@ -74,7 +74,8 @@ impl PipePool {
     }
 }
 
-/// 16 slots of 4 KiB cost 0.20 CPU s/GiB, 64 slots 0.15, 256 slots no less.
+/// 16 slots of 4 KiB cost 0.20 CPU s/GiB, 64 slots 0.15, 256 slots no less, and they make interactive flows wait 1.8 times
+/// as long beside bulk.
 const CAPACITY: usize = 256 * 1024;
 /// The kernel's default; less is slower than copying.
 const CAPACITY_MIN: usize = 64 * 1024;

@@ -56,8 +56,8 @@ impl ReadyQueue {
 }
 
 /// Looking for events is nearly free (the ring's queue is in user memory, `epoll_wait` takes 0.3 us), a budget of bulk
-/// takes 40 us. Beside 4 bulk flows the interactive p50 was 0.9 of a direct connection's with 1 and 2.1 with 4 a turn, at
-/// the same CPU per GiB (`switchback-bench compare --scenario mixed`).
+/// takes 40 us. Beside 4 bulk flows the interactive p50 was 0.9 to 1.1 of a direct connection's with 1 and 1.9 to 2.1 with
+/// 4 a turn, at the same CPU per GiB (`switchback-bench compare --scenario mixed`).
 const STREAMS_PER_TURN: usize = 1;
 
 #[cfg(test)]
