@@ -241,7 +241,8 @@ mod tests {
         let listeners = bind_listeners("127.0.0.1:0".parse().unwrap(), 3).unwrap();
         let address = listeners[0].local_addr().unwrap();
         let limits = Limits { waiting_legs_max: 30, pairs_max: 26, ..Limits::default() };
-        let config = EngineConfig { io: IoChoice::Epoll, workers: 3, limits, ..EngineConfig::default() };
+        let config =
+            EngineConfig { io: IoChoice::Epoll, workers: 3, limits, ..EngineConfig::default() };
         let (foreign, events) = (Box::new(drop), Arc::new(drop));
         let gateway =
             Gateway::start(listeners, config, Arc::new(Letters), foreign, events).unwrap();
