@@ -1,8 +1,9 @@
 //! The question the gateway asks about every leg, and the answers it may get.
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{LegSide, PairId};
+use crate::{LegSide, PairId, Tuning};
 
 /// Decides which legs may enter. Called on the gateway's front thread, so it must not block.
 pub trait Admission: Send + Sync + 'static {
@@ -22,7 +23,7 @@ pub enum Verdict {
 }
 
 /// An admitted leg.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admitted {
     /// The meeting this leg came for.
     pub pair: PairId,
@@ -30,6 +31,9 @@ pub struct Admitted {
     pub side: LegSide,
     /// How long it may wait for its mate.
     pub patience: Duration,
+    /// Socket options for both legs of the pair, set when they meet, over what they have from their listener. If both legs
+    /// bring some, the client's count. `mss` and `fast-open` come too late for a leg and change nothing.
+    pub tuning: Option<Arc<Tuning>>,
 }
 
 /// Why a connection was turned away. Travels to the peer as a fatal TLS alert, see [`Refusal::alert`].

@@ -1,5 +1,5 @@
 //! What a gateway can be told.
-use crate::Limits;
+use crate::{Limits, Tuning};
 
 /// Where readiness comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,11 +22,18 @@ pub struct EngineConfig {
     pub workers: usize,
     /// What the gateway holds at most.
     pub limits: Limits,
+    /// Socket options of the listener and of every leg it accepts, over [`Tuning::base`]. Default: none.
+    pub tuning: Tuning,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
         let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { io: IoChoice::default(), workers, limits: Limits::default() }
+        Self {
+            io: IoChoice::default(),
+            workers,
+            limits: Limits::default(),
+            tuning: Tuning::default(),
+        }
     }
 }

@@ -42,7 +42,7 @@ impl TicketAdmission {
         match used {
             Ok(()) => {
                 let (pair, side): (PairId, _) = (ticket.pair, ticket.side());
-                Verdict::Admit(Admitted { pair, side, patience: ticket.patience() })
+                Verdict::Admit(Admitted { pair, side, patience: ticket.patience(), tuning: None })
             }
             Err(refusal) => {
                 if refusal == Refusal::LegLimit {
@@ -133,7 +133,7 @@ mod tests {
         {
             let name = mint(&admission, 1, side, warm);
             let pair = PairId([1; 16]);
-            let expected = Verdict::Admit(Admitted { pair, side, patience });
+            let expected = Verdict::Admit(Admitted { pair, side, patience, tuning: None });
             assert_eq!(admission.judge(&name, NOW), expected);
         }
     }

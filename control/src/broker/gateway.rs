@@ -84,7 +84,7 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Fault> {
 /// Starts relaying, and tells `hub` what happens.
 ///
 /// # Errors
-/// [`Code::UringUnavailable`] if io_uring was demanded; [`Code::Internal`] if the system refused threads or descriptors.
+/// [`Code::UringUnavailable`] if io_uring was demanded; [`Code::TuningUnsupported`]; [`Code::Internal`] if the system refused threads or descriptors.
 pub(crate) fn start(
     listener: TcpListener,
     config: &ServeConfig,
@@ -99,11 +99,13 @@ pub(crate) fn start(
         io: config.io,
         workers: config.workers.unwrap_or_else(cores),
         limits: config.gateway_limits,
+        tuning: config.tuning.clone(),
     };
     let events = events_to(hub.clone())?;
     let gateway = Gateway::start(listener, engine, admission, foreign, events).map_err(
         |error| match error {
             StartError::UringUnavailable(reason) => Code::UringUnavailable.because(reason),
+            StartError::Tuning(refused) => Code::TuningUnsupported.because(refused.to_string()),
             StartError::System(error) => Code::Internal.because(format!("gateway: {error}")),
         },
     )?;

@@ -67,7 +67,7 @@ impl Broker {
     /// # Errors
     /// [`Code::AddressInUse`], [`Code::PortNotPermitted`], [`Code::AddressUnavailable`], [`Code::ConfigInvalid`],
     /// [`Code::DataDirUnusable`], [`Code::DataCorrupt`], [`Code::CertificateUnusable`], [`Code::UringUnavailable`],
-    /// [`Code::Internal`]. Then nothing runs.
+    /// [`Code::TuningUnsupported`], [`Code::Internal`]. Then nothing runs.
     pub async fn start(config: ServeConfig) -> Result<Self, Fault> {
         let blocking = config.clone();
         let ground = tokio::task::spawn_blocking(move || Ground::prepare(&blocking))

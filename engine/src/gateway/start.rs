@@ -16,7 +16,10 @@ use super::front::Front;
 use super::{Backend, BackendKind};
 use crate::stats::{Metrics, Shared};
 use crate::worker::{PIPES_MAX, Workers, WorkersSetup};
-use crate::{Admission, Cause, EngineConfig, ForeignConnection, GatewayEvent, PairId, ring};
+use crate::{
+    Admission, Cause, EngineConfig, ForeignConnection, GatewayEvent, PairId, Tuning, TuningRefused,
+    ring,
+};
 
 /// Why a gateway did not start.
 #[derive(Debug, Error)]
@@ -24,6 +27,9 @@ pub enum StartError {
     /// [`crate::IoChoice::Uring`] was asked for and cannot be had; the text says why. Another choice would work.
     #[error("io_uring is not available: {0}")]
     UringUnavailable(String),
+    /// The kernel does not do what [`EngineConfig::tuning`] asks; the text says what would mend it.
+    #[error("{0}")]
+    Tuning(#[from] TuningRefused),
     /// A thread, descriptor or ring was refused by the system.
     #[error("the gateway's threads could not be started: {0}")]
     System(#[from] io::Error),
@@ -58,6 +64,9 @@ impl Gateway {
         foreign: Box<dyn Fn(ForeignConnection) + Send + Sync>,
         events: Arc<dyn Fn(GatewayEvent) + Send + Sync>,
     ) -> Result<Self, StartError> {
+        let tuning = config.tuning.over(&Tuning::base());
+        tuning.probe_listener(listener.local_addr()?)?;
+        ring::prepare_listener(&listener, &tuning)?;
         let backend = Backend::choose(config.io, ring::probe)?;
         let limits = caps::fit(config.limits, caps::raise_descriptor_limit(), PIPES_MAX);
         let shared = Arc::new(Shared::new(limits));
@@ -84,7 +93,7 @@ impl Gateway {
         let started = second_handle
             .and_then(|handle| Ok((handle, spawn_front(front, listener, backend.kind)?)));
         let (listener, front) = started.inspect_err(|_| workers.stop())?;
-        tracing::info!(backend = backend.kind.as_str(), reason = %backend.reason, ?limits, "gateway started");
+        tracing::info!(backend = backend.kind.as_str(), reason = %backend.reason, ?limits, %tuning, "gateway started");
         let quiet = std::sync::Mutex::new(quiet);
         Ok(Self { backend, shared, workers, listener, stop, quiet, front: Some(front) })
     }
