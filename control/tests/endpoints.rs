@@ -9,7 +9,7 @@ use switchback_control::api::client::ApiClient;
 use switchback_control::broker::{Broker, ServeConfig};
 use switchback_control::client::{Client, ClientOptions, ClientSession};
 use switchback_control::invite::{Invite, InviteKind};
-use switchback_control::wire::{Resource, ResourceKind};
+use switchback_control::wire::Resource;
 use switchback_control::{Code, Fault};
 use switchback_shortpath::ChannelError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -51,18 +51,13 @@ impl World {
     }
 
     fn agent(&self, warm_legs: u32) -> RunningAgent {
-        let resource = |name: &str, target: String| Resource {
-            name: name.into(),
-            kind: ResourceKind::Tcp,
-            target,
-        };
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let config = AgentConfig {
             invite: self.join.clone(),
             name: "branch".into(),
             resources: vec![
-                resource("echo", self.echo.to_string()),
-                resource("closed", closed.to_string()),
+                Resource::tcp("echo", self.echo.to_string()),
+                Resource::tcp("closed", closed.to_string()),
             ],
             warm_legs,
             state_dir: self.data.path().join("agent"),

@@ -32,6 +32,7 @@ mod start;
 mod store;
 #[cfg(test)]
 mod tests;
+mod tuning;
 
 pub use config::ServeConfig;
 pub use identity::TlsFiles;
