@@ -24,6 +24,7 @@ mod serve;
 mod sessions;
 mod stop;
 mod tokens;
+mod tuning;
 
 /// How long tasks may take to end after the command has: a read of standard input cannot be interrupted.
 const EXIT_PATIENCE: Duration = Duration::from_millis(200);

@@ -12,6 +12,7 @@ use switchback_engine::IoChoice;
 
 use crate::args::Global;
 use crate::stop::Stop;
+use crate::tuning::{self, TuningSpec};
 use crate::{config_file, output};
 
 /// The port that every network lets out.
@@ -31,6 +32,7 @@ const ROOT_DATA: &str = "/var/lib/switchback";
 Examples:
   switchback serve
   switchback serve --listen 0.0.0.0:8443 --data ./data --public gate.example:8443
+  switchback serve --tuning congestion=cubic,dscp=af21,notsent-lowat=64k
   switchback serve --config /etc/switchback/serve.toml      # listen = \"0.0.0.0:8443\" ...")]
 pub(crate) struct ServeArgs {
     /// Address to listen on [default: 0.0.0.0:443]
@@ -54,6 +56,9 @@ pub(crate) struct ServeArgs {
     /// How agents and users reach this port, if not by the address it listens on
     #[arg(long, value_name = "HOST:PORT", env = "SWITCHBACK_PUBLIC")]
     public: Option<String>,
+    /// Socket options of the listener and of every connection it accepts; --help lists them
+    #[arg(long, value_name = "KEY=VALUE,...", env = "SWITCHBACK_TUNING", long_help = tuning::LISTENER_HELP)]
+    tuning: Option<TuningSpec>,
     /// TOML file with the same keys as the long flags; flags and environment win
     #[arg(long, value_name = "FILE", env = "SWITCHBACK_CONFIG")]
     #[serde(skip)]
@@ -96,6 +101,7 @@ impl ServeArgs {
             tls_cert: self.tls_cert.or(file.tls_cert),
             tls_key: self.tls_key.or(file.tls_key),
             public: self.public.or(file.public),
+            tuning: TuningSpec::over(self.tuning, file.tuning),
             config: self.config,
         })
     }
@@ -116,6 +122,7 @@ impl ServeArgs {
             workers: self.workers,
             tls,
             public: self.public,
+            tuning: self.tuning.map(|TuningSpec(tuning)| tuning).unwrap_or_default(),
             ..ServeConfig::new(listen, data)
         })
     }

@@ -160,7 +160,7 @@ pub enum ToAgent {
     /// Expect a leg for this session.
     Offer {
         /// The session, whole, so that an agent that does not know it can create it.
-        session: SessionOffer,
+        session: Box<SessionOffer>,
         /// How the leg comes about.
         leg: AgentLeg,
     },

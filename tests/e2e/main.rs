@@ -10,3 +10,4 @@ mod ssh;
 mod startup;
 mod support;
 mod survival;
+mod tuning;

@@ -220,7 +220,7 @@ impl Agent {
                 return self.refused(code.because(message));
             }
             LinkEvent::Message(ToAgent::WarmTickets { tickets }) => self.warm_up(tickets),
-            LinkEvent::Message(ToAgent::Offer { session, leg }) => self.offered(session, leg),
+            LinkEvent::Message(ToAgent::Offer { session, leg }) => self.offered(*session, leg),
             LinkEvent::Message(ToAgent::End { session, code }) => self.sessions.end(&session, code),
         }
         Ok(())

@@ -282,14 +282,14 @@ impl Hub {
         how: How,
         client_address: Option<ClientAddress>,
     ) -> ToAgent {
-        let session = SessionOffer {
+        let session = Box::new(SessionOffer {
             id: grant.session.clone(),
             user: grant.user.clone(),
             resource: grant.resource.clone(),
             client_key: grant.client_key.clone(),
             grant: self.seal.seal(grant, clock::random()),
             client_address,
-        };
+        });
         let leg = match how {
             How::Dial => AgentLeg::Dial { ticket: self.ticket(pair, LegSide::Agent, false) },
             How::Warm => AgentLeg::Warm { pair: pair.to_string() },
