@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use switchback_control::agent::{self, AgentConfig, WARM_LEGS_DEFAULT};
 use switchback_control::invite::{Invite, InviteKind};
 use switchback_control::secret::Secret;
-use switchback_control::wire::Resource;
+use switchback_control::wire::{ProxyHeader, Resource};
 use switchback_control::{Code, Fault};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Global, secret};
 use crate::resource_spec::{self, ResourceSpec};
 use crate::stop::Stop;
-use crate::{account, config_file, output};
+use crate::{account, config_file, output, tuning};
 
 const ROOT_STATE: &str = "/var/lib/switchback-agent";
 
@@ -30,6 +30,7 @@ Examples:
   switchback agent --join sbjoin1_... --resource ssh=tcp:127.0.0.1:22
   pass show switchback | switchback agent --join - --resource ssh=tcp:127.0.0.1:22
   switchback agent --join sbjoin1_... --name branch --resource web=tcp:intra.example:8080 --resource db=tcp:[::1]:5432
+  switchback agent --join sbjoin1_... --resource 'web=tcp:127.0.0.1:80;proxy=v2;dscp=af21'
   SWITCHBACK_JOIN=sbjoin1_... switchback agent --config /etc/switchback/agent.toml   # resource = [\"ssh=tcp:...\"]
 
 Every user of the host can read a command line. As a service, give the join string in SWITCHBACK_JOIN (systemd's
@@ -42,12 +43,13 @@ pub(crate) struct AgentArgs {
     /// Name of this agent [default: the host's name]
     #[arg(long, env = "SWITCHBACK_NAME")]
     name: Option<String>,
-    /// A service and the name users connect to; repeatable
+    /// A service and the name users connect to; repeatable. --help lists the options
     #[arg(
         long,
-        value_name = "NAME=tcp:HOST:PORT",
+        value_name = "NAME=tcp:HOST:PORT[;OPTION=VALUE]",
         env = "SWITCHBACK_RESOURCE",
-        value_delimiter = ','
+        value_delimiter = ',',
+        long_help = tuning::RESOURCE_HELP
     )]
     resource: Vec<ResourceSpec>,
     /// Legs kept waiting at the gateway, so that a session need not wait for a dial [default: 4]
@@ -163,7 +165,12 @@ fn announce(config: &AgentConfig, global: &Global) -> Result<(), Fault> {
     }
     output::line(&format!("agent {name}, broker {}", invite.url))?;
     resources.iter().try_for_each(|resource| {
-        output::line(&format!("  offers {} = {}", resource.name, resource.target))
+        let Resource { name, target, tuning, .. } = resource;
+        let proxy = resource.proxy.map(|ProxyHeader::V2| "proxy=v2".to_owned());
+        let tuning = (!tuning.is_empty()).then(|| tuning.to_string());
+        let options: Vec<_> = tuning.into_iter().chain(proxy).collect();
+        let with = if options.is_empty() { "" } else { " with " };
+        output::line(&format!("  offers {name} = {target}{with}{}", options.join(",")))
     })
 }
 

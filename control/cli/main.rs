@@ -25,6 +25,7 @@ mod serve;
 mod sessions;
 mod stop;
 mod tokens;
+mod tuning;
 mod upgrade;
 
 /// How long tasks may take to end after the command has: a read of standard input cannot be interrupted.

@@ -1,8 +1,12 @@
-//! `NAME=tcp:HOST:PORT`: what an agent offers, as people write it.
+//! `NAME=tcp:HOST:PORT;OPTION=VALUE...`: what an agent offers, as people write it.
+use std::fmt;
 use std::str::FromStr;
 
-use serde::Deserialize;
-use switchback_control::wire::{Resource, ResourceKind};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+use switchback_control::wire::{ProxyHeader, Resource};
+use switchback_engine::{TuningInvalid, TuningOption};
+
+use crate::tuning::Scalar;
 
 /// Longest name: a DNS label, so that it can become a host name one day.
 const NAME_CHARS_MAX: usize = 63;
@@ -10,8 +14,7 @@ const NAME_CHARS_MAX: usize = 63;
 const HOST_CHARS_MAX: usize = 253;
 
 /// A resource that was written correctly.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ResourceSpec(pub(crate) Resource);
 
 impl FromStr for ResourceSpec {
@@ -21,17 +24,91 @@ impl FromStr for ResourceSpec {
         let (name, target) =
             text.split_once('=').ok_or("expected NAME=tcp:HOST:PORT, there is no `=`")?;
         check_name(name)?;
-        let target = parse_target(target)?;
-        Ok(Self(Resource { name: name.into(), kind: ResourceKind::Tcp, target }))
+        let mut parts = target.split(';').map(str::trim);
+        let target = parse_target(parts.next().unwrap_or_default())?;
+        let mut resource = Resource::tcp(name, target);
+        for option in parts {
+            let (key, value) =
+                option.split_once('=').ok_or_else(|| format!("`{option}` is no OPTION=VALUE"))?;
+            set_option(&mut resource, key.trim(), value.trim())?;
+        }
+        Ok(Self(resource))
     }
 }
 
-impl TryFrom<String> for ResourceSpec {
-    type Error = String;
+impl<'de> Deserialize<'de> for ResourceSpec {
+    /// From the text of the flag, or from a table with `name`, `target` and options.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Spec;
+        impl<'de> Visitor<'de> for Spec {
+            type Value = ResourceSpec;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("NAME=tcp:HOST:PORT, or a table with name and target")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<ResourceSpec, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ResourceSpec, A::Error> {
+                let (mut name, mut target, mut options) = (None, None, Vec::new());
+                while let Some(key) = map.next_key::<String>()? {
+                    let Scalar(value) = map.next_value()?;
+                    match key.as_str() {
+                        "name" => name = Some(value),
+                        "target" => target = Some(value),
+                        _ => options.push((key, value)),
+                    }
+                }
+                let name = name.ok_or_else(|| A::Error::missing_field("name"))?;
+                let target = target.ok_or_else(|| A::Error::missing_field("target"))?;
+                from_parts(&name, &target, &options).map_err(A::Error::custom)
+            }
+        }
+        deserializer.deserialize_any(Spec)
     }
+}
+
+fn from_parts(
+    name: &str,
+    target: &str,
+    options: &[(String, String)],
+) -> Result<ResourceSpec, String> {
+    check_name(name)?;
+    let mut resource = Resource::tcp(name, parse_target(target)?);
+    options.iter().try_for_each(|(key, value)| set_option(&mut resource, key, value))?;
+    Ok(ResourceSpec(resource))
+}
+
+/// Sets an option of a resource by name.
+fn set_option(resource: &mut Resource, key: &str, value: &str) -> Result<(), String> {
+    if key == PROXY {
+        return match (value, resource.proxy) {
+            ("v2", None) => {
+                resource.proxy = Some(ProxyHeader::V2);
+                Ok(())
+            }
+            ("v2", Some(_)) => Err(format!("{PROXY} is given twice")),
+            _ => Err(format!("{PROXY}: `{value}` is not allowed; expected v2")),
+        };
+    }
+    let set = resource.tuning.set(key, value).and_then(|()| resource.tuning.check_for_resource());
+    set.map_err(|invalid| match invalid {
+        TuningInvalid::Unknown(key) => {
+            format!("there is no option `{key}`; a resource may have {}", options_of_resources())
+        }
+        invalid => invalid.to_string(),
+    })
+}
+
+const PROXY: &str = "proxy";
+
+fn options_of_resources() -> String {
+    let of_listeners_only = |option: &TuningOption| *option == TuningOption::FastOpen;
+    let tuning = TuningOption::ALL.into_iter().filter(|option| !of_listeners_only(option));
+    let names: Vec<_> = std::iter::once(PROXY).chain(tuning.map(TuningOption::as_str)).collect();
+    names.join(", ")
 }
 
 /// Reads `tcp:HOST:PORT` and returns `HOST:PORT`.
@@ -134,11 +211,50 @@ mod tests {
             ("ssh=tcp:::1:22", "in brackets"),
             ("ssh=tcp:[::1:22", "end with `]`"),
             ("ssh=tcp:[1.2.3.4]:22", "no IPv6 address"),
+            ("ssh=tcp:h:22;", "`` is no OPTION=VALUE"),
+            ("ssh=tcp:h:22;dscp", "`dscp` is no OPTION=VALUE"),
+            ("ssh=tcp:h:22;dscp=64", "dscp: `64` is not allowed; expected 0 to 63"),
+            ("ssh=tcp:h:22;dscp=ef;dscp=ef", "dscp is given twice"),
+            ("ssh=tcp:h:22;proxy=v1", "expected v2"),
+            ("ssh=tcp:h:22;proxy=v2;proxy=v2", "proxy is given twice"),
+            ("ssh=tcp:h:22;fast-open=5", "for the gateway's listener"),
+            ("ssh=tcp:h:22;colour=red", "a resource may have proxy, congestion, dscp"),
         ] {
             let said = fault(text);
             assert!(said.contains(wanted), "{text}: {said}");
         }
         assert!(fault(&format!("{}=tcp:h:1", "a".repeat(64))).contains("1 to 63"));
+    }
+
+    #[test]
+    fn options_are_understood_in_text_and_in_tables() {
+        #[derive(Debug, serde::Deserialize)]
+        struct File {
+            resource: Vec<ResourceSpec>,
+        }
+        let text =
+            "rdp=tcp:10.0.0.5:3389;dscp=ef; max-pacing-rate=50mbit;proxy=v2;keepalive=5s/2s/4";
+        let ResourceSpec(resource) = text.parse().unwrap();
+        assert_eq!(
+            (resource.target.as_str(), resource.proxy),
+            ("10.0.0.5:3389", Some(ProxyHeader::V2))
+        );
+        let tuning = "dscp=ef,keepalive=5s/2s/4,max-pacing-rate=50mbit";
+        assert_eq!(resource.tuning.to_string(), tuning);
+        let table = "[[resource]]\nname = \"rdp\"\ndscp = 46\nproxy = \"v2\"\ntarget = \"tcp:10.0.0.5:3389\"\n\
+                     max-pacing-rate = \"50mbit\"\nkeepalive = \"5s/2s/4\"\n";
+        let file: File = toml::from_str(table).unwrap();
+        assert_eq!(file.resource, [ResourceSpec(resource.clone())]);
+        let file: File = toml::from_str(&format!("resource = [{text:?}]")).unwrap();
+        assert_eq!(file.resource, [ResourceSpec(resource)]);
+        for (table, wanted) in [
+            ("[[resource]]\nname = \"rdp\"\n", "missing field `target`"),
+            ("[[resource]]\nname = \"rdp\"\ntarget = \"10.0.0.5:3389\"\n", "must be tcp:"),
+            ("[[resource]]\nname = \"rdp\"\ntarget = \"tcp:h:1\"\ndcsp = 46\n", "no option `dcsp`"),
+        ] {
+            let said = toml::from_str::<File>(table).unwrap_err().to_string();
+            assert!(said.contains(wanted), "{table}: {said}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use switchback_engine::IoChoice;
 
 use crate::args::Global;
 use crate::stop::Stop;
+use crate::tuning::{self, TuningSpec};
 use crate::upgrade::Upgrade;
 use crate::{config_file, notify, output};
 
@@ -42,6 +43,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
 Examples:
   switchback serve
   switchback serve --listen 0.0.0.0:8443 --data ./data --public gate.example:8443
+  switchback serve --tuning congestion=cubic,dscp=af21,notsent-lowat=64k
   switchback serve --config /etc/switchback/serve.toml      # listen = \"0.0.0.0:8443\" ...
   kill -USR2 PID                                            # replace it by the program now on the disk")]
 pub(crate) struct ServeArgs {
@@ -79,6 +81,9 @@ pub(crate) struct ServeArgs {
     #[arg(env = "SWITCHBACK_DRAIN_TIMEOUT")]
     #[serde(deserialize_with = "time")]
     drain_timeout: Option<Duration>,
+    /// Socket options of the listener and of every connection it accepts; --help lists them
+    #[arg(long, value_name = "KEY=VALUE,...", env = "SWITCHBACK_TUNING", long_help = tuning::LISTENER_HELP)]
+    tuning: Option<TuningSpec>,
     /// TOML file with the same keys as the long flags; flags and environment win
     #[arg(long, value_name = "FILE", env = "SWITCHBACK_CONFIG")]
     #[serde(skip)]
@@ -124,6 +129,7 @@ impl ServeArgs {
             public: self.public.or(file.public),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
             takeover: self.takeover,
+            tuning: TuningSpec::over(self.tuning, file.tuning),
             config: self.config,
         })
     }
@@ -150,6 +156,7 @@ impl ServeArgs {
             busy_poll: busy_poll.map(|micros| Duration::from_micros(micros.into())),
             tls,
             public: self.public,
+            tuning: self.tuning.map(|TuningSpec(tuning)| tuning).unwrap_or_default(),
             ..ServeConfig::new(listen, data)
         })
     }

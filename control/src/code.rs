@@ -126,6 +126,7 @@ codes! {
     PortNotPermitted "PORT_NOT_PERMITTED" NoPermission "Ports below 1024 need a privilege: `setcap cap_net_bind_service=+ep` on the binary, or --listen with a higher port.";
     CertificateUnusable "CERTIFICATE_UNUSABLE" Usage "Pass a PEM certificate chain and its matching private key.";
     UringUnavailable "URING_UNAVAILABLE" System "Allow io_uring (kernel 6.1+, seccomp, kernel.io_uring_disabled=0), or pass --io auto.";
+    TuningUnsupported "TUNING_UNSUPPORTED" System "This kernel does not do what the tuning asks; follow the text, or leave that option out.";
     BrokerUnreachable "BROKER_UNREACHABLE" Unavailable "Check the broker's address, that it runs, and that outbound TCP to it is allowed.";
     BrokerPinMismatch "BROKER_PIN_MISMATCH" NoPermission "The certificate is not the one in your string: TLS interception, or the broker has a new key. Ask for a new string.";
     CheckFailed "CHECK_FAILED" Internal "Bytes arrived changed or not at all; please report it with the log.";

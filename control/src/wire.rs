@@ -4,8 +4,10 @@
 //! as JSON text messages. Unknown fields are ignored so that a newer peer may add some; an unknown `type` is
 //! [`Code::MessageMalformed`](crate::Code). Times are Unix milliseconds, durations microseconds where the name says so.
 use std::fmt;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+use switchback_engine::Tuning;
 
 use crate::code::Code;
 use crate::secret::Secret;
@@ -47,6 +49,48 @@ pub struct Resource {
     pub kind: ResourceKind,
     /// Where the agent reaches it, `HOST:PORT`; shown to administrators only.
     pub target: String,
+    /// Socket options of its connections: the agent's to the target, and the legs of its sessions at both the agent and the
+    /// gateway.
+    #[serde(default, skip_serializing_if = "Tuning::is_empty")]
+    pub tuning: Tuning,
+    /// How the service is told whose connection it is; absent: not at all. Only then the broker tells the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyHeader>,
+}
+
+impl Resource {
+    /// A TCP service at `target`, `HOST:PORT`, with nothing special about it.
+    pub fn tcp(name: impl Into<String>, target: impl Into<String>) -> Self {
+        let (name, target) = (name.into(), target.into());
+        Self { name, kind: ResourceKind::Tcp, target, tuning: Tuning::default(), proxy: None }
+    }
+}
+
+/// A header before the first byte of a connection to a service, which must expect it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyHeader {
+    /// PROXY protocol version 2, the binary one.
+    V2,
+}
+
+/// A client as its gateway sees it. Both are of the same family; IPv4 inside IPv6 is unwrapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientAddress {
+    /// Where the client's link comes from.
+    pub client: SocketAddr,
+    /// Where it arrived.
+    pub gateway: SocketAddr,
+}
+
+impl ClientAddress {
+    /// A connection from `client` to `gateway`.
+    #[must_use]
+    pub fn new(client: SocketAddr, gateway: SocketAddr) -> Self {
+        let plain =
+            |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        Self { client: plain(client), gateway: plain(gateway) }
+    }
 }
 
 /// What a resource carries.
@@ -116,7 +160,7 @@ pub enum ToAgent {
     /// Expect a leg for this session.
     Offer {
         /// The session, whole, so that an agent that does not know it can create it.
-        session: SessionOffer,
+        session: Box<SessionOffer>,
         /// How the leg comes about.
         leg: AgentLeg,
     },
@@ -142,6 +186,9 @@ pub struct SessionOffer {
     pub client_key: PublicKey,
     /// To be shown in `register` after a broker restart.
     pub grant: SealedGrant,
+    /// Where its client is now, for a resource with [`Resource::proxy`]; absent if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<ClientAddress>,
 }
 
 /// How an agent's leg for an offer comes about.

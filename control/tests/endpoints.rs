@@ -4,12 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use socket2::Socket;
 use switchback_control::agent::{self, AgentConfig, AgentOptions, AgentState};
 use switchback_control::api::client::ApiClient;
 use switchback_control::broker::{Broker, ServeConfig};
 use switchback_control::client::{Client, ClientOptions, ClientSession};
 use switchback_control::invite::{Invite, InviteKind};
-use switchback_control::wire::{Resource, ResourceKind};
+use switchback_control::wire::Resource;
 use switchback_control::{Code, Fault};
 use switchback_shortpath::ChannelError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -51,18 +53,17 @@ impl World {
     }
 
     fn agent(&self, warm_legs: u32) -> RunningAgent {
-        let resource = |name: &str, target: String| Resource {
-            name: name.into(),
-            kind: ResourceKind::Tcp,
-            target,
-        };
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let config = AgentConfig {
             invite: self.join.clone(),
             name: "branch".into(),
             resources: vec![
-                resource("echo", self.echo.to_string()),
-                resource("closed", closed.to_string()),
+                Resource::tcp("echo", self.echo.to_string()),
+                Resource::tcp("closed", closed.to_string()),
+                Resource {
+                    tuning: "dscp=af41,max-pacing-rate=1gbit".parse().unwrap(),
+                    ..Resource::tcp("tuned", self.echo.to_string())
+                },
             ],
             warm_legs,
             state_dir: self.data.path().join("agent"),
@@ -172,6 +173,50 @@ async fn bytes_reach_the_service_and_half_close_delivers_the_tail() {
     agent.stop.cancel();
     assert_eq!(agent.task.await.unwrap(), Ok(()));
     world.broker.unwrap().shutdown().await;
+}
+
+/// This process's connections with the DSCP af41: local and peer address.
+fn connections_of_video() -> Vec<(SocketAddr, SocketAddr)> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let marked = |socket: Socket| {
+        let address = |found: std::io::Result<socket2::SockAddr>| found.ok()?.as_socket();
+        let ends = (address(socket.local_addr())?, address(socket.peer_addr())?);
+        socket.tos_v4().is_ok_and(|tos| tos >> 2 == 34).then_some(ends)
+    };
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|number| pidfd_getfd(&own, number, PidfdGetfdFlags::empty()).ok())
+        .filter_map(|descriptor| marked(descriptor.into()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resources_tuning_reaches_its_own_sockets_at_gateway_and_agent_and_no_other() {
+    // With a leg that was dialled for the session, and with one that waited for it.
+    for warm_legs in [0, 2] {
+        let world = World::start().await;
+        let mut agent = world.agent(warm_legs);
+        agent.until(|state| state.registered && state.warm_legs == warm_legs).await;
+        let client = world.client().await;
+        let plain = client.open("echo").await.unwrap();
+        echoes(forward(&plain).await, b"untuned").await;
+        let of_this_world = |(local, peer): &(SocketAddr, SocketAddr)| {
+            [local, peer].iter().any(|end| [world.listen, world.echo].contains(end))
+        };
+        assert!(!connections_of_video().iter().any(of_this_world));
+        let session = client.open("tuned").await.unwrap();
+        let mut stream = TcpStream::connect(forward(&session).await).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        timeout(PATIENCE, stream.read_exact(&mut [0])).await.unwrap().unwrap();
+        let found = connections_of_video();
+        let count = |is: &dyn Fn(&(SocketAddr, SocketAddr)) -> bool| {
+            found.iter().filter(|ends| is(ends)).count()
+        };
+        assert_eq!(count(&|(local, _)| *local == world.listen), 2, "both legs at the gateway");
+        assert_eq!(count(&|(_, peer)| *peer == world.listen), 1, "the agent's end of its leg");
+        assert_eq!(count(&|(_, peer)| *peer == world.echo), 1, "the connection to the service");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

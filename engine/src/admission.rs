@@ -1,8 +1,9 @@
 //! The question the gateway asks about every leg, and the answers it may get.
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{LegSide, PairId};
+use crate::{LegSide, PairId, Tuning};
 
 /// Decides which legs may enter. Called on the gateway's relay workers and its desk, several at once, and while it judges
 /// nothing is relayed there: it must neither block nor panic.
@@ -23,7 +24,7 @@ pub enum Verdict {
 }
 
 /// An admitted leg.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admitted {
     /// The meeting this leg came for.
     pub pair: PairId,
@@ -31,6 +32,9 @@ pub struct Admitted {
     pub side: LegSide,
     /// How long it may wait for its mate.
     pub patience: Duration,
+    /// Socket options for both legs of the pair, set when they meet, over what they have from their listener. If both legs
+    /// bring some, the client's count. `mss` and `fast-open` come too late for a leg and change nothing.
+    pub tuning: Option<Arc<Tuning>>,
 }
 
 /// Why a connection was turned away. Travels to the peer as a fatal TLS alert, see [`Refusal::alert`].

@@ -1,7 +1,7 @@
 //! What a gateway can be told.
 use std::time::Duration;
 
-use crate::Limits;
+use crate::{Limits, Tuning};
 
 /// Where readiness comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,11 +28,19 @@ pub struct EngineConfig {
     /// Saves the wake-up of a sleeping core (tens of microseconds a message) and keeps the core busy meanwhile. Workers
     /// without active flows sleep as ever. Needs no privilege. Default: none.
     pub busy_poll: Option<Duration>,
+    /// Socket options of the listener and of every leg it accepts, over [`Tuning::base`]. Default: none.
+    pub tuning: Tuning,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
         let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { io: IoChoice::default(), workers, limits: Limits::default(), busy_poll: None }
+        Self {
+            io: IoChoice::default(),
+            workers,
+            limits: Limits::default(),
+            busy_poll: None,
+            tuning: Tuning::default(),
+        }
     }
 }

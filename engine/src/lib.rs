@@ -19,6 +19,7 @@ mod relay;
 mod ring;
 mod rtt;
 mod stats;
+mod tuning;
 mod worker;
 
 pub use admission::{Admission, Admitted, Refusal, Verdict};
@@ -34,3 +35,6 @@ pub use outcome::{Cause, Outcome, Phase};
 pub use relay::{PairFigures, PairMeter};
 pub use rtt::{Because, Finding, LegFigures, RttFigures, SendingFigures, Slow};
 pub use stats::{Metrics, WorkerLoad};
+pub use tuning::{
+    Keepalive, Tuning, TuningInvalid, TuningOption, TuningRefused, congestion_controls,
+};

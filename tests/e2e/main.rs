@@ -11,3 +11,4 @@ mod startup;
 mod support;
 mod survival;
 mod takeover;
+mod tuning;

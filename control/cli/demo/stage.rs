@@ -10,7 +10,7 @@ use switchback_control::broker::{Broker, ServeConfig};
 use switchback_control::client::{Client, ClientSession};
 use switchback_control::invite::{Invite, InviteKind};
 use switchback_control::secret::Secret;
-use switchback_control::wire::{Resource, ResourceKind};
+use switchback_control::wire::Resource;
 use switchback_control::{Code, Fault};
 use switchback_engine::IoChoice;
 use tempfile::TempDir;
@@ -163,7 +163,7 @@ fn agent_config(join: &Secret, target: String, state_dir: PathBuf) -> Result<Age
     Ok(AgentConfig {
         invite: Invite::parse(join.reveal(), InviteKind::Join)?,
         name: "demo-agent".into(),
-        resources: vec![Resource { name: RESOURCE.into(), kind: ResourceKind::Tcp, target }],
+        resources: vec![Resource::tcp(RESOURCE, target)],
         warm_legs: WARM_LEGS,
         state_dir,
     })

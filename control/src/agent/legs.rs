@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
+use crate::agent::target::Target;
 use crate::code::{Code, Fault};
 use crate::dial::leg;
 use crate::wire::{LegTicket, SessionId};
@@ -24,6 +25,8 @@ pub(super) struct Purpose {
     pub(super) session: SessionHandle,
     /// Knows the only client that may be at the other end.
     pub(super) tls: Arc<ServerConfig>,
+    /// Whose options the leg takes on.
+    pub(super) target: Arc<Target>,
 }
 
 /// A warm leg is gone unused.
@@ -91,6 +94,9 @@ async fn first_bytes(stream: &TcpStream) -> Result<(), Fault> {
 }
 
 async fn finish(stream: TcpStream, purpose: &Purpose) -> Result<(), Fault> {
+    // A warm leg only now learns what it is for.
+    let tuned = purpose.target.tuning.apply_to_connection(&stream);
+    tuned.map_err(|refused| Code::TuningUnsupported.because(refused.to_string()))?;
     let stream = leg::accept(stream, purpose.tls.clone()).await?;
     let leg = purpose.session.attach(stream, LegKind::TcpReverse);
     tracing::debug!(session = %purpose.id, %leg, "leg attached");

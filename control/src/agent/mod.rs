@@ -7,10 +7,12 @@
 mod identity;
 mod legs;
 mod pool;
+mod proxy_v2;
 mod session;
 mod target;
 
 use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,7 +102,8 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Fau
 /// Runs an agent until `stop`; then closes its sessions.
 ///
 /// # Errors
-/// What no retry mends: [`Code::DataDirUnusable`], [`Code::DataCorrupt`], [`Code::InviteInvalid`],
+/// What no retry mends: [`Code::ConfigInvalid`] and [`Code::TuningUnsupported`] for a resource's tuning, here or, from the
+/// start, at the gateway; [`Code::DataDirUnusable`], [`Code::DataCorrupt`], [`Code::InviteInvalid`],
 /// [`Code::BrokerPinMismatch`], [`Code::TokenInvalid`], [`Code::TokenRevoked`], [`Code::AgentNotAllowed`],
 /// [`Code::ProtocolVersion`], and [`Code::AgentNameTaken`] if it was so from the start.
 pub async fn run_with(
@@ -108,6 +111,7 @@ pub async fn run_with(
     options: AgentOptions,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
+    config.resources.iter().try_for_each(probe_tuning)?;
     let home: Arc<str> = BrokerAddress::of(&config.invite)?.host_port().into();
     let key = identity::load(&config.state_dir)?;
     let (over_sender, mut over) = mpsc::channel(EVENTS_MAX);
@@ -160,6 +164,23 @@ pub async fn run_with(
     ended.and(link)
 }
 
+/// Tries a resource's tuning on a socket like those to its target.
+fn probe_tuning(resource: &Resource) -> Result<(), Fault> {
+    let because = |why: String| format!("resource {}, at the agent: {why}", resource.name);
+    let Resource { tuning, target, .. } = resource;
+    tuning
+        .check_for_resource()
+        .map_err(|invalid| Code::ConfigInvalid.because(because(invalid.to_string())))?;
+    let any: IpAddr = if target.starts_with('[') {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    };
+    tuning
+        .probe_connection(SocketAddr::new(any, 0))
+        .map_err(|refused| Code::TuningUnsupported.because(because(refused.to_string())))
+}
+
 struct Agent {
     name: String,
     resources: Vec<Resource>,
@@ -199,7 +220,7 @@ impl Agent {
                 return self.refused(code.because(message));
             }
             LinkEvent::Message(ToAgent::WarmTickets { tickets }) => self.warm_up(tickets),
-            LinkEvent::Message(ToAgent::Offer { session, leg }) => self.offered(session, leg),
+            LinkEvent::Message(ToAgent::Offer { session, leg }) => self.offered(*session, leg),
             LinkEvent::Message(ToAgent::End { session, code }) => self.sessions.end(&session, code),
         }
         Ok(())
@@ -232,7 +253,8 @@ impl Agent {
     fn refused(&mut self, fault: Fault) -> Result<(), Fault> {
         let never = fault.code == Code::AgentNotAllowed
             || (fault.code == Code::AgentNameTaken && !self.was_registered)
-            || (fault.code == Code::ConfigInvalid && !self.was_registered);
+            || (matches!(fault.code, Code::ConfigInvalid | Code::TuningUnsupported)
+                && !self.was_registered);
         if never || link::is_final(fault.code) {
             return Err(fault);
         }

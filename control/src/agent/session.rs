@@ -7,15 +7,17 @@ use rustls::ServerConfig;
 use switchback_shortpath::{
     Role, SessionConfig, SessionEvent, SessionHandle, SessionKey, server_config,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::agent::legs::Purpose;
-use crate::agent::target;
+use crate::agent::target::{self, Target};
 use crate::code::{Code, Fault};
 use crate::link::Doubt;
 use crate::link::report::figures;
 use crate::reason;
-use crate::wire::{PublicKey, Resource, SealedGrant, SessionId, SessionOffer, SessionReport};
+use crate::wire::{
+    ClientAddress, PublicKey, Resource, SealedGrant, SessionId, SessionOffer, SessionReport,
+};
 
 /// A session ended by itself or by its client.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ pub(super) struct SessionOver {
 /// The live sessions.
 pub(super) struct Sessions {
     key: SessionKey,
-    targets: HashMap<String, Arc<str>>,
+    targets: HashMap<String, Arc<Target>>,
     config: SessionConfig,
     sessions_max: usize,
     live: HashMap<SessionId, Live>,
@@ -40,6 +42,8 @@ struct Live {
     tls: Arc<ServerConfig>,
     client_key: PublicKey,
     grant: SealedGrant,
+    target: Arc<Target>,
+    client_address: watch::Sender<Option<ClientAddress>>,
 }
 
 impl Sessions {
@@ -51,7 +55,7 @@ impl Sessions {
         over: mpsc::Sender<SessionOver>,
         doubt: Doubt,
     ) -> Self {
-        let target = |resource: &Resource| (resource.name.clone(), resource.target.as_str().into());
+        let target = |resource: &Resource| (resource.name.clone(), Arc::new(resource.into()));
         let targets = resources.iter().map(target).collect();
         Self { key, targets, config, sessions_max, live: HashMap::new(), over, doubt }
     }
@@ -68,6 +72,7 @@ impl Sessions {
                 return Err(Code::PeerKeyMismatch.because("the session has another client"));
             }
             live.grant = offer.grant;
+            live.client_address.send_replace(offer.client_address);
             return Ok(live.purpose(id));
         }
         if self.live.len() >= self.sessions_max {
@@ -80,7 +85,7 @@ impl Sessions {
     }
 
     fn create(&self, offer: SessionOffer) -> Result<Live, Fault> {
-        let SessionOffer { id, user, resource, client_key, grant } = offer;
+        let SessionOffer { id, user, resource, client_key, grant, client_address } = offer;
         let target = self.targets.get(&resource).ok_or_else(|| {
             Code::ResourceUnknown.because(format!("this agent does not offer `{resource}`"))
         })?;
@@ -91,8 +96,11 @@ impl Sessions {
             .ok_or_else(|| Code::MessageMalformed.because("the client's key is malformed"))?;
         let (handle, events) = SessionHandle::start(Role::Agent, &id.0, self.config.clone());
         tracing::info!(session = %id, user, resource, "session offered");
-        tokio::spawn(follow(id, events, target.clone(), self.over.clone(), self.doubt.clone()));
-        Ok(Live { handle, tls, client_key, grant })
+        let (client_address, client) = watch::channel(client_address);
+        let target = target.clone();
+        let service = Service { target: target.clone(), client };
+        tokio::spawn(follow(id, events, service, self.over.clone(), self.doubt.clone()));
+        Ok(Live { handle, tls, client_key, grant, target, client_address })
     }
 
     /// Ends a session at the broker's word; its last event then forgets it.
@@ -141,15 +149,22 @@ impl Sessions {
 
 impl Live {
     fn purpose(&self, id: SessionId) -> Purpose {
-        Purpose { id, session: self.handle.clone(), tls: self.tls.clone() }
+        let (tls, target) = (self.tls.clone(), self.target.clone());
+        Purpose { id, session: self.handle.clone(), tls, target }
     }
+}
+
+/// Where a session's channels go, and where its client is now.
+struct Service {
+    target: Arc<Target>,
+    client: watch::Receiver<Option<ClientAddress>>,
 }
 
 /// Connects a session's channels to their target until it is over.
 async fn follow(
     id: SessionId,
     mut events: mpsc::Receiver<SessionEvent>,
-    target: Arc<str>,
+    service: Service,
     over: mpsc::Sender<SessionOver>,
     doubt: Doubt,
 ) {
@@ -158,8 +173,9 @@ async fn follow(
         match event {
             SessionEvent::Incoming(channel) => {
                 // Bounded by the session's own limit of channels.
-                let (id, target) = (id.clone(), target.clone());
-                tokio::spawn(async move { target::serve(channel, &target, &id).await });
+                let (id, target) = (id.clone(), service.target.clone());
+                let client = *service.client.borrow();
+                tokio::spawn(async move { target::serve(channel, &target, &id, client).await });
             }
             SessionEvent::LegSuspect(leg) => {
                 tracing::debug!(session = %id, %leg, "leg suspect");
@@ -186,11 +202,9 @@ async fn follow(
 mod tests {
     use super::*;
     use crate::secret::Secret;
-    use crate::wire::ResourceKind;
 
     fn sessions(sessions_max: usize) -> (Sessions, mpsc::Receiver<SessionOver>) {
-        let (name, target) = ("ssh".to_owned(), "127.0.0.1:22".to_owned());
-        let resources = [Resource { name, kind: ResourceKind::Tcp, target }];
+        let resources = [Resource::tcp("ssh", "127.0.0.1:22")];
         let (sender, over) = mpsc::channel(4);
         let (key, config) = (SessionKey::generate().unwrap(), SessionConfig::default());
         (Sessions::new(key, &resources, config, sessions_max, sender, Doubt::default()), over)
@@ -203,6 +217,7 @@ mod tests {
             resource: "ssh".into(),
             client_key: PublicKey(BASE64URL_NOPAD.encode(&client.public())),
             grant: Secret::new("sealed"),
+            client_address: None,
         }
     }
 

@@ -2,22 +2,63 @@
 use std::io;
 use std::time::Duration;
 
+use switchback_engine::Tuning;
 use switchback_shortpath::{CarryEnd, Channel, carry};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
+use crate::agent::proxy_v2;
 use crate::code::{Code, Fault};
 use crate::dial::tcp;
 use crate::reason;
-use crate::wire::SessionId;
+use crate::wire::{ClientAddress, ProxyHeader, Resource, SessionId};
 
 /// From a channel's opening to the service's accept. Services are near their agent: a lost SYN or two (1 + 2 s) fit,
 /// and a user need not wait longer to learn that nothing answers.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects a channel to the service at `target` (`HOST:PORT`) and carries it; a service that cannot be reached resets
-/// the channel with the reason.
-pub(super) async fn serve(mut channel: Channel, target: &str, session: &SessionId) {
+/// A service, and how it is reached.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// `HOST:PORT`.
+    address: String,
+    pub(super) tuning: Tuning,
+    proxy: Option<ProxyHeader>,
+}
+
+impl From<&Resource> for Target {
+    fn from(resource: &Resource) -> Self {
+        let Resource { target, tuning, proxy, .. } = resource.clone();
+        Self { address: target, tuning, proxy }
+    }
+}
+
+impl Target {
+    /// Connects, and tells the service whose connection it is if it wants to know.
+    async fn dial(
+        &self,
+        session: &SessionId,
+        client: Option<ClientAddress>,
+    ) -> io::Result<TcpStream> {
+        let mut socket = tcp::connect_tuned(&self.address, DIAL_TIMEOUT, &self.tuning).await?;
+        if let Some(ProxyHeader::V2) = self.proxy {
+            // A fresh connection's send buffer takes this whole.
+            socket.write_all(&proxy_v2::header(client, session)).await?;
+        }
+        Ok(socket)
+    }
+}
+
+/// Connects a channel of `client` to its service and carries it; a service that cannot be reached resets the channel with
+/// the reason.
+pub(super) async fn serve(
+    mut channel: Channel,
+    target: &Target,
+    session: &SessionId,
+    client: Option<ClientAddress>,
+) {
     let dialled = tokio::select! {
-        dialled = tcp::connect(target, DIAL_TIMEOUT) => dialled,
+        dialled = target.dial(session, client) => dialled,
         // Whoever asked has gone: a service that hangs holds nothing for nobody.
         error = channel.failed() => {
             return tracing::debug!(%session, %error, "channel ended before its target was reached");
@@ -26,7 +67,7 @@ pub(super) async fn serve(mut channel: Channel, target: &str, session: &SessionI
     let socket = match dialled {
         Ok(socket) => socket,
         Err(error) => {
-            let fault = unreachable(target, &error);
+            let fault = unreachable(&target.address, &error);
             tracing::warn!(%session, %fault, "target not reached");
             return channel.reset(reason::to_wire(fault.code));
         }
@@ -101,9 +142,9 @@ mod tests {
                 break channel;
             }
         };
-        let target = address.to_string();
+        let target = Target::from(&Resource::tcp("hanging", address.to_string()));
         let serving =
-            tokio::spawn(async move { serve(theirs, &target, &SessionId("s".into())).await });
+            tokio::spawn(async move { serve(theirs, &target, &SessionId("s".into()), None).await });
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!serving.is_finished());
         ours.reset(1);

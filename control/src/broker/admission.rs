@@ -4,27 +4,30 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use switchback_engine::{Admission, Admitted, PairId, Refusal, Verdict};
+use switchback_engine::{Admission, Admitted, LegSide, PairId, Refusal, Verdict};
 
 use crate::broker::clock;
+use crate::broker::tuning::Tunings;
 use crate::ticket::{Ticket, TicketKey};
 
 /// Tickets remembered until they expire, about 100 bytes each. A ticket lives a minute, so this admits 4,000 legs a
 /// second without ever forgetting one, at 25 MiB.
 const REPLAY_MAX: usize = 262_144;
 
-/// Judges legs by their tickets alone: no database, no lock that anyone holds for long.
+/// Judges legs by their tickets alone: no database, no lock that anyone holds for long. A client's leg also brings what its
+/// resource asks for both legs of the pair.
 pub(crate) struct TicketAdmission {
     key: Arc<TicketKey>,
+    tunings: Arc<Tunings>,
     used: Mutex<ReplayCache>,
     /// Legs turned away because the cache was full.
     overflow: AtomicU64,
 }
 
 impl TicketAdmission {
-    pub(crate) fn new(key: Arc<TicketKey>) -> Self {
+    pub(crate) fn new(key: Arc<TicketKey>, tunings: Arc<Tunings>) -> Self {
         let used = Mutex::new(ReplayCache::new(REPLAY_MAX));
-        Self { key, used, overflow: AtomicU64::new(0) }
+        Self { key, tunings, used, overflow: AtomicU64::new(0) }
     }
 
     pub(crate) fn overflow(&self) -> u64 {
@@ -42,7 +45,8 @@ impl TicketAdmission {
         match used {
             Ok(()) => {
                 let (pair, side): (PairId, _) = (ticket.pair, ticket.side());
-                Verdict::Admit(Admitted { pair, side, patience: ticket.patience() })
+                let tuning = if side == LegSide::Client { self.tunings.take(pair) } else { None };
+                Verdict::Admit(Admitted { pair, side, patience: ticket.patience(), tuning })
             }
             Err(refusal) => {
                 if refusal == Refusal::LegLimit {
@@ -99,7 +103,7 @@ impl ReplayCache {
 
 #[cfg(test)]
 mod tests {
-    use switchback_engine::LegSide;
+    use switchback_engine::Tuning;
 
     use super::*;
     use crate::ticket::{DIAL_PATIENCE, WARM_PATIENCE};
@@ -107,7 +111,8 @@ mod tests {
     const NOW: u64 = 1_800_000_000;
 
     fn admission() -> TicketAdmission {
-        TicketAdmission::new(Arc::new(TicketKey::new(&[1; 32])))
+        let tunings = Tunings::new("127.0.0.1:0".parse().unwrap(), Tuning::default());
+        TicketAdmission::new(Arc::new(TicketKey::new(&[1; 32])), Arc::new(tunings))
     }
 
     fn mint(admission: &TicketAdmission, pair: u8, side: LegSide, warm: bool) -> String {
@@ -133,8 +138,20 @@ mod tests {
         {
             let name = mint(&admission, 1, side, warm);
             let pair = PairId([1; 16]);
-            let expected = Verdict::Admit(Admitted { pair, side, patience });
+            let expected = Verdict::Admit(Admitted { pair, side, patience, tuning: None });
             assert_eq!(admission.judge(&name, NOW), expected);
+        }
+    }
+
+    #[test]
+    fn the_clients_leg_brings_its_resources_tuning_and_the_agents_does_not() {
+        let admission = admission();
+        let tuning: Arc<Tuning> = Arc::new("dscp=ef".parse().unwrap());
+        admission.tunings.expect(PairId([1; 16]), tuning.clone(), NOW);
+        for (side, brings) in [(LegSide::Agent, None), (LegSide::Client, Some(tuning))] {
+            let name = mint(&admission, 1, side, false);
+            let Verdict::Admit(admitted) = admission.judge(&name, NOW) else { panic!("refused") };
+            assert_eq!(admitted.tuning, brings);
         }
     }
 

@@ -3,7 +3,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use switchback_engine::{IoChoice, Limits};
+use switchback_engine::{IoChoice, Limits, Tuning};
 
 use crate::broker::identity::{TlsFiles, is_host};
 use crate::broker::orchestrator::SessionLimits;
@@ -27,6 +27,8 @@ pub struct ServeConfig {
     /// `HOST` or `HOST:PORT` that agents and clients shall dial. Default: the listen address, or for a wildcard the
     /// address this machine sends from.
     pub public: Option<String>,
+    /// Socket options of the gateway's listener and the legs it accepts, over [`Tuning::base`]. Default: none.
+    pub tuning: Tuning,
     /// What the gateway holds at most.
     pub gateway_limits: Limits,
     /// How many sessions are granted.
@@ -44,6 +46,7 @@ impl ServeConfig {
             busy_poll: None,
             tls: None,
             public: None,
+            tuning: Tuning::default(),
             gateway_limits: Limits::default(),
             session_limits: SessionLimits::default(),
         }

@@ -36,6 +36,8 @@ use crate::broker::shares::{Share, Shares};
 #[derive(Clone, Debug)]
 pub(crate) struct Visitor {
     pub(crate) address: SocketAddr,
+    /// Where it arrived.
+    pub(crate) local: Option<SocketAddr>,
     _room: Arc<(OwnedSemaphorePermit, Share<IpAddr>)>,
 }
 
@@ -78,7 +80,8 @@ impl Door {
             self.counters.connections_refused.add();
             return;
         };
-        let visitor = Visitor { address, _room: Arc::new((permit, share)) };
+        let local = connection.stream.local_addr().ok();
+        let visitor = Visitor { address, local, _room: Arc::new((permit, share)) };
         let door = self.clone();
         let serve = async move {
             let stop = door.stop.clone();

@@ -195,12 +195,14 @@ fn engine(config: &ServeConfig) -> EngineConfig {
         workers: workers(config),
         limits: config.gateway_limits,
         busy_poll: config.busy_poll,
+        tuning: config.tuning.clone(),
     }
 }
 
 fn refused(error: StartError) -> Fault {
     match error {
         StartError::UringUnavailable(reason) => Code::UringUnavailable.because(reason),
+        StartError::Tuning(refused) => Code::TuningUnsupported.because(refused.to_string()),
         StartError::System(error) => Code::Internal.because(format!("gateway: {error}")),
     }
 }
@@ -213,7 +215,7 @@ fn workers(config: &ServeConfig) -> usize {
 /// Starts relaying, and tells `hub` what happens.
 ///
 /// # Errors
-/// [`Code::UringUnavailable`] if io_uring was demanded; [`Code::Internal`] if the system refused threads or descriptors.
+/// [`Code::UringUnavailable`] if io_uring was demanded; [`Code::TuningUnsupported`]; [`Code::Internal`] if the system refused threads or descriptors.
 pub(crate) fn start(
     sockets: Sockets,
     config: &ServeConfig,

@@ -16,9 +16,10 @@ use crate::broker::orchestrator::{
     How, Input, LinkId, Orchestrator, Output, SessionLimits, Snapshot,
 };
 use crate::broker::seal::{Grant, SealKey};
+use crate::broker::tuning::Tunings;
 use crate::code::Fault;
 use crate::ticket::{TICKET_TTL, Ticket, TicketKey};
-use crate::wire::{AgentLeg, LegTicket, SessionId, SessionOffer, ToAgent, ToClient};
+use crate::wire::{AgentLeg, ClientAddress, LegTicket, SessionId, SessionOffer, ToAgent, ToClient};
 
 /// Something for a link to do.
 #[derive(Debug)]
@@ -45,6 +46,7 @@ pub(crate) struct Hub {
     core: Mutex<Core>,
     seal: SealKey,
     tickets: Arc<TicketKey>,
+    pub(crate) tunings: Arc<Tunings>,
     pub(crate) data_plane: DataPlane,
     pub(crate) counters: Arc<Counters>,
     /// Grows whenever someone loses a right, see [`Hub::apply_if`].
@@ -64,6 +66,7 @@ impl Hub {
         limits: SessionLimits,
         seal: SealKey,
         tickets: Arc<TicketKey>,
+        tunings: Arc<Tunings>,
         counters: Arc<Counters>,
     ) -> Self {
         let orchestrator = Orchestrator::new(limits);
@@ -72,6 +75,7 @@ impl Hub {
             core: Mutex::new(core),
             seal,
             tickets,
+            tunings,
             data_plane: DataPlane::default(),
             counters,
             rights: AtomicU64::new(0),
@@ -235,9 +239,12 @@ impl Hub {
                 let tickets = tickets.collect();
                 self.send(core, link, &ToAgent::WarmTickets { tickets });
             }
-            Output::Offer { link, grant, pair, how } => {
-                let message = self.offer(&grant, pair, how);
+            Output::Offer { link, grant, pair, how, client_address } => {
+                let message = self.offer(&grant, pair, how, client_address);
                 self.send(core, link, &message);
+            }
+            Output::Tune { pair, tuning } => {
+                self.tunings.expect(pair, tuning, clock::unix_seconds())
             }
             Output::Granted { link, request, grant, pair } => {
                 let message = self.granted(request, &grant, pair);
@@ -272,14 +279,21 @@ impl Hub {
         }
     }
 
-    fn offer(&self, grant: &Grant, pair: PairId, how: How) -> ToAgent {
-        let session = SessionOffer {
+    fn offer(
+        &self,
+        grant: &Grant,
+        pair: PairId,
+        how: How,
+        client_address: Option<ClientAddress>,
+    ) -> ToAgent {
+        let session = Box::new(SessionOffer {
             id: grant.session.clone(),
             user: grant.user.clone(),
             resource: grant.resource.clone(),
             client_key: grant.client_key.clone(),
             grant: self.seal.seal(grant, clock::random()),
-        };
+            client_address,
+        });
         let leg = match how {
             How::Dial => AgentLeg::Dial { ticket: self.ticket(pair, LegSide::Agent, false) },
             How::Warm => AgentLeg::Warm { pair: pair.to_string() },

@@ -33,6 +33,7 @@ mod store;
 mod takeover;
 #[cfg(test)]
 mod tests;
+mod tuning;
 
 pub use config::ServeConfig;
 pub use identity::TlsFiles;

@@ -21,6 +21,7 @@ use crate::broker::orchestrator::Input;
 use crate::broker::seal::SealKey;
 use crate::broker::store::{Database, NewSubject, Store};
 use crate::broker::takeover::{Draining, Giver, Predecessor, Successor};
+use crate::broker::tuning::Tunings;
 use crate::code::{Code, Fault};
 use crate::secret::Secret;
 use crate::ticket::TicketKey;
@@ -71,7 +72,7 @@ impl Broker {
     /// # Errors
     /// [`Code::AddressInUse`], [`Code::PortNotPermitted`], [`Code::AddressUnavailable`], [`Code::ConfigInvalid`],
     /// [`Code::DataDirUnusable`], [`Code::DataCorrupt`], [`Code::CertificateUnusable`], [`Code::UringUnavailable`],
-    /// [`Code::Internal`]. Then nothing runs.
+    /// [`Code::TuningUnsupported`], [`Code::Internal`]. Then nothing runs.
     pub async fn start(config: ServeConfig) -> Result<Self, Fault> {
         let (ground, sockets, lock) = blocking(&config, |config| {
             let sockets = Sockets::bind(config.listen, gateway::listeners(config))?;
@@ -113,8 +114,10 @@ impl Broker {
         let store = blocking(&config, move |_| Store::open(database, store_lock)).await?;
         let tickets = Arc::new(TicketKey::new(&clock::random()));
         let counters = Arc::new(Counters::default());
-        let hub = Arc::new(Hub::new(config.session_limits, seal, tickets.clone(), counters));
-        let admission = Arc::new(TicketAdmission::new(tickets));
+        let tunings = Arc::new(Tunings::new(local_addr, config.tuning.clone()));
+        let hub = Hub::new(config.session_limits, seal, tickets.clone(), tunings.clone(), counters);
+        let hub = Arc::new(hub);
+        let admission = Arc::new(TicketAdmission::new(tickets, tunings));
         let app = App::new(hub, store, admission.clone(), authority, identity.pin);
         let app = Arc::new(app);
         let begun = begin(&app, &config, sockets, identity.tls).await;

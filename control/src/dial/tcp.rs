@@ -1,11 +1,13 @@
 //! One TCP connection by name or address, under a deadline, with the options every connection of ours has.
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpStream, lookup_host};
+use switchback_engine::Tuning;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// Idle time before the kernel probes: NAT and firewall entries live 30 s or longer.
@@ -26,9 +28,21 @@ const ADDRESSES_MAX: usize = 8;
 /// # Errors
 /// [`io::ErrorKind::TimedOut`] once `within` is over; the resolver's error; else the last address's error.
 pub async fn connect(host_port: &str, within: Duration) -> io::Result<TcpStream> {
+    connect_tuned(host_port, within, &Tuning::default()).await
+}
+
+/// Like [`connect`], with options of one's own, set before the connection is made.
+///
+/// # Errors
+/// As [`connect`]; also what the kernel refuses of `tuning`.
+pub async fn connect_tuned(
+    host_port: &str,
+    within: Duration,
+    tuning: &Tuning,
+) -> io::Result<TcpStream> {
     timeout(within, async {
         let addresses: Vec<_> = lookup_host(host_port).await?.take(ADDRESSES_MAX).collect();
-        race(&addresses).await
+        race(&addresses, tuning).await
     })
     .await
     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -38,10 +52,11 @@ pub async fn connect(host_port: &str, within: Duration) -> io::Result<TcpStream>
 ///
 /// # Errors
 /// Those of setsockopt(2).
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+pub fn tune(stream: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 /// Sets TCP_USER_TIMEOUT (RFC 5482; Linux only) for connections whose peer always reads: legs and links.
@@ -72,7 +87,7 @@ pub fn queue_little(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+async fn race(addresses: &[SocketAddr], tuning: &Tuning) -> io::Result<TcpStream> {
     let mut waiting = addresses.iter();
     let mut running = FuturesUnordered::new();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -83,18 +98,25 @@ async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
         }
         tokio::select! {
             Some(result) = running.next() => match result {
-                Ok(stream) => return tune(&stream).map(|()| stream),
+                Ok(stream) => return Ok(stream),
                 Err(error) => {
                     last = error;
                     next_at = Instant::now();
                 }
             },
             () = sleep_until(next_at), if waiting.len() > 0 => {
-                running.extend(waiting.next().map(TcpStream::connect));
+                running.extend(waiting.next().map(|address| dial(*address, tuning)));
                 next_at = Instant::now() + ATTEMPT_DELAY;
             }
         }
     }
+}
+
+async fn dial(address: SocketAddr, tuning: &Tuning) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    tune(&socket)?;
+    tuning.apply_to_connection(&socket).map_err(io::Error::other)?;
+    socket.connect(address).await
 }
 
 #[cfg(test)]
@@ -107,10 +129,14 @@ mod tests {
         let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let here = listener.local_addr().unwrap();
-        let stream = race(&[gone, here]).await.unwrap();
+        let tuning: Tuning = "keepalive=5s/2s/4,dscp=ef".parse().unwrap();
+        let stream = race(&[gone, here], &tuning).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), here);
         assert!(stream.nodelay().unwrap());
-        assert!(SockRef::from(&stream).keepalive().unwrap());
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(5));
+        assert_eq!(socket.tos_v4().unwrap(), 46 << 2);
     }
 
     #[tokio::test]
@@ -118,6 +144,9 @@ mod tests {
         let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let error = connect(&gone.to_string(), Duration::from_secs(5)).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert_eq!(race(&[]).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            race(&[], &Tuning::default()).await.unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
     }
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::ring::{defer_accept, prepare_leg};
+use super::StartError;
+use crate::Tuning;
+use crate::ring::{self, defer_accept};
 
 /// Binds `count` (at least 1) non-blocking TCP listeners to one address: one for each relay worker, so that the kernel
 /// deals connections out (`SO_REUSEPORT`). Of port 0 the first makes a number, which the others take.
@@ -28,15 +30,14 @@ pub fn bind_listeners(address: SocketAddr, count: usize) -> io::Result<Vec<TcpLi
     }
 }
 
-/// Sets a listener up for a worker. Accepted connections inherit its options as a leg needs them (all that
-/// [`prepare_leg`] sets), so an accepted leg costs no system call for them. Done at the gateway's start, because a
-/// listener may come from another process.
+/// Sets a listener up for a worker. Accepted connections inherit its options as a leg needs them, so an accepted leg costs
+/// no system call for them. Done at the gateway's start, because a listener may come from another process.
 ///
 /// # Errors
-/// `setsockopt(2)`: not a TCP socket.
-pub(crate) fn prepare_listener(listener: &TcpListener) -> io::Result<()> {
-    prepare_leg(listener)?;
-    defer_accept(listener, DEFER)
+/// `setsockopt(2)`: not a TCP socket, or an option of `tuning` that the kernel refuses.
+pub(crate) fn prepare_listener(listener: &TcpListener, tuning: &Tuning) -> Result<(), StartError> {
+    ring::prepare_listener(listener, tuning)?;
+    Ok(defer_accept(listener, DEFER)?)
 }
 
 /// Tear-down of a killed ring took well under a second here; 2 s are noticed by nobody who meant another port.
@@ -109,7 +110,8 @@ mod tests {
     #[test]
     fn accepted_connections_inherit_what_a_leg_needs() {
         let listener = bind(1).remove(0);
-        prepare_listener(&listener).unwrap();
+        let tuning = Tuning::base();
+        prepare_listener(&listener, &tuning).unwrap();
         let _peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         listener.set_nonblocking(false).unwrap(); // silent: reported after a second
         let (stream, _) = listener.accept().unwrap();
@@ -124,7 +126,8 @@ mod tests {
         let inherited = options(SockRef::from(&stream));
         let fresh = TcpStream::connect(bind(1)[0].local_addr().unwrap()).unwrap();
         assert_ne!(inherited, options(SockRef::from(&fresh)), "these are not the defaults");
-        prepare_leg(&fresh).unwrap();
+        fresh.set_nodelay(true).unwrap();
+        tuning.apply_to_connection(&fresh).unwrap();
         assert_eq!(inherited, options(SockRef::from(&fresh)));
     }
 }

@@ -18,7 +18,10 @@ use super::reception::Reception;
 use super::{Backend, BackendKind};
 use crate::stats::{Metrics, Shared};
 use crate::worker::{PIPES_MAX, Workers, WorkersSetup, errands};
-use crate::{Admission, Cause, EngineConfig, ForeignConnection, GatewayEvent, PairId, ring};
+use crate::{
+    Admission, Cause, EngineConfig, ForeignConnection, GatewayEvent, PairId, Tuning, TuningRefused,
+    ring,
+};
 
 /// Why a gateway did not start.
 #[derive(Debug, Error)]
@@ -26,6 +29,9 @@ pub enum StartError {
     /// [`crate::IoChoice::Uring`] was asked for and cannot be had; the text says why. Another choice would work.
     #[error("io_uring is not available: {0}")]
     UringUnavailable(String),
+    /// The kernel does not do what [`EngineConfig::tuning`] asks; the text says what would mend it.
+    #[error("{0}")]
+    Tuning(#[from] TuningRefused),
     /// A thread, descriptor or ring was refused by the system.
     #[error("the gateway's threads could not be started: {0}")]
     System(#[from] io::Error),
@@ -60,11 +66,13 @@ impl Gateway {
         foreign: Box<dyn Fn(ForeignConnection) + Send + Sync>,
         events: Arc<dyn Fn(GatewayEvent) + Send + Sync>,
     ) -> Result<Self, StartError> {
-        let backend = Backend::choose(config.io, ring::probe)?;
-        if listeners.is_empty() {
+        let Some(first) = listeners.first() else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no listener").into());
-        }
-        listeners.iter().try_for_each(prepare_listener)?;
+        };
+        let tuning = config.tuning.over(&Tuning::base());
+        tuning.probe_listener(first.local_addr()?)?;
+        listeners.iter().try_for_each(|listener| prepare_listener(listener, &tuning))?;
+        let backend = Backend::choose(config.io, ring::probe)?;
         let limits = caps::fit(config.limits, caps::raise_descriptor_limit(), PIPES_MAX);
         let shared = Arc::new(Shared::new(limits));
         let reception = Arc::new(Reception { shared: shared.clone(), admission, foreign });
@@ -83,7 +91,7 @@ impl Gateway {
         let crew = workers.crew.clone();
         let desk = DeskSetup { crew, reception, errands, stage: stage_receiver };
         let desk = spawn_desk(desk, backend.kind).inspect_err(|_| workers.stop())?;
-        tracing::info!(backend = backend.kind.as_str(), reason = %backend.reason, ?limits, "gateway started");
+        tracing::info!(backend = backend.kind.as_str(), reason = %backend.reason, ?limits, %tuning, "gateway started");
         Ok(Self { backend, shared, workers, stage, desk: Some(desk) })
     }
 
@@ -220,7 +228,7 @@ mod tests {
             let [side, pair] = *server_name.as_bytes() else { return Verdict::Foreign };
             let side = if side == b'c' { LegSide::Client } else { LegSide::Agent };
             let patience = Duration::from_millis(if pair == b'!' { 50 } else { 20_000 });
-            Verdict::Admit(Admitted { pair: PairId([pair; 16]), side, patience })
+            Verdict::Admit(Admitted { pair: PairId([pair; 16]), side, patience, tuning: None })
         }
     }
 

@@ -1,14 +1,16 @@
 //! The kernel's doors: io_uring, pipes, socket options, TCP_INFO. The only folder with `unsafe`.
 mod listen;
+mod options;
 mod pipe;
 mod poll;
 mod socket;
 mod tcp_info;
 
 pub(crate) use listen::{accept, defer_accept};
+pub(crate) use options::{clear_option, set_option};
 pub(crate) use pipe::{Pipe, PipePool};
 pub(crate) use poll::{PollRing, Polled, probe};
 pub(crate) use socket::{
-    Move, borrow_uring, close_abruptly, prepare_leg, receive, send, splice_in, splice_out,
+    Move, borrow_uring, close_abruptly, prepare_listener, receive, send, splice_in, splice_out,
 };
 pub(crate) use tcp_info::tcp_info;

@@ -1,14 +1,14 @@
 //! Socket options of legs, and the four non-blocking moves.
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::{SpliceFlags, splice};
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 
-use super::Pipe;
+use super::{Pipe, clear_option};
+use crate::{StartError, Tuning, TuningOption};
 
 /// What came of a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,22 +45,19 @@ pub(crate) fn splice_out(pipe: &Pipe, socket: impl AsFd, bytes: usize) -> Move {
     outcome(|| splice(&pipe.reader, None, &socket, None, bytes, SPLICE_FLAGS))
 }
 
-/// Prepares a leg, or the listener that legs inherit from: small writes leave at once, dead peers are noticed, and little
-/// waits in the send buffer.
+/// Gives a listener what every connection it accepts inherits: small writes leave at once, dead peers are noticed, little
+/// waits in the send buffer, and what else `tuning` says. Linux clones the listener's options into each accepted socket, so a
+/// leg costs no system call for them. What an earlier process had set on a listener that was taken over goes.
 ///
 /// # Errors
-/// `setsockopt(2)`; the peer may already have reset the connection.
-pub(crate) fn prepare_leg(socket: &impl AsFd) -> io::Result<()> {
-    let socket = SockRef::from(socket);
-    socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_RETRIES);
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)
+/// `setsockopt(2)`.
+pub(crate) fn prepare_listener(listener: impl AsFd, tuning: &Tuning) -> Result<(), StartError> {
+    SockRef::from(&listener.as_fd()).set_tcp_nodelay(true)?;
+    for option in TuningOption::ALL.into_iter().filter(|option| tuning.value_of(*option).is_none())
+    {
+        clear_option(listener.as_fd(), option)?;
+    }
+    Ok(tuning.apply_to_listener(listener)?)
 }
 
 /// Closes with RST, so that nobody takes the end for a finished stream.
@@ -77,20 +74,6 @@ pub(crate) fn borrow_uring(stream: &tokio_uring::net::TcpStream) -> BorrowedFd<'
 }
 
 const SPLICE_FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
-
-/// NAT entries for TCP live at least 2 h by RFC 5382, in practice often 5 min; and a vanished peer should be noticed within a
-/// minute: 30 s + 3 x 10 s.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_RETRIES: u32 = 3;
-
-/// Unacknowledged data for this long means a dead peer; half of the default resume window of a session (60 s). Linux also
-/// applies it to a window that stays shut: a peer that reads nothing for 30 s is given up.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Bytes that may wait unsent in the kernel before we stop writing. Without it the send buffer grows to megabytes and an
-/// interactive byte waits behind all of them; at 128 KiB bulk is as fast as without.
-const NOTSENT_LOWAT: u32 = 128 * 1024;
 
 fn outcome(mut call: impl FnMut() -> rustix::io::Result<usize>) -> Move {
     loop {

@@ -38,6 +38,7 @@ impl Worker {
                 place: Place::Waiting(pair),
                 said: leg.said,
                 ready: Readiness::default(),
+                tuning: leg.tuning,
             })
         });
         let refusal = if self.stopping {
@@ -74,6 +75,7 @@ impl Worker {
             place: Place::Waiting(pair),
             said: new.said,
             ready: Readiness::default(),
+            tuning: admitted.tuning,
         });
         match self.room.arrive(Instant::now(), pair, admitted.side, admitted.patience, slot) {
             Arrival::Meets(mate) => {
@@ -180,7 +182,12 @@ impl Worker {
     /// Another worker has more time for this pair.
     fn give_away(&mut self, pair: PairId, slots: [usize; 2], worker: usize) {
         let [Some(client), Some(agent)] = slots.map(|slot| self.take_leg(slot)) else { return };
-        let moved = |leg: Leg| MovedLeg { socket: leg.socket, peer: leg.peer, said: leg.said };
+        let moved = |leg: Leg| MovedLeg {
+            socket: leg.socket,
+            peer: leg.peer,
+            said: leg.said,
+            tuning: leg.tuning,
+        };
         let moved = Box::new(MovedPair { pair, legs: [client, agent].map(moved) });
         if let Err(unsent) = self.crew.move_pair(worker, moved) {
             self.settle(*unsent);
@@ -194,8 +201,22 @@ impl Worker {
         self.crew.homes.release(pair);
     }
 
+    /// Sets what the client's ticket, or else the agent's, brought for both legs.
+    fn tune(&mut self, pair: PairId, client: usize, agent: usize) {
+        let mut brought = |slot| self.legs.get_mut(slot).and_then(|leg| leg.tuning.take());
+        let (from_client, from_agent) = (brought(client), brought(agent));
+        let Some(tuning) = from_client.or(from_agent) else { return };
+        for leg in [client, agent].into_iter().filter_map(|slot| self.legs.get(slot)) {
+            if let Err(refused) = tuning.apply_to_connection(&leg.socket) {
+                // It was tried before the resource was offered, so the kernel has changed its mind since.
+                tracing::warn!(%pair, peer = %leg.peer, %refused, "a leg goes without its resource's tuning");
+            }
+        }
+    }
+
     /// Two legs become a pair. What each has said is pending for the other.
     fn join(&mut self, id: PairId, client: usize, agent: usize) {
+        self.tune(id, client, agent);
         let key = self.pairs.vacant_key();
         let mut moved_in = |slot: usize, side| {
             let leg = self.legs.get_mut(slot)?;

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use crossbeam::channel::{Receiver, Sender};
 use tokio::sync::mpsc;
 
-use crate::{Admitted, Cause, PairId, Refusal};
+use crate::{Admitted, Cause, PairId, Refusal, Tuning};
 
 /// An admitted leg on its way to its worker.
 #[derive(Debug)]
 pub(crate) struct NewLeg {
-    /// Non-blocking, with the options that [`crate::ring::prepare_leg`] gave its listener.
+    /// Non-blocking, with the options that [`crate::ring::prepare_listener`] gave its listener.
     pub(crate) socket: OwnedFd,
     pub(crate) peer: SocketAddr,
     pub(crate) admitted: Admitted,
@@ -34,6 +34,7 @@ pub(crate) struct MovedLeg {
     pub(crate) socket: OwnedFd,
     pub(crate) peer: SocketAddr,
     pub(crate) said: Vec<u8>,
+    pub(crate) tuning: Option<Arc<Tuning>>,
 }
 
 /// A message to a worker.

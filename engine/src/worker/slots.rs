@@ -9,7 +9,7 @@ use slab::Slab;
 use crate::relay::{Pair, PairMeter, Readiness};
 use crate::ring::Pipe;
 use crate::rtt::Spot;
-use crate::{LegSide, PairId};
+use crate::{LegSide, PairId, Tuning};
 
 /// A leg, waiting or joined.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(crate) struct Leg {
     pub(crate) said: Vec<u8>,
     /// What events said while waiting.
     pub(crate) ready: Readiness,
+    /// For both legs, once they meet.
+    pub(crate) tuning: Option<Arc<Tuning>>,
 }
 
 /// Where a leg is.
@@ -128,6 +130,7 @@ mod tests {
             place: Place::Waiting(PairId([0; 16])),
             said: Vec::new(),
             ready: Readiness::default(),
+            tuning: None,
         }
     }
 

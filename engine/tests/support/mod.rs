@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use switchback_engine::{
     Admission, Admitted, BackendKind, Cause, EngineConfig, ForeignConnection, Gateway,
-    GatewayEvent, IoChoice, LegSide, Limits, Outcome, PairId, Phase, Refusal, StartError, Verdict,
-    bind_listeners, hello,
+    GatewayEvent, IoChoice, LegSide, Limits, Outcome, PairId, Phase, Refusal, StartError, Tuning,
+    Verdict, bind_listeners, hello,
 };
 
 /// Longer than anything a test waits for; only a failure takes this long.
@@ -27,8 +27,8 @@ pub(crate) struct Lab {
 }
 
 /// Verdicts by server name: `c-N-MS.t` admits a client of pair N with MS milliseconds of patience, `a-N-MS.t` an agent,
-/// `refused.t` is an expired ticket, everything else is foreign.
-struct ByName;
+/// `c-N-MS-NAME.t` brings [`tuning_named`] NAME, `refused.t` is an expired ticket, everything else is foreign.
+pub(crate) struct ByName;
 
 impl Admission for ByName {
     fn admit(&self, server_name: &str, _peer: SocketAddr) -> Verdict {
@@ -43,8 +43,19 @@ impl Admission for ByName {
             pair: pair_id(number.parse().unwrap()),
             side: if side == "c" { LegSide::Client } else { LegSide::Agent },
             patience: Duration::from_millis(patience.parse().unwrap()),
+            tuning: parts.next().map(|name| Arc::new(tuning_named(name))),
         })
     }
+}
+
+/// A tuning that a ticket brings.
+pub(crate) fn tuning_named(name: &str) -> Tuning {
+    let text = match name {
+        "video" => "congestion=reno,dscp=af41,user-timeout=7s,keepalive=5s/2s/4,notsent-lowat=64k",
+        "8mbit" => "max-pacing-rate=8mbit",
+        other => panic!("no tuning {other}"),
+    };
+    text.parse().unwrap()
 }
 
 pub(crate) fn pair_id(number: u32) -> PairId {

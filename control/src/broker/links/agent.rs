@@ -131,12 +131,13 @@ impl Agent {
     }
 
     async fn register(&mut self, introduction: Introduction) -> Result<(), Fault> {
-        let Introduction { protocol, version, name, key, resources, sessions } = introduction;
+        let Introduction { protocol, version, name, key, mut resources, sessions } = introduction;
         if protocol != PROTOCOL {
             let detail = format!("the agent speaks version {protocol}, this broker {PROTOCOL}");
             return Err(Code::ProtocolVersion.because(detail));
         }
         check(&name, &version, &key, &resources)?;
+        resources.iter_mut().try_for_each(|resource| self.app.hub.tunings.judge(resource))?;
         if self.owner.name != "*" && self.owner.name != name {
             return Err(Code::AgentNotAllowed.into());
         }
@@ -155,7 +156,7 @@ impl Agent {
                 name: name.clone(),
                 key: key.clone(),
                 token: self.owner.token.clone(),
-                resources: record.resources.iter().map(|resource| resource.name.clone()).collect(),
+                resources: record.resources.clone(),
                 sessions: good,
             };
             if self.app.hub.apply_if(rights, Input::AgentUp { link, registration }) {

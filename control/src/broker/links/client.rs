@@ -20,7 +20,7 @@ use crate::broker::orchestrator::{Input, LinkId, Output, Wish};
 use crate::broker::rate::{Bucket, LINK_MESSAGES};
 use crate::broker::store::Owner;
 use crate::code::{Code, Fault};
-use crate::wire::{FromClient, PROTOCOL, PublicKey, SealedGrant, SessionId};
+use crate::wire::{ClientAddress, FromClient, PROTOCOL, PublicKey, SealedGrant, SessionId};
 
 /// Characters of a session id: 60 random bits.
 const SESSION_CHARS: usize = 12;
@@ -47,7 +47,8 @@ async fn serve(app: Arc<App>, visitor: Visitor, owner: Owner, socket: WebSocket)
     let (link, queue) = app.hub.attach();
     let (user, token) = (owner.name.clone(), owner.token.clone());
     tracing::info!(user, link = link.0, peer = %visitor.address, "client's link started");
-    app.hub.apply(Input::ClientUp { link, user, token });
+    let address = visitor.local.map(|local| ClientAddress::new(visitor.address, local));
+    app.hub.apply(Input::ClientUp { link, user, token, address });
     let flood = Bucket::full(LINK_MESSAGES, clock::now());
     let mut client = Client { app: app.clone(), _visitor: visitor, owner, link, flood };
     // Until the link was known a revocation could not reach it.

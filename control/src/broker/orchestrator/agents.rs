@@ -1,10 +1,11 @@
 //! Agents that are connected now, what they offer, and their warm legs.
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
-use switchback_engine::PairId;
+use switchback_engine::{PairId, Tuning};
 
 use super::io::{LinkId, Registration};
-use crate::wire::PublicKey;
+use crate::wire::{PublicKey, Resource};
 
 /// Warm legs of one agent, asked for and waiting together. A warm leg saves one session start its dial, so it takes 64
 /// sessions started within one round trip to use them up.
@@ -16,14 +17,34 @@ pub(super) struct Agent {
     pub(super) name: String,
     pub(super) key: PublicKey,
     pub(super) token: String,
-    resources: HashSet<String>,
+    resources: HashMap<String, Service>,
     /// Warm pairs whose ticket was sent and whose leg has not come.
     asked: HashSet<PairId>,
     /// Warm pairs whose leg waits at the gateway, oldest first.
     waiting: VecDeque<PairId>,
 }
 
+/// What is special about a resource.
+#[derive(Clone, Debug)]
+pub(super) struct Service {
+    /// For both legs of its sessions' pairs.
+    pub(super) tuning: Option<Arc<Tuning>>,
+    /// The service is told its clients' addresses.
+    pub(super) told_client: bool,
+}
+
+impl From<Resource> for Service {
+    fn from(resource: Resource) -> Self {
+        let tuning = (!resource.tuning.is_empty()).then(|| Arc::new(resource.tuning));
+        Self { tuning, told_client: resource.proxy.is_some() }
+    }
+}
+
 impl Agent {
+    pub(super) fn service(&self, resource: &str) -> Option<&Service> {
+        self.resources.get(resource)
+    }
+
     /// Warm legs it may still ask for.
     pub(super) fn warm_room(&self) -> usize {
         WARM_LEGS_MAX.saturating_sub(self.asked.len() + self.waiting.len())
@@ -73,7 +94,8 @@ impl Agents {
     pub(super) fn insert(&mut self, link: LinkId, registration: Registration) {
         let Registration { name, key, token, resources, sessions: _ } = registration;
         self.names.insert(name.clone(), link);
-        let resources = resources.into_iter().collect();
+        let service = |resource: Resource| (resource.name.clone(), Service::from(resource));
+        let resources = resources.into_iter().map(service).collect();
         let (asked, waiting) = (HashSet::new(), VecDeque::new());
         self.links.insert(link, Agent { name, key, token, resources, asked, waiting });
     }
@@ -105,7 +127,7 @@ impl Agents {
     ) -> Option<(LinkId, &Agent)> {
         self.links
             .iter()
-            .filter(|(_, agent)| agent.resources.contains(resource))
+            .filter(|(_, agent)| agent.resources.contains_key(resource))
             .min_by_key(|(_, agent)| served(&agent.name))
             .map(|(link, agent)| (*link, agent))
     }
@@ -117,7 +139,7 @@ impl Agents {
     }
 
     pub(super) fn offers(&self, agent: &str, resource: &str) -> bool {
-        self.by_name(agent).is_some_and(|(_, agent)| agent.resources.contains(resource))
+        self.by_name(agent).is_some_and(|(_, agent)| agent.resources.contains_key(resource))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Agent> {

@@ -1,9 +1,11 @@
 //! What the orchestrator is told, and what it wants done.
-use switchback_engine::{LegSide, PairId};
+use std::sync::Arc;
+
+use switchback_engine::{LegSide, PairId, Tuning};
 
 use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
-use crate::wire::{PublicKey, SessionId, SessionReport};
+use crate::wire::{ClientAddress, PublicKey, Resource, SessionId, SessionReport};
 
 /// One link, of an agent or a client, while it lasts. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,8 +18,8 @@ pub(crate) struct Registration {
     pub(crate) key: PublicKey,
     /// Id of the token it joined with.
     pub(crate) token: String,
-    /// Names of the resources it offers.
-    pub(crate) resources: Vec<String>,
+    /// What it offers, found to be as it must be.
+    pub(crate) resources: Vec<Resource>,
     /// Sessions it still holds whose grants were found good.
     pub(crate) sessions: Vec<Grant>,
 }
@@ -48,6 +50,7 @@ pub(crate) enum Input {
         link: LinkId,
         user: String,
         token: String,
+        address: Option<ClientAddress>,
     },
     ClientDown {
         link: LinkId,
@@ -138,6 +141,13 @@ pub(crate) enum Output {
         grant: Box<Grant>,
         pair: PairId,
         how: How,
+        /// For a resource whose service is told.
+        client_address: Option<ClientAddress>,
+    },
+    /// The client's leg of this pair, whose ticket comes next, brings this for both legs.
+    Tune {
+        pair: PairId,
+        tuning: Arc<Tuning>,
     },
     Granted {
         link: LinkId,

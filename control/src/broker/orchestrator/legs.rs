@@ -59,7 +59,8 @@ impl Orchestrator {
         let session = grant.session.clone();
         let purpose = Purpose::Leg { session, warm: how == How::Warm, live: false };
         self.pairs.insert(pair, Pair { purpose, since: now });
-        self.out.push(Output::Offer { link: agent, grant: Box::new(grant.clone()), pair, how });
+        self.tune(agent, grant, pair);
+        self.tell_offer(agent, grant, pair, how);
         let surplus = self.sessions.get_mut(&grant.session).and_then(|session| {
             session.legs.push(Leg { pair, live: false });
             (session.legs.len() > LEGS_MAX).then(|| session.legs.remove(0))
@@ -68,6 +69,24 @@ impl Orchestrator {
             self.cut(now, surplus.pair);
         }
         pair
+    }
+
+    /// Both legs of `pair` shall have what the agent asks for the resource.
+    fn tune(&mut self, agent: LinkId, grant: &Grant, pair: PairId) {
+        let service = self.agents.get(agent).and_then(|agent| agent.service(&grant.resource));
+        if let Some(tuning) = service.and_then(|service| service.tuning.clone()) {
+            self.out.push(Output::Tune { pair, tuning });
+        }
+    }
+
+    fn tell_offer(&mut self, agent: LinkId, grant: &Grant, pair: PairId, how: How) {
+        let service = self.agents.get(agent).and_then(|agent| agent.service(&grant.resource));
+        let client_address = service.filter(|service| service.told_client).and_then(|_| {
+            let client = self.sessions.get(&grant.session)?.client?;
+            self.clients.get(&client)?.address
+        });
+        let grant = Box::new(grant.clone());
+        self.out.push(Output::Offer { link: agent, grant, pair, how, client_address });
     }
 
     pub(super) fn warm(&mut self, now: Instant, link: LinkId, mut pairs: Vec<PairId>) {
@@ -132,8 +151,8 @@ impl Orchestrator {
         let agent = self.agents.by_name(&session.grant.agent);
         match agent.filter(|(_, agent)| agent.key == session.grant.agent_key) {
             Some((link, _)) => {
-                let grant = Box::new(session.grant.clone());
-                self.out.push(Output::Offer { link, grant, pair, how: How::Dial });
+                let grant = session.grant.clone();
+                self.tell_offer(link, &grant, pair, How::Dial);
             }
             None => {
                 session.leg_ended(pair, now);

@@ -16,6 +16,8 @@ mod legs;
 mod random_tests;
 mod sessions;
 #[cfg(test)]
+mod special_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
@@ -32,7 +34,7 @@ use self::legs::Pair;
 use self::sessions::{Session, Sessions};
 use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
-use crate::wire::SessionId;
+use crate::wire::{ClientAddress, SessionId};
 
 /// How many sessions are granted.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +56,7 @@ impl Default for SessionLimits {
 struct Client {
     user: String,
     token: String,
+    address: Option<ClientAddress>,
 }
 
 /// Which end speaks.
@@ -83,8 +86,8 @@ impl Orchestrator {
     /// Takes in one thing that happened, and says what to do about it.
     pub(crate) fn handle(&mut self, now: Instant, input: Input) -> Vec<Output> {
         match input {
-            Input::ClientUp { link, user, token } => {
-                self.clients.insert(link, Client { user, token });
+            Input::ClientUp { link, user, token, address } => {
+                self.clients.insert(link, Client { user, token, address });
             }
             Input::ClientDown { link } => self.client_down(link),
             Input::AgentUp { link, registration } => self.agent_up(now, link, registration),

@@ -6,7 +6,7 @@ use switchback_engine::{LegSide, PairId};
 use super::*;
 use crate::api::SessionState;
 use crate::broker::orchestrator::sessions::SILENCE_MAX;
-use crate::wire::{PublicKey, SessionReport};
+use crate::wire::{PublicKey, Resource, SessionReport};
 
 pub(super) const CLIENT: LinkId = LinkId(1);
 pub(super) const AGENT: LinkId = LinkId(2);
@@ -50,7 +50,9 @@ impl World {
 
     pub(super) fn client_up(&mut self, link: LinkId, user: &str) {
         let token = format!("token-of-{user}");
-        self.say(Input::ClientUp { link, user: user.into(), token });
+        let address =
+            Some(ClientAddress::new(at("[::ffff:192.0.2.7]:9"), at("[::ffff:192.0.2.1]:443")));
+        self.say(Input::ClientUp { link, user: user.into(), token, address });
     }
 
     pub(super) fn agent_up(
@@ -63,7 +65,7 @@ impl World {
             name: name.into(),
             key: PublicKey(format!("key-of-{name}")),
             token: format!("token-of-{name}"),
-            resources: vec!["ssh".into()],
+            resources: vec![Resource::tcp("ssh", "127.0.0.1:22")],
             sessions,
         };
         self.say(Input::AgentUp { link, registration })
@@ -117,6 +119,10 @@ impl World {
         let grant = with_grant.then(|| grant.clone());
         self.say(Input::Reports { link, reports: vec![Reported { report, grant }] })
     }
+}
+
+fn at(address: &str) -> std::net::SocketAddr {
+    address.parse().unwrap()
 }
 
 fn granted(outputs: &[Output]) -> Option<(Grant, PairId)> {

@@ -203,7 +203,7 @@ fn announce(db: &mut Connection, agent: &AgentRecord, now: u64) -> rusqlite::Res
         params![agent.name, agent.key, agent.version, sql_int(now)],
     )?;
     step.execute("DELETE FROM resources WHERE agent = ?1", [&agent.name])?;
-    for Resource { name, kind, target } in &agent.resources {
+    for Resource { name, kind, target, .. } in &agent.resources {
         let ResourceKind::Tcp = kind;
         step.execute(
             "INSERT INTO resources (agent, name, kind, target) VALUES (?1, ?2, 'tcp', ?3)

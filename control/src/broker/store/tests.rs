@@ -21,11 +21,7 @@ fn user(name: &str, admin: bool, grants: &[&str]) -> NewSubject {
 }
 
 fn agent(name: &str, resources: &[&str]) -> AgentRecord {
-    let resource = |&name: &&str| Resource {
-        name: name.into(),
-        kind: ResourceKind::Tcp,
-        target: "127.0.0.1:22".into(),
-    };
+    let resource = |&name: &&str| Resource::tcp(name, "127.0.0.1:22");
     let resources = resources.iter().map(resource).collect();
     AgentRecord { name: name.into(), key: "key".into(), version: "1".into(), resources }
 }

@@ -1,6 +1,7 @@
 //! What links refuse, and what ends them.
 use futures_util::SinkExt;
 use hyper::{Method, StatusCode};
+use switchback_engine::Tuning;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::support::*;
@@ -70,6 +71,29 @@ async fn bad_messages_are_refused_and_close_the_link() {
     for counted in ["\"MESSAGE_MALFORMED\"} 8", "\"MESSAGE_TOO_LARGE\"} 4"] {
         let line = format!("switchback_faults_total{{code={counted}");
         assert!(metrics.text().contains(&line), "{}", metrics.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tuning_that_the_gateway_cannot_give_refuses_the_registration() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let out_of_range = Tuning { dscp: Some(64), ..Tuning::default() };
+    for (tuning, code) in [
+        ("congestion=nosuch".parse().unwrap(), Code::TuningUnsupported),
+        ("fast-open=5".parse().unwrap(), Code::ConfigInvalid),
+        (out_of_range, Code::ConfigInvalid),
+    ] {
+        let mut link = bench.link(AGENT_LINK, &bench.join).await.unwrap();
+        let mut message = register("lab", vec![]);
+        if let FromAgent::Register { resources, .. } = &mut message {
+            resources[0].tuning = tuning;
+        }
+        link.say(&message).await;
+        let ToAgent::Refused { code: told, message } = link.hear().await else { panic!("taken") };
+        assert_eq!(told, code, "{message}");
+        assert!(message.contains("resource ssh, at the gateway"), "{message}");
+        link.ends_somehow().await;
     }
 }
 

@@ -27,7 +27,7 @@ use crate::code::Code;
 use crate::invite::{Invite, InviteKind};
 use crate::wire::{
     AGENT_LINK, CLIENT_LINK, FromAgent, FromClient, LegTicket, PROTOCOL, PublicKey, Resource,
-    ResourceKind, SealedGrant, SessionId, ToAgent, ToClient,
+    SealedGrant, SessionId, ToAgent, ToClient,
 };
 
 /// Far beyond what anything here takes, so that a hang becomes a failure.
@@ -210,11 +210,7 @@ pub(super) fn register(name: &str, sessions: Vec<SealedGrant>) -> FromAgent {
         version: "test".into(),
         name: name.into(),
         key: key(name),
-        resources: vec![Resource {
-            name: "ssh".into(),
-            kind: ResourceKind::Tcp,
-            target: "127.0.0.1:22".into(),
-        }],
+        resources: vec![Resource::tcp("ssh", "127.0.0.1:22")],
         sessions,
     }
 }
