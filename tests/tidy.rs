@@ -110,6 +110,7 @@ const PURE: &[&str] = &[
     "engine/src/relay/pair.rs",
     "engine/src/rtt/window.rs",
     "engine/src/tuning/text.rs",
+    "engine/src/tuning/units.rs",
     "shortpath/src/session/",
     "control/src/agent/proxy_v2.rs",
     "control/src/ticket.rs",
