@@ -1,6 +1,6 @@
 //! Socket options that network engineers expect to set, per listener and per resource.
 //!
-//! A [`Tuning`] is plain data: what is `None` is left as it is. It is read from text ([`Tuning::from_str`], [`Tuning::set`]),
+//! A [`Tuning`] is plain data: what is `None` is left as it is. It is read from text (its `FromStr`, [`Tuning::set`]),
 //! laid over another ([`Tuning::over`]), tried on a socket of its own before it is needed ([`Tuning::probe_listener`],
 //! [`Tuning::probe_connection`]), and applied. Accepted connections inherit everything from their listener, so a leg costs no
 //! system call for it.
@@ -17,6 +17,7 @@
 //! | `fast-open` | `TCP_FASTOPEN` (RFC 7413) | 1 to 65535 pending requests | 3.7, IPv6 3.16 | yes | no |
 mod probe;
 mod text;
+mod units;
 
 pub use probe::{TuningRefused, congestion_controls};
 pub use text::TuningInvalid;
