@@ -55,9 +55,9 @@ impl ReadyQueue {
     }
 }
 
-/// Looking for events is nearly free (the ring's queue is in user memory, `epoll_wait` takes 0.3 us), a budget of bulk
-/// takes 40 us. Beside 4 bulk flows the interactive p50 was 0.9 to 1.1 of a direct connection's with 1 and 1.9 to 2.1 with
-/// 4 a turn, at the same CPU per GiB (`switchback-bench compare --scenario mixed`).
+/// Looking for events is cheap, a budget of bulk takes about 40 us. Beside 4 bulk flows the interactive p50 was 0.9 to 1.1
+/// of a direct connection's with 1 and 1.9 to 2.1 with 4 a turn. Its price in CPU per GiB of bulk alone came out between
+/// nothing and a sixth, on a machine too noisy to settle it.
 const STREAMS_PER_TURN: usize = 1;
 
 #[cfg(test)]
