@@ -168,7 +168,7 @@ fn a_directory_gets_the_report_in_every_form() {
     for part in ["\n## few-idle: A few", "\n| tokio-copy | ", "generator reno", "met: tokio-copy"] {
         assert!(markdown.contains(part), "{part:?} in {markdown}");
     }
-    assert!(read("report.html").starts_with("<!doctype html>"));
+    assert!(read("report.html").starts_with("<!DOCTYPE html>"));
     assert!(read("rr64-1.tokio-copy.round-trip.hgrm").contains("1/(1-Percentile)"));
     let tables = String::from_utf8_lossy(&output.stdout).into_owned();
     for part in ["RSS/session KiB", "not judged: tokio-copy", "fewer than 4 rounds"] {
