@@ -56,7 +56,7 @@ fn measure(goal: &Goal, peer: &str, results: &[PeerResult]) -> Result<f64, Strin
     };
     let theirs = values_of(results, reference, goal.metric)?;
     let ratio = Ratio::of(reference, values, theirs);
-    ratio.map(|ratio| ratio.median).ok_or_else(|| format!("{reference} has a zero to divide by"))
+    ratio.map(|ratio| ratio.value).ok_or_else(|| format!("{reference} has a zero to divide by"))
 }
 
 fn values_of<'a>(
@@ -83,6 +83,7 @@ mod tests {
             metrics: vec![MetricResult::new(Metric::CpuPerGib, summary, Vec::new())],
             distributions: Vec::new(),
             noise: Noise::default(),
+            threads: Vec::new(),
         }
     }
 

@@ -62,7 +62,9 @@ pub(crate) fn run_scenario(
                         failed[index] = true;
                         samples.remove(peer.name());
                         failures.push(failure(peer, name, &error));
-                        start_anew(peer);
+                        if let Err(error) = start_anew(peer) {
+                            failures.push(failure(peer, "restart", &error));
+                        }
                     }
                 }
             }
@@ -72,11 +74,11 @@ pub(crate) fn run_scenario(
     samples
 }
 
-/// Whatever it failed at must not fail the next scenario too. If it does not start, that shows
-/// there.
-fn start_anew(peer: &mut dyn Peer) {
+/// Whatever it failed at must not fail the next scenario too.
+fn start_anew(peer: &mut dyn Peer) -> Result<()> {
+    // It has failed already; what stopping it says adds nothing.
     let _ = peer.stop();
-    let _ = peer.start();
+    peer.start()
 }
 
 /// Peers of one round: forwards in even rounds, backwards in odd ones.

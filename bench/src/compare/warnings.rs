@@ -33,6 +33,13 @@ pub(crate) fn beforehand(settings: &Settings, host: &Host) -> Vec<String> {
              run as root (--network private) or set net.ipv4.tcp_congestion_control"
                 .to_owned(),
         ),
+        (
+            !bbr && host.congestion_default != settings.congestion_generator,
+            format!(
+                "the relays' sockets use {}, the generator's {}: run as root (--network private)",
+                host.congestion_default, settings.congestion_generator
+            ),
+        ),
         (few, format!("fewer than {ROUNDS_MIN_TO_COMPARE} rounds establish no difference")),
         (unpinned, "only one CPU: relay and generator share it, nothing is pinned".to_owned()),
         (busy, format!("the machine is busy: load {:.2} before the run", host.load_1min)),
@@ -85,6 +92,7 @@ mod tests {
             peer: (*peer).to_owned(),
             metrics: Vec::new(),
             distributions: Vec::new(),
+            threads: Vec::new(),
             noise: Noise {
                 marks: marks.iter().map(|mark| (*mark).to_owned()).collect(),
                 ..Noise::default()

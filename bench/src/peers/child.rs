@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -37,6 +38,9 @@ const OUTPUT_BYTES_MAX: u64 = 16 << 20;
 
 /// Leaders of the process groups to kill when a signal ends the bench.
 static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+
+/// Directories to remove when a signal ends the bench. Bounded by the starts of peers.
+static SCRATCH: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// A running peer.
 #[derive(Debug)]
@@ -219,11 +223,22 @@ pub(crate) fn end_with_signals() -> Result<()> {
     let watch = move || {
         runtime.block_on(any_signal());
         running().iter().copied().for_each(kill_group);
+        scratch().iter().for_each(|dir| drop(std::fs::remove_dir_all(dir)));
         // 128 + SIGINT, as shells report it.
         std::process::exit(130);
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(watch)?;
     Ok(())
+}
+
+/// A directory for a peer's files: gone when dropped, and when a signal ends the bench, because it may hold keys.
+///
+/// # Errors
+/// It cannot be made.
+pub(crate) fn scratch_dir() -> Result<tempfile::TempDir> {
+    let dir = tempfile::tempdir().context("creating a directory for a peer's files")?;
+    scratch().push(dir.path().to_owned());
+    Ok(dir)
 }
 
 async fn any_signal() {
@@ -247,7 +262,7 @@ fn kill_group(leader: Pid) {
 /// `command`, to be sent SIGTERM by the kernel when the calling thread ends, if setpriv(1) of
 /// util-linux is there to ask for that.
 fn ending_with_us(command: Command) -> Command {
-    static SETPRIV: LazyLock<Option<std::path::PathBuf>> = LazyLock::new(|| {
+    static SETPRIV: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
         let path = program::find("setpriv")?;
         // Others than util-linux's have no such option.
         let mut try_it = Command::new(&path);
@@ -264,6 +279,10 @@ fn ending_with_us(command: Command) -> Command {
 /// Names the program only: arguments may hold secrets.
 fn cannot_start(command: &Command) -> String {
     format!("starting {}", command.get_program().display())
+}
+
+fn scratch() -> MutexGuard<'static, Vec<PathBuf>> {
+    SCRATCH.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn running() -> MutexGuard<'static, Vec<Pid>> {

@@ -14,7 +14,7 @@ use rustix::process::Pid;
 use tempfile::TempDir;
 
 use super::catalogue::Setup;
-use super::child::Process;
+use super::child::{Process, scratch_dir};
 use super::socket::accept;
 use super::{Dialling, Flow, Peer, Skip};
 use crate::measure::netns::Place;
@@ -156,7 +156,7 @@ impl Peer for Proxied {
     }
 
     fn start(&mut self) -> Result<()> {
-        let files = tempfile::tempdir().context("creating a directory")?;
+        let files = scratch_dir()?;
         let target = self.setup.dialer.listen()?;
         let relay = free_address(&self.setup)?;
         let site = Site {

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use self::join::join;
 pub(crate) use self::join::{Pair, refusal};
 use super::catalogue::Setup;
-use super::child::{Process, output_of};
+use super::child::{Process, output_of, scratch_dir};
 use super::{Dialling, Flow, Peer, Skip};
 use crate::measure::netns::Place;
 use crate::measure::tree::with_descendants;
@@ -139,7 +139,7 @@ impl Peer for Switchback {
     }
 
     fn start(&mut self) -> Result<()> {
-        let data = tempfile::tempdir().context("creating a data directory")?;
+        let data = scratch_dir()?;
         let Setup { placement, network, .. } = self.setup;
         let command = self.serve(data.path());
         let mut process = Process::start(self.name, command, placement, network)?;

@@ -165,15 +165,16 @@ fn wide_cell(result: &MetricResult) -> String {
         text += &format!(" [{}..{}]", number(*min), number(*max));
     }
     for ratio in &result.ratios {
-        text += &format!("\n{} {} (p {:.3})", multiple(ratio), ratio.to, ratio.p_value);
+        text += &format!("\n{} {}", multiple(ratio), ratio.to);
+        text += &ratio.p_value.map(|p| format!(" (p {p:.3})")).unwrap_or_default();
     }
     text
 }
 
-/// `0.38x`; with a leading `~` where the difference is not established.
+/// `0.38x`; with a leading `~` where a test did not establish the difference.
 fn multiple(ratio: &Ratio) -> String {
-    let sign = if ratio.established { "" } else { "~" };
-    format!("{sign}{:.2}x", ratio.median)
+    let sign = if ratio.established || ratio.p_value.is_none() { "" } else { "~" };
+    format!("{sign}{:.2}x", ratio.value)
 }
 
 /// The four shares under [`NOISE_HEADER`], in percent.
@@ -215,6 +216,7 @@ mod tests {
             metrics: metrics.iter().map(result).collect(),
             distributions: Vec::new(),
             noise: Noise { foreign_max: 0.25, marks: vec!["noisy".into()], ..Noise::default() },
+            threads: Vec::new(),
         }
     }
 

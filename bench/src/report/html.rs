@@ -1,4 +1,4 @@
-//! The report as one self-contained page: verdict first, then a plot and a table per scenario.
+//! The report as one self-contained page: conditions, goals, then plots and a table per scenario.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -62,11 +62,17 @@ fn conditions(report: &CompareReport) -> Markup {
         div.card { dl {
             dt { "command" } dd { code { "switchback-bench " (report.command) } }
             dt { "machine" } dd { (host.cpu) ", " (host.cpus) " CPUs, Linux " (host.kernel) ", load " (host.load_1min) " before the run" }
-            dt { "network" } dd { (settings.network) ", congestion control " (settings.congestion_generator) }
+            dt { "network" } dd { (settings.network) "; congestion control: generator " (settings.congestion_generator) ", relays " (host.congestion_default) }
             dt { "rounds" } dd { (settings.rounds) " interleaved, " (settings.window_s) " s each after " (settings.warmup_s) " s of warm-up" }
-            dt { "figures" } dd { "medians with the range of the rounds; ratios are taken round by round; ~ marks a difference that the rank test does not establish" }
+            dt { "placement" } dd { "relay on " (on(settings.placement.relay_cpu)) ", generator on " (on(settings.placement.generator_cpu)) }
+            dt { "noise %" } dd { "the worst round's steal / other / softirq / generator, in percent" }
+            dt { "figures" } dd { "medians, with a line from the least to the greatest round; ratios are of medians; ~ marks a difference that the rank test does not establish" }
         } }
     }
+}
+
+fn on(cpu: Option<usize>) -> String {
+    cpu.map_or("any CPU".to_owned(), |cpu| format!("CPU {cpu}"))
 }
 
 fn warnings(report: &CompareReport) -> Markup {
@@ -74,7 +80,7 @@ fn warnings(report: &CompareReport) -> Markup {
         @if !report.warnings.is_empty() || !report.failures.is_empty() || !report.skipped.is_empty() {
             div.card.warn {
                 @for warning in &report.warnings { p { (warning) } }
-                @for skipped in &report.skipped { p { "skipped: " (skipped.peer) ": " (skipped.reason) } }
+                @for skipped in &report.skipped { p { "skipped: " (skipped.peer) ": " (skipped.reason) " (" (skipped.remedy) ")" } }
                 @for failure in &report.failures { p.missed { (failure.peer) " failed in " (failure.during) ": " (failure.reason) } }
             }
         }
@@ -151,7 +157,7 @@ fn curves(scenario: &ScenarioReport, label: &str) -> Vec<Curve> {
     let curve = |result: &PeerResult| {
         let distribution = result.distributions.iter().find(|d| d.label == label)?;
         let points = distribution.points.iter().map(|point| (point.percentile, point.us)).collect();
-        Some(Curve { label: result.peer.clone(), points })
+        Some(Curve { label: result.peer.clone(), count: distribution.count, points })
     };
     scenario.results.iter().filter_map(curve).collect()
 }
@@ -233,6 +239,7 @@ mod tests {
                 points: vec![point(0.0, 20.0), point(50.0, 30.0), point(100.0, 90.0)],
             }],
             noise: Noise::default(),
+            threads: Vec::new(),
         }
     }
 

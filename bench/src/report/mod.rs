@@ -15,6 +15,7 @@ use self::metric::Metric;
 use crate::load::workload::Workload;
 use crate::measure::host::Host;
 use crate::measure::placement::Placement;
+use crate::measure::threads::ThreadUsage;
 use crate::stats::{Ratio, Summary};
 
 /// Names the shape of [`CompareReport`]; the number changes when a reader would break.
@@ -107,6 +108,8 @@ pub(crate) struct PeerResult {
     /// What was timed, all rounds merged. Empty where nothing is timed (bulk, idle).
     pub(crate) distributions: Vec<Distribution>,
     pub(crate) noise: Noise,
+    /// The peer's busiest threads in the last round, busiest first.
+    pub(crate) threads: Vec<ThreadUsage>,
 }
 
 /// One metric over the rounds.
@@ -153,7 +156,8 @@ pub(crate) struct Noise {
     pub(crate) steal_max: f64,
     /// CPU time of the machine used by neither peer nor generator.
     pub(crate) foreign_max: f64,
-    /// CPU time of the machine spent in softirq: packets handled outside the peer's own calls.
+    /// CPU time of the machine spent in softirq: packets handled by the kernel, part of it inside the
+    /// peer's own calls.
     pub(crate) softirq_max: f64,
     /// The same of the peer's own CPU, if it is bound to one.
     pub(crate) relay_softirq_max: Option<f64>,

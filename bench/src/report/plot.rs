@@ -24,6 +24,8 @@ pub(crate) struct Bar {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Curve {
     pub(crate) label: String,
+    /// Values behind it: the greatest stands where one of so many is above it.
+    pub(crate) count: u64,
     /// Percentile (0 to 100) and value, ascending.
     pub(crate) points: Vec<(f64, f64)>,
 }
@@ -90,7 +92,7 @@ pub(crate) fn percentile_curves(curves: &[Curve]) -> Result<String> {
             let line = curve
                 .points
                 .iter()
-                .map(|&(percentile, value)| (nines(percentile).min(NINES_MAX), value.max(least)));
+                .map(|&(percentile, value)| (nines(percentile, curve.count), value.max(least)));
             chart
                 .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
                 .label(curve.label.as_str())
@@ -144,10 +146,10 @@ fn text(words: &str, at: (i32, i32), side: HPos) -> Text<'_, (i32, i32), &str> {
     Text::new(words, at, style)
 }
 
-/// 0 for the 0th percentile, 1 for the 90th, 2 for the 99th.
-fn nines(percentile: f64) -> f64 {
-    let above = 1.0 - percentile / 100.0;
-    if above <= 0.0 { NINES_MAX } else { -above.log10() }
+/// 0 for the 0th percentile, 1 for the 90th, 2 for the 99th; at most what `count` values can tell.
+fn nines(percentile: f64, count: u64) -> f64 {
+    let above = (1.0 - percentile / 100.0).max(1.0 / count.max(1) as f64);
+    (-above.log10()).min(NINES_MAX)
 }
 
 /// 1, 2 and 5 times the powers of ten between two positive numbers.
@@ -180,9 +182,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_nine_is_a_step_and_the_slowest_stays_on_the_plot() {
-        let steps = [0.0, 90.0, 99.0, 99.9, 100.0].map(nines);
-        let expected = [0.0, 1.0, 2.0, 3.0, NINES_MAX];
+    fn each_nine_is_a_step_and_the_slowest_stands_where_the_count_puts_it() {
+        let steps = [0.0, 90.0, 99.0, 99.9, 100.0].map(|percentile| nines(percentile, 10_000));
+        let expected = [0.0, 1.0, 2.0, 3.0, 4.0];
         assert!(steps.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9), "{steps:?}");
         assert_eq!([0.0, 1.0, 2.0, 4.0].map(percentile_label), ["0", "90", "99", "99.99"]);
     }

@@ -31,13 +31,16 @@ pub(crate) struct Targets {
 }
 
 impl Targets {
-    /// Makes the directories, so that a run does not end with nowhere to write.
+    /// Makes every directory that is written to, so that a run does not end with nowhere to write.
     ///
     /// # Errors
     /// A directory cannot be made.
     pub(crate) fn prepare(&self) -> Result<()> {
-        for dir in self.out.iter().chain(&self.hgrm) {
-            fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        let files = [&self.json, &self.html, &self.markdown].into_iter().flatten();
+        let parents = files.filter_map(|file| file.parent().map(Path::to_path_buf));
+        let dirs = self.out.iter().chain(&self.hgrm).cloned().chain(parents);
+        for dir in dirs.filter(|dir| !dir.as_os_str().is_empty()) {
+            fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         }
         Ok(())
     }
@@ -53,6 +56,9 @@ impl Targets {
 /// # Errors
 /// A file cannot be written.
 pub(crate) fn publish(targets: &Targets, report: &CompareReport, timings: &[Timing]) -> Result<()> {
+    if targets.json.as_deref() != Some(Path::new("-")) {
+        write_text(Path::new("-"), &text::terminal(report))?;
+    }
     for path in targets.files(targets.json.as_ref(), "report.json") {
         write_json(&path, report)?;
     }
@@ -67,9 +73,6 @@ pub(crate) fn publish(targets: &Targets, report: &CompareReport, timings: &[Timi
             let name = format!("{scenario}.{peer}.{}.hgrm", timed.label);
             write_text(&dir.join(name), &hgrm::render(&timed.histogram))?;
         }
-    }
-    if targets.json.as_deref() != Some(Path::new("-")) {
-        write_text(Path::new("-"), &text::terminal(report))?;
     }
     Ok(())
 }

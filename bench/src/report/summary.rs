@@ -44,9 +44,10 @@ fn row(scenario: &ScenarioReport, metric: Metric, ours: &[&str]) -> Vec<String> 
     cells.extend(ours.iter().map(|peer| figure(peer)));
     cells.push(figure(DIRECT));
     cells.push(best_rival(scenario, metric, ours).unwrap_or_else(|| "-".to_owned()));
+    let goals = scenario.goals.iter().filter(|goal| goal.metric == metric);
     let goals: Vec<String> =
-        scenario.goals.iter().filter(|goal| goal.metric == metric).map(verdict).collect();
-    cells.push(goals.join("<br>"));
+        goals.map(|goal| verdict(goal) + &doubts(scenario, &goal.peer)).collect();
+    cells.push(goals.join("\n"));
     cells
 }
 
@@ -66,6 +67,13 @@ fn best_rival(scenario: &ScenarioReport, metric: Metric, ours: &[&str]) -> Optio
         .filter_map(|result| Some((median(result, metric)?, &result.peer)))
         .min_by(|(a, _), (b, _)| (a * sign).total_cmp(&(b * sign)))
         .map(|(value, peer)| format!("{} {peer}", number(value)))
+}
+
+/// ` (noisy)`: the marks of the peer's row.
+fn doubts(scenario: &ScenarioReport, peer: &str) -> String {
+    let result = scenario.results.iter().find(|result| result.peer == peer);
+    let marks = result.map(|result| result.noise.marks.join(", ")).unwrap_or_default();
+    if marks.is_empty() { marks } else { format!(" ({marks})") }
 }
 
 /// `met: switchback-uring 0.61x <= 0.65x haproxy-splice`.
@@ -93,6 +101,7 @@ mod tests {
             metrics: vec![MetricResult::new(Metric::Throughput, summary, Vec::new())],
             distributions: Vec::new(),
             noise: Noise::default(),
+            threads: Vec::new(),
         }
     }
 

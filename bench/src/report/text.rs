@@ -6,17 +6,16 @@ use super::{Bound, CompareReport, GoalResult, Outcome, ScenarioReport};
 
 /// Legend of the terminal's tables.
 const LEGEND: &str = "\
-Cells: median ±half the range over the rounds. /direct, /ours: multiples of direct and of
-switchback-uring, median of the ratios taken round by round; ~ = no difference established (exact
-rank test, p >= 0.05). RTT counts from the intended send time where the load is open loop.
+Cells: median ±half the range over the rounds. /direct, /ours: the median as a multiple of direct's
+and of switchback-uring's; ~ = no difference established (exact rank test, p >= 0.05). RTT counts from the intended send time where the load is open loop.
 Noise, worst round: steal (hypervisor) / other (neither peer nor generator) / softirq (packets handled
 by the kernel, part of it inside the peers' own calls), of the machine / the generator's thread.
 ";
 
 /// Legend of the document's tables.
 const LEGEND_WIDE: &str = "\
-Cells: median [min..max] over the rounds, then multiples of other peers: median of the ratios taken \
-round by round, with the p-value of an exact rank test on the difference; ~ = not established \
+Cells: median [min..max] over the rounds, then the median as a multiple of other peers' medians, \
+with the p-value of an exact rank test on the difference; ~ = not established \
 (p >= 0.05). RTT counts from the intended send time where the load is open loop. Noise, worst round: \
 steal (hypervisor) / other (neither peer nor generator) / softirq (packets handled by the kernel, part \
 of it inside the peers' own calls), of the machine / the generator's thread.
@@ -31,7 +30,7 @@ pub(crate) fn terminal(report: &CompareReport) -> String {
         text += &grid::tables(scenario);
         scenario.goals.iter().for_each(|goal| text += &format!("  {}\n", goal_line(goal)));
     }
-    text + "\n" + LEGEND + &remarks(report, "\n", "")
+    text + "\n" + LEGEND + &remarks(report, "\n", "") + &conclusion(report)
 }
 
 /// For a document.
@@ -48,6 +47,22 @@ pub(crate) fn markdown(report: &CompareReport) -> String {
         text += &goals(scenario);
     }
     text + "\n" + LEGEND_WIDE + &remarks(report, "\n## ", "\n")
+}
+
+/// The goals in a line, and those that were missed; nothing if there are none.
+fn conclusion(report: &CompareReport) -> String {
+    let goals = || report.scenarios.iter().flat_map(|s| s.goals.iter().map(move |goal| (s, goal)));
+    let count = |outcome| goals().filter(|(_, goal)| goal.outcome == outcome).count();
+    if goals().next().is_none() {
+        return String::new();
+    }
+    let (met, missed) = (count(Outcome::Met), count(Outcome::Missed));
+    let mut text =
+        format!("\nGoals: {met} met, {missed} missed, {} not judged\n", count(Outcome::NotJudged));
+    for (scenario, goal) in goals().filter(|(_, goal)| goal.outcome == Outcome::Missed) {
+        text += &format!("  {}: {}\n", scenario.name, goal_line(goal));
+    }
+    text
 }
 
 fn goals(scenario: &ScenarioReport) -> String {
@@ -110,10 +125,8 @@ fn goal_line(goal: &GoalResult) -> String {
     let (Some(measured), Some(margin)) = (goal.measured, goal.margin_percent) else {
         return format!("not judged: {what}: {}", goal.reason.as_deref().unwrap_or("no figures"));
     };
-    let (verdict, by) = match goal.outcome {
-        Outcome::Met => ("met", "better than asked"),
-        _ => ("MISSED", "short of it"),
-    };
+    let verdict = if goal.outcome == Outcome::Met { "met" } else { "MISSED" };
+    let by = if margin >= 0.0 { "better than asked" } else { "worse than asked" };
     format!("{verdict}: {what}: {} ({:.0} % {by})", amount(measured, goal.unit), margin.abs())
 }
 
@@ -161,7 +174,7 @@ mod tests {
         );
         assert_eq!(
             line(Some(0.78), Some(-20.0), Outcome::Missed),
-            "MISSED: ours CPU/GiB <= 0.65x rival: 0.78x (20 % short of it)"
+            "MISSED: ours CPU/GiB <= 0.65x rival: 0.78x (20 % worse than asked)"
         );
         assert_eq!(
             line(None, None, Outcome::NotJudged),

@@ -50,19 +50,20 @@ impl Summary {
 pub(crate) struct Ratio {
     /// The peer in the denominator.
     pub(crate) to: String,
-    /// Median of the ratios taken round by round: the rounds are interleaved, so slow drift of the
-    /// machine cancels within a round.
-    pub(crate) median: f64,
+    /// Median of ours divided by median of theirs.
+    pub(crate) value: f64,
+    /// Least and greatest of the ratios taken round by round.
     pub(crate) min: f64,
     pub(crate) max: f64,
     /// Two-sided probability, by the rank test, that chance alone separates the two groups so far.
-    pub(crate) p_value: f64,
+    /// `None` after one round, which tests nothing.
+    pub(crate) p_value: Option<f64>,
     /// `p_value` is below [`SIGNIFICANCE`]. Only then may anybody say that one differs.
     pub(crate) established: bool,
 }
 
 impl Ratio {
-    /// Compares `ours` with `theirs`, paired by round.
+    /// Compares `ours` with `theirs`, both in the order of the rounds.
     ///
     /// `None` when either is empty or a denominator is zero (an idle CPU, for instance).
     pub(crate) fn of(to: &str, ours: &[f64], theirs: &[f64]) -> Option<Ratio> {
@@ -71,14 +72,14 @@ impl Ratio {
         }
         let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
         let summary = Summary::of(&ratios)?;
-        let p_value = rank_test(ours, theirs);
+        let p_value = (ratios.len() > 1).then(|| rank_test(ours, theirs));
         Some(Ratio {
             to: to.to_owned(),
-            median: summary.median,
+            value: median(ours)? / median(theirs)?,
             min: summary.min,
             max: summary.max,
             p_value,
-            established: p_value < SIGNIFICANCE,
+            established: p_value.is_some_and(|p| p < SIGNIFICANCE),
         })
     }
 }
@@ -118,7 +119,7 @@ mod tests {
         let theirs = [10.0, 20.0, 30.0, 40.0, 50.0];
         let ours: Vec<f64> = theirs.iter().map(|v| v * 0.5).collect();
         let ratio = Ratio::of("peer", &ours, &theirs).unwrap();
-        assert_eq!((ratio.median, ratio.min, ratio.max), (0.5, 0.5, 0.5));
+        assert_eq!((ratio.value, ratio.min, ratio.max), (0.5, 0.5, 0.5));
     }
 
     #[test]
