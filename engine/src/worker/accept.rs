@@ -21,6 +21,8 @@ use crate::{Refusal, Verdict};
 pub(crate) struct Door {
     /// The gateway holds weak references, so a worker that ends, however it ends, closes its listeners.
     listeners: Vec<Listening>,
+    /// The listener that is served first this turn.
+    first: usize,
     pub(crate) reception: Arc<Reception>,
     pub(crate) desk: DeskSender,
 }
@@ -47,7 +49,19 @@ impl Door {
         desk: DeskSender,
     ) -> Self {
         let listening = |socket| Listening { socket, ready: false, pause: Pause::default() };
-        Self { listeners: listeners.into_iter().map(listening).collect(), reception, desk }
+        Self {
+            listeners: listeners.into_iter().map(listening).collect(),
+            first: 0,
+            reception,
+            desk,
+        }
+    }
+
+    /// The listeners in the order of this turn: each is first in turn, so none can use up the others' accepts.
+    fn rotation(&mut self) -> impl Iterator<Item = usize> + use<> {
+        let (count, first) = (self.listeners.len(), self.first);
+        self.first = (first + 1) % count.max(1);
+        (0..count).map(move |step| (first + step) % count)
     }
 
     /// A listener's event.
@@ -77,9 +91,12 @@ impl Worker {
 
     /// Accepts what waits, within bounds.
     pub(crate) fn accept_some(&mut self) {
-        for index in 0..self.door.listeners.len() {
-            for _ in 0..ACCEPTS_PER_TURN {
-                let Some((socket, peer)) = self.accept_one(index) else { break };
+        let mut left = ACCEPTS_PER_TURN;
+        for index in self.door.rotation() {
+            while left > 0
+                && let Some((socket, peer)) = self.accept_one(index)
+            {
+                left -= 1;
                 self.greet(socket, peer);
             }
         }
@@ -182,7 +199,7 @@ impl Pause {
     }
 }
 
-/// Each takes 10 to 20 us, so established flows wait no longer for arrivals than for a few budgets of bulk.
+/// Over all listeners of a worker. Each takes 10 to 20 us, so established flows wait no longer for arrivals than for a few budgets of bulk.
 const ACCEPTS_PER_TURN: usize = 8;
 /// First pause after accept failed for want of descriptors or memory; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(10);
