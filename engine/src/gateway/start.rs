@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::caps;
 use super::desk::{DeskSetup, Stage};
@@ -17,7 +17,7 @@ use super::listener::prepare_listener;
 use super::reception::Reception;
 use super::{Backend, BackendKind};
 use crate::stats::{Metrics, Shared};
-use crate::worker::{Workers, WorkersSetup, errands, pipes_per_worker};
+use crate::worker::{Workers, WorkersSetup, pipes_per_worker};
 use crate::{
     Admission, Cause, EngineConfig, ForeignConnection, GatewayEvent, PairId, Tuning, TuningRefused,
     ring,
@@ -78,7 +78,7 @@ impl Gateway {
         let limits = caps::fit(config.limits, caps::raise_descriptor_limit(), pipes);
         let shared = Arc::new(Shared::new(limits));
         let reception = Arc::new(Reception { shared: shared.clone(), admission, foreign });
-        let (desk_sender, errands) = errands();
+        let (desk_sender, errands) = mpsc::unbounded_channel();
         let workers = Workers::start(WorkersSetup {
             count: workers,
             listeners: listeners.into_iter().map(OwnedFd::from).collect(),

@@ -119,7 +119,13 @@ impl Worker {
     /// Sends a connection away with an alert.
     pub(crate) fn send_away(&self, socket: OwnedFd, refusal: Refusal) {
         self.shared.refused(refusal);
-        self.leave_to_desk(Errand::Farewell { socket, refusal });
+        if !self.shared.enter_farewell() {
+            return say_farewell(&socket, refusal);
+        }
+        // Without a desk the gateway is about to end, and nobody lingers.
+        if self.door.desk.send(Errand::Farewell { socket, refusal }).is_err() {
+            self.shared.leave_farewell();
+        }
     }
 
     fn accept_one(&mut self, index: usize) -> Option<(OwnedFd, SocketAddr)> {
@@ -163,20 +169,18 @@ impl Worker {
                 Verdict::Foreign => self.door.reception.hand_over(socket, peer, head.to_vec()),
                 Verdict::Refuse(refusal) => self.send_away(socket, refusal),
             },
-            Ok(None) => self.leave_to_desk(Errand::Hello { socket, peer, head: head.to_vec() }),
+            Ok(None) => self.leave_to_desk(socket, peer, head.to_vec()),
             Err(refusal) => self.send_away(socket, refusal),
         }
     }
 
-    /// A desk that is too far behind, or gone, costs a hello its chance and a farewell its last second.
-    fn leave_to_desk(&self, errand: Errand) {
-        match self.door.desk.send(errand) {
-            Err(Errand::Hello { socket, .. }) => {
-                self.shared.refused(Refusal::HelloLimit);
-                say_farewell(&socket, Refusal::HelloLimit);
-            }
-            Err(Errand::Farewell { socket, refusal }) => say_farewell(&socket, refusal),
-            Ok(()) | Err(Errand::Quiet(_)) => {}
+    /// The hello is not complete: the desk waits for the rest.
+    fn leave_to_desk(&self, socket: OwnedFd, peer: SocketAddr, head: Vec<u8>) {
+        if !self.shared.enter_hello() {
+            return self.send_away(socket, Refusal::HelloLimit);
+        }
+        if self.door.desk.send(Errand::Hello { socket, peer, head }).is_err() {
+            self.shared.leave_hello();
         }
     }
 }
