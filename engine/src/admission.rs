@@ -51,7 +51,7 @@ pub enum Refusal {
     HelloTimeout,
     /// The peer closed or reset before its ClientHello was complete.
     HelloTruncated,
-    /// Too many unfinished hellos from this source address.
+    /// Too many unfinished hellos, from this source address or in all, or no descriptor left for a connection to the broker.
     HelloLimit,
     /// The ticket's MAC does not verify: forged, damaged, or minted for another gateway or an earlier run of this one.
     TicketInvalid,

@@ -3,7 +3,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use bytes::Bytes;
 
-use crate::{LegSide, Outcome, PairId, Refusal};
+use crate::{ForeignPlace, LegSide, Outcome, PairId, Refusal};
 
 /// A connection on the gateway's port that is no leg: the broker's HTTPS takes it from here.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub struct ForeignConnection {
     pub peer: SocketAddr,
     /// The bytes that the gateway has already read from it.
     pub head: Bytes,
+    /// To be kept until the connection is closed.
+    pub place: ForeignPlace,
 }
 
 /// Something that happened in the data plane. Sent in order per pair.

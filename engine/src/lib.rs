@@ -27,7 +27,8 @@ pub use config::{EngineConfig, IoChoice};
 pub use event::{ForeignConnection, GatewayEvent};
 pub use gateway::hello;
 pub use gateway::{
-    Backend, BackendKind, Gateway, StartError, StunCounters, StunResponder, bind_listeners,
+    Backend, BackendKind, ForeignPlace, Gateway, StartError, StunCounters, StunResponder,
+    bind_listeners,
 };
 pub use id::{LegSide, PairId};
 pub use limits::Limits;

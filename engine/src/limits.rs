@@ -18,8 +18,8 @@ pub struct Limits {
     pub waiting_legs_max: usize,
     /// Pairs relayed at once, over all workers.
     pub pairs_max: usize,
-    /// Sockets of the last three together: one for a hello or a waiting leg, two for a pair. At start it is cut to what
-    /// the descriptor limit of the process can carry, and the last three with it.
+    /// Sockets of the last three together, with those of refused connections and of the broker's HTTPS: two for a pair,
+    /// else one each. At start it is cut to what the descriptor limit of the process can carry, and the last three with it.
     pub sockets_max: usize,
 }
 
@@ -32,7 +32,7 @@ impl Default for Limits {
             hellos_max: 4096,
             waiting_legs_max: 8192,
             pairs_max: 65_536,
-            sockets_max: 4096 + 8192 + 2 * 65_536,
+            sockets_max: 4096 + 8192 + 2 * 65_536 + 1024 + 8192,
         }
     }
 }

@@ -127,6 +127,24 @@ impl Shared {
         self.places.leave_pair();
     }
 
+    /// Takes a place for a refused connection to linger in; `false` if there is none.
+    pub(crate) fn enter_farewell(&self) -> bool {
+        self.places.enter_farewell(&self.limits)
+    }
+
+    pub(crate) fn leave_farewell(&self) {
+        self.places.leave_farewell();
+    }
+
+    /// Takes a place for a connection of the broker's HTTPS; `false` if there is none.
+    pub(crate) fn enter_foreign(&self) -> bool {
+        self.places.enter_foreign(&self.limits)
+    }
+
+    pub(crate) fn leave_foreign(&self) {
+        self.places.leave_foreign();
+    }
+
     /// Everything that is counted, over all workers.
     pub(crate) fn metrics<'a>(
         &self,

@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
-use switchback_engine::ForeignConnection;
+use switchback_engine::{ForeignConnection, ForeignPlace};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -38,7 +38,7 @@ pub(crate) struct Visitor {
     pub(crate) address: SocketAddr,
     /// Where it arrived.
     pub(crate) local: Option<SocketAddr>,
-    _room: Arc<(OwnedSemaphorePermit, Share<IpAddr>)>,
+    _room: Arc<(OwnedSemaphorePermit, Share<IpAddr>, ForeignPlace)>,
 }
 
 /// Takes connections in while there is room.
@@ -70,7 +70,7 @@ impl Door {
 
     /// Takes a connection in, on the runtime of `handle`. Never blocks; without room, for it or for its source,
     /// the connection is closed.
-    pub(crate) fn take(&self, connection: ForeignConnection, handle: &tokio::runtime::Handle) {
+    pub(crate) fn take(&self, mut connection: ForeignConnection, handle: &tokio::runtime::Handle) {
         let address = connection.peer;
         let Some(share) = self.by_source.take(source(address.ip())) else {
             self.counters.source_refused.add();
@@ -81,7 +81,8 @@ impl Door {
             return;
         };
         let local = connection.stream.local_addr().ok();
-        let visitor = Visitor { address, local, _room: Arc::new((permit, share)) };
+        let place = std::mem::take(&mut connection.place);
+        let visitor = Visitor { address, local, _room: Arc::new((permit, share, place)) };
         let door = self.clone();
         let serve = async move {
             let stop = door.stop.clone();
@@ -242,7 +243,12 @@ mod tests {
         stream.set_nonblocking(true).unwrap();
         let take = |peer: &str| {
             let (stream, peer) = (stream.try_clone().unwrap(), peer.parse().unwrap());
-            let connection = ForeignConnection { stream, peer, head: Bytes::new() };
+            let connection = ForeignConnection {
+                stream,
+                peer,
+                head: Bytes::new(),
+                place: ForeignPlace::default(),
+            };
             door.take(connection, &tokio::runtime::Handle::current());
             door.counters.source_refused.get()
         };

@@ -59,9 +59,8 @@ impl DeskSetup {
             stage,
             tasks: Cell::new(0),
             task_done: Notify::new(),
-            lingering: Cell::new(0),
         });
-        while let Some(errand) = errands.next().await {
+        while let Some(errand) = errands.recv().await {
             desk.take::<S>(errand);
         }
         desk.all_tasks_done().await;
@@ -70,8 +69,6 @@ impl DeskSetup {
 
 /// A refused peer has this long to take its alert: two round trips of a bad link.
 const LINGER: Duration = Duration::from_secs(1);
-/// Farewells at once; beyond that a refused peer is closed at once and may miss its alert.
-const LINGERING_MAX: usize = 1024;
 /// Bytes of one read. Most hellos fit; longer ones take several.
 const CHUNK: usize = 2048;
 
@@ -84,7 +81,6 @@ struct Desk {
     stage: watch::Receiver<Stage>,
     tasks: Cell<usize>,
     task_done: Notify,
-    lingering: Cell<usize>,
 }
 
 impl Desk {
@@ -93,13 +89,15 @@ impl Desk {
         match errand {
             Errand::Hello { socket, peer, head } => match S::adopt(socket) {
                 Ok(stream) => self.greet(stream, peer, head),
-                Err(_) => self.shared.refused(Refusal::LegLimit), // out of memory or watches
-            },
-            Errand::Farewell { socket, refusal } => {
-                if let Ok(stream) = S::adopt(socket) {
-                    self.spawn(async move { desk.farewell(stream, refusal).await });
+                Err(_) => {
+                    self.shared.leave_hello();
+                    self.shared.refused(Refusal::LegLimit); // out of memory or watches
                 }
-            }
+            },
+            Errand::Farewell { socket, refusal } => match S::adopt(socket) {
+                Ok(stream) => self.spawn(async move { desk.farewell(stream, refusal).await }),
+                Err(_) => self.shared.leave_farewell(),
+            },
             Errand::Quiet(ack) => {
                 tokio::task::spawn_local(async move {
                     desk.all_tasks_done().await;
@@ -115,11 +113,7 @@ impl Desk {
         let deadline = Instant::now() + self.shared.limits.hello_deadline;
         let desk = self.clone();
         if !self.sources.borrow_mut().enter(source) {
-            self.spawn(async move { desk.refuse(stream, Refusal::HelloLimit).await });
-            return;
-        }
-        if !self.shared.enter_hello() {
-            self.sources.borrow_mut().leave(source);
+            self.shared.leave_hello();
             self.spawn(async move { desk.refuse(stream, Refusal::HelloLimit).await });
             return;
         }
@@ -214,16 +208,17 @@ impl Desk {
 
     async fn refuse(&self, stream: impl Stream, refusal: Refusal) {
         self.shared.refused(refusal);
-        self.farewell(stream, refusal).await;
+        if self.shared.enter_farewell() {
+            self.farewell(stream, refusal).await;
+        } else {
+            say_farewell(&stream.socket(), refusal);
+        }
     }
 
-    /// Sends the alert and FIN, then drains until the peer has closed, a second has passed, or too much has come.
+    /// Sends the alert and FIN, then drains until the peer has closed, a second has passed, or too much has come. Gives a
+    /// farewell's place back.
     async fn farewell(&self, stream: impl Stream, refusal: Refusal) {
         say_farewell(&stream.socket(), refusal);
-        if self.lingering.get() >= LINGERING_MAX {
-            return;
-        }
-        self.lingering.set(self.lingering.get() + 1);
         let deadline = Instant::now() + LINGER;
         let mut left = self.shared.limits.hello_bytes_max.max(CHUNK);
         let mut chunk = Vec::with_capacity(CHUNK);
@@ -232,7 +227,7 @@ impl Desk {
             let Ok((Ok(bytes @ 1..), back)) = read else { break };
             (left, chunk) = (left.saturating_sub(bytes), back);
         }
-        self.lingering.set(self.lingering.get() - 1);
+        self.shared.leave_farewell();
     }
 
     /// Runs a task that [`Self::all_tasks_done`] waits for.

@@ -18,6 +18,7 @@ pub(crate) use caps::Places;
 pub(crate) use farewell::say_farewell;
 pub use listener::bind_listeners;
 pub(crate) use pairing::{Arrival, Pairing, Waiting};
+pub use reception::ForeignPlace;
 pub(crate) use reception::{Reception, new_leg};
 pub use start::{Gateway, StartError};
 pub use stun::{StunCounters, StunResponder};

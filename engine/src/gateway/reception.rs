@@ -4,10 +4,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::farewell::say_farewell;
 use super::hello::Hello;
 use crate::stats::Shared;
 use crate::worker::NewLeg;
-use crate::{Admission, Admitted, ForeignConnection, LegSide, Verdict};
+use crate::{Admission, Admitted, ForeignConnection, LegSide, Refusal, Verdict};
 
 /// The owner's two callbacks.
 pub(crate) struct Reception {
@@ -25,14 +26,34 @@ impl Reception {
         }
     }
 
-    /// Gives a connection that is no leg to the broker. `socket` is non-blocking, `head` was read from it.
+    /// Gives a connection that is no leg to the broker, if there is a place for it. `socket` is non-blocking, `head` was
+    /// read from it.
     pub(crate) fn hand_over(&self, socket: OwnedFd, peer: SocketAddr, head: Vec<u8>) {
+        if !self.shared.enter_foreign() {
+            self.shared.refused(Refusal::HelloLimit);
+            return say_farewell(&socket, Refusal::HelloLimit);
+        }
+        let place = ForeignPlace(Some(self.shared.clone()));
         self.shared.foreign.fetch_add(1, Relaxed);
         (self.foreign)(ForeignConnection {
             stream: TcpStream::from(socket),
             peer,
             head: head.into(),
+            place,
         });
+    }
+}
+
+/// The place that a [`ForeignConnection`] takes among the sockets that the descriptor limit can carry. Keep it until the
+/// connection is closed. The default takes none.
+#[derive(Debug, Default)]
+pub struct ForeignPlace(Option<Arc<Shared>>);
+
+impl Drop for ForeignPlace {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.leave_foreign();
+        }
     }
 }
 

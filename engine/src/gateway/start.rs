@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::caps;
 use super::desk::{DeskSetup, Stage};
@@ -17,7 +17,7 @@ use super::listener::prepare_listener;
 use super::reception::Reception;
 use super::{Backend, BackendKind};
 use crate::stats::{Metrics, Shared};
-use crate::worker::{PIPES_MAX, Workers, WorkersSetup, errands};
+use crate::worker::{Workers, WorkersSetup, pipes_per_worker};
 use crate::{
     Admission, Cause, EngineConfig, ForeignConnection, GatewayEvent, PairId, Tuning, TuningRefused,
     ring,
@@ -73,12 +73,14 @@ impl Gateway {
         tuning.probe_listener(first.local_addr()?)?;
         listeners.iter().try_for_each(|listener| prepare_listener(listener, &tuning))?;
         let backend = Backend::choose(config.io, ring::probe)?;
-        let limits = caps::fit(config.limits, caps::raise_descriptor_limit(), PIPES_MAX);
+        let workers = config.workers.max(1);
+        let pipes = workers * pipes_per_worker(workers);
+        let limits = caps::fit(config.limits, caps::raise_descriptor_limit(), pipes);
         let shared = Arc::new(Shared::new(limits));
         let reception = Arc::new(Reception { shared: shared.clone(), admission, foreign });
-        let (desk_sender, errands) = errands();
+        let (desk_sender, errands) = mpsc::unbounded_channel();
         let workers = Workers::start(WorkersSetup {
-            count: config.workers,
+            count: workers,
             listeners: listeners.into_iter().map(OwnedFd::from).collect(),
             backend: backend.kind,
             shared: shared.clone(),

@@ -18,7 +18,7 @@
 //! | agent RST after a FIN of either side | RST to the client | nothing, pending bytes are dropped | `AgentReset`, `HalfClosed` |
 //! | client silent (`ETIMEDOUT`, unreachable) | RST to the agent | nothing | `ClientTimeout`, as above |
 //! | agent silent (`ETIMEDOUT`, unreachable) | RST to the client | nothing | `AgentTimeout`, as above |
-//! | a leg takes nothing (slow peer) | nothing | the other direction; the source is not read | none; a window kept shut for 30 s ends the leg (`TCP_USER_TIMEOUT`): `ClientTimeout` or `AgentTimeout` |
+//! | a leg takes nothing (slow peer) | nothing | the other direction; the source is not read | none; a window kept shut for `user-timeout` (30 s unless tuned) ends the leg: `ClientTimeout` or `AgentTimeout` |
 //! | killed, shutdown, our own failure | RST to both | nothing | `Killed`, `Shutdown`, `Internal`, as above |
 use super::{Did, Flow, Step};
 use crate::{Cause, LegSide, Phase};

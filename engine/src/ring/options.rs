@@ -48,20 +48,24 @@ pub(crate) fn set_option(
 }
 
 /// Takes back what another process may have set on a listener that was taken over from it, for options that
-/// [`Tuning::base`] leaves open.
+/// [`Tuning::base`] leaves open. Options that this kernel or sandbox does not have cannot have been set either.
 ///
 /// # Errors
 /// `setsockopt(2)`.
 pub(crate) fn clear_option(socket: BorrowedFd<'_>, option: TuningOption) -> io::Result<()> {
     let plain = SockRef::from(&socket);
-    match option {
+    let cleared = match option {
         TuningOption::Congestion => set_default_congestion(&plain),
         TuningOption::Dscp => set_dscp(&plain, 0),
         TuningOption::MaxPacingRate => set_max_pacing_rate(socket, u64::MAX),
         TuningOption::Mss => plain.set_tcp_mss(0),
         TuningOption::FastOpen => set_fast_open(socket, 0),
         TuningOption::UserTimeout | TuningOption::Keepalive | TuningOption::NotsentLowat => Ok(()),
-    }
+    };
+    cleared.or_else(|error| match error.raw_os_error() {
+        Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP | libc::EINVAL) => Ok(()),
+        _ => Err(error),
+    })
 }
 
 /// Only where it is another one: a socket that was given its algorithm no longer follows its route's (`ip route`,
@@ -110,6 +114,7 @@ fn set(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: &[u8]) -> io::R
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
 
     use super::*;
     use crate::ring::prepare_listener;
@@ -121,6 +126,20 @@ mod tests {
         let leg = SockRef::from(&leg);
         let announced = SockRef::from(&client).tcp_mss().unwrap();
         (leg.tcp_congestion().unwrap(), leg.tos_v4().unwrap(), announced)
+    }
+
+    #[test]
+    fn options_that_a_socket_does_not_have_need_no_clearing() {
+        let (without, _mate) = std::os::unix::net::UnixStream::pair().unwrap();
+        for option in TuningOption::ALL {
+            clear_option(without.as_fd(), option).unwrap();
+        }
+        assert!(
+            SockRef::from(&without).set_tcp_mss(0).is_err(),
+            "a socket that has them all proves nothing"
+        );
+        let no_socket = std::fs::File::open("/dev/null").unwrap();
+        assert!(clear_option(no_socket.as_fd(), TuningOption::Mss).is_err());
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::{Refusal, Verdict};
 pub(crate) struct Door {
     /// The gateway holds weak references, so a worker that ends, however it ends, closes its listeners.
     listeners: Vec<Listening>,
+    /// The listener that is served first this turn.
+    first: usize,
     pub(crate) reception: Arc<Reception>,
     pub(crate) desk: DeskSender,
 }
@@ -47,7 +49,19 @@ impl Door {
         desk: DeskSender,
     ) -> Self {
         let listening = |socket| Listening { socket, ready: false, pause: Pause::default() };
-        Self { listeners: listeners.into_iter().map(listening).collect(), reception, desk }
+        Self {
+            listeners: listeners.into_iter().map(listening).collect(),
+            first: 0,
+            reception,
+            desk,
+        }
+    }
+
+    /// The listeners in the order of this turn: each is first in turn, so none can use up the others' accepts.
+    fn rotation(&mut self) -> impl Iterator<Item = usize> + use<> {
+        let (count, first) = (self.listeners.len(), self.first);
+        self.first = (first + 1) % count.max(1);
+        (0..count).map(move |step| (first + step) % count)
     }
 
     /// A listener's event.
@@ -77,9 +91,12 @@ impl Worker {
 
     /// Accepts what waits, within bounds.
     pub(crate) fn accept_some(&mut self) {
-        for index in 0..self.door.listeners.len() {
-            for _ in 0..ACCEPTS_PER_TURN {
-                let Some((socket, peer)) = self.accept_one(index) else { break };
+        let mut left = ACCEPTS_PER_TURN;
+        for index in self.door.rotation() {
+            while left > 0
+                && let Some((socket, peer)) = self.accept_one(index)
+            {
+                left -= 1;
                 self.greet(socket, peer);
             }
         }
@@ -102,7 +119,13 @@ impl Worker {
     /// Sends a connection away with an alert.
     pub(crate) fn send_away(&self, socket: OwnedFd, refusal: Refusal) {
         self.shared.refused(refusal);
-        self.leave_to_desk(Errand::Farewell { socket, refusal });
+        if !self.shared.enter_farewell() {
+            return say_farewell(&socket, refusal);
+        }
+        // Without a desk the gateway is about to end, and nobody lingers.
+        if self.door.desk.send(Errand::Farewell { socket, refusal }).is_err() {
+            self.shared.leave_farewell();
+        }
     }
 
     fn accept_one(&mut self, index: usize) -> Option<(OwnedFd, SocketAddr)> {
@@ -146,20 +169,18 @@ impl Worker {
                 Verdict::Foreign => self.door.reception.hand_over(socket, peer, head.to_vec()),
                 Verdict::Refuse(refusal) => self.send_away(socket, refusal),
             },
-            Ok(None) => self.leave_to_desk(Errand::Hello { socket, peer, head: head.to_vec() }),
+            Ok(None) => self.leave_to_desk(socket, peer, head.to_vec()),
             Err(refusal) => self.send_away(socket, refusal),
         }
     }
 
-    /// A desk that is too far behind, or gone, costs a hello its chance and a farewell its last second.
-    fn leave_to_desk(&self, errand: Errand) {
-        match self.door.desk.send(errand) {
-            Err(Errand::Hello { socket, .. }) => {
-                self.shared.refused(Refusal::HelloLimit);
-                say_farewell(&socket, Refusal::HelloLimit);
-            }
-            Err(Errand::Farewell { socket, refusal }) => say_farewell(&socket, refusal),
-            Ok(()) | Err(Errand::Quiet(_)) => {}
+    /// The hello is not complete: the desk waits for the rest.
+    fn leave_to_desk(&self, socket: OwnedFd, peer: SocketAddr, head: Vec<u8>) {
+        if !self.shared.enter_hello() {
+            return self.send_away(socket, Refusal::HelloLimit);
+        }
+        if self.door.desk.send(Errand::Hello { socket, peer, head }).is_err() {
+            self.shared.leave_hello();
         }
     }
 }
@@ -182,7 +203,7 @@ impl Pause {
     }
 }
 
-/// Each takes 10 to 20 us, so established flows wait no longer for arrivals than for a few budgets of bulk.
+/// Over all listeners of a worker. Each takes 10 to 20 us, so established flows wait no longer for arrivals than for a few budgets of bulk.
 const ACCEPTS_PER_TURN: usize = 8;
 /// First pause after accept failed for want of descriptors or memory; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(10);

@@ -49,10 +49,7 @@ impl Worker {
         };
         match refusal {
             None => self.join(pair, client, agent),
-            Some(refusal) => {
-                self.shared.leave_pair();
-                self.dismiss_both(pair, LegSide::Client, [client, agent], refusal);
-            }
+            Some(refusal) => self.undo_pair(pair, [client, agent], refusal),
         }
     }
 
@@ -172,8 +169,7 @@ impl Worker {
         if place != self.index {
             self.give_away(pair, [client, agent], place);
         } else if self.watch(slot).is_err() {
-            self.shared.leave_pair();
-            self.dismiss_both(pair, side, [slot, mate], Refusal::PairLimit);
+            self.undo_pair(pair, [client, agent], Refusal::PairLimit);
         } else {
             self.join(pair, client, agent);
         }
@@ -181,7 +177,9 @@ impl Worker {
 
     /// Another worker has more time for this pair.
     fn give_away(&mut self, pair: PairId, slots: [usize; 2], worker: usize) {
-        let [Some(client), Some(agent)] = slots.map(|slot| self.take_leg(slot)) else { return };
+        let [Some(client), Some(agent)] = slots.map(|slot| self.take_leg(slot)) else {
+            return self.undo_pair(pair, slots, Refusal::PairLimit);
+        };
         let moved = |leg: Leg| MovedLeg {
             socket: leg.socket,
             peer: leg.peer,
@@ -192,6 +190,12 @@ impl Worker {
         if let Err(unsent) = self.crew.move_pair(worker, moved) {
             self.settle(*unsent);
         }
+    }
+
+    /// Two legs that have a pair's place do not become one.
+    fn undo_pair(&mut self, pair: PairId, legs: [usize; 2], refusal: Refusal) {
+        self.shared.leave_pair();
+        self.dismiss_both(pair, LegSide::Client, legs, refusal);
     }
 
     fn dismiss_both(&mut self, pair: PairId, side: LegSide, legs: [usize; 2], refusal: Refusal) {
@@ -223,12 +227,13 @@ impl Worker {
             leg.place = Place::Joined { pair: key, side };
             Some((std::mem::take(&mut leg.said), leg.ready, leg.peer))
         };
-        let Some((client_said, client_ready, client_peer)) = moved_in(client, LegSide::Client)
+        let both = (moved_in(client, LegSide::Client), moved_in(agent, LegSide::Agent));
+        let (
+            Some((client_said, client_ready, client_peer)),
+            Some((agent_said, agent_ready, agent_peer)),
+        ) = both
         else {
-            return;
-        };
-        let Some((agent_said, agent_ready, agent_peer)) = moved_in(agent, LegSide::Agent) else {
-            return;
+            return self.undo_pair(id, [client, agent], Refusal::PairLimit);
         };
         let mut pair = Pair::new(client_said.len(), agent_said.len());
         pair.signal(LegSide::Client, client_ready);

@@ -112,6 +112,17 @@ impl Crew {
         self.loads[worker].pairs.store(ENDED, Relaxed);
     }
 
+    /// The worker has failed, and its pairs with it. The process stays whatever happens: links to the broker and sessions
+    /// on direct paths do not need the workers.
+    pub(crate) fn publish_failure(&self, worker: usize) {
+        self.publish_end(worker);
+        if self.loads().iter().all(|load| *load == ENDED_LOAD) {
+            tracing::error!(
+                "no relay worker is left: nothing is accepted or relayed any more; restart the broker"
+            );
+        }
+    }
+
     /// Every worker's load, for people.
     pub(crate) fn report(&self) -> Vec<WorkerLoad> {
         let measured = |load: &Load| !self.alone() && *load != ENDED_LOAD;
@@ -132,8 +143,24 @@ impl Crew {
     }
 }
 
-/// Legs waiting to be looked at by one worker, before more are turned away. A worker reads its inbox every turn, so this
-/// is only reached when it is stuck.
+/// Legs waiting to be looked at by one worker, before more are turned away. A worker takes some every turn, so this is
+/// only reached when it is stuck.
 const INBOX_MAX: usize = 4096;
 const ENDED: usize = usize::MAX;
 const ENDED_LOAD: Load = Load { busy: u32::MAX, pairs: 0 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::workers::inbox;
+
+    #[test]
+    fn a_worker_that_has_ended_is_never_chosen() {
+        let (senders, _inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| inbox().unwrap()).unzip();
+        let crew = Crew::new(senders);
+        crew.publish_pairs(1, 5000);
+        assert_eq!((least(&crew.loads()), crew.place(1)), (0, 0));
+        crew.publish_failure(0);
+        assert_eq!((least(&crew.loads()), crew.place(1)), (1, 1));
+    }
+}

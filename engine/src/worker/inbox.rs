@@ -2,7 +2,6 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crossbeam::channel::{Receiver, Sender};
 use tokio::sync::mpsc;
@@ -88,87 +87,16 @@ impl Inbox {
 /// What a worker leaves to the desk, because it takes time.
 #[derive(Debug)]
 pub(crate) enum Errand {
-    /// A connection whose hello is not complete.
+    /// A connection whose hello is not complete; it has a hello's place.
     Hello { socket: OwnedFd, peer: SocketAddr, head: Vec<u8> },
-    /// A leg to be sent away with an alert.
+    /// A connection to be sent away with an alert; it has a farewell's place.
     Farewell { socket: OwnedFd, refusal: Refusal },
     /// To be dropped when no hello is unfinished any more. The gateway is stopping.
     Quiet(Ack),
 }
 
-/// The way to the desk, and back for those that do not fit.
-#[derive(Clone, Debug)]
-pub(crate) struct DeskSender {
-    errands: mpsc::UnboundedSender<Errand>,
-    backlog: Arc<AtomicUsize>,
-}
+/// The way to the desk. Bounded by the places that hellos and farewells take before they are sent.
+pub(crate) type DeskSender = mpsc::UnboundedSender<Errand>;
 
-/// The desk's end.
-#[derive(Debug)]
-pub(crate) struct Errands {
-    errands: mpsc::UnboundedReceiver<Errand>,
-    backlog: Arc<AtomicUsize>,
-}
-
-/// Errands from workers to a desk. They end when every sender is gone.
-pub(crate) fn errands() -> (DeskSender, Errands) {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let backlog = Arc::new(AtomicUsize::new(0));
-    (
-        DeskSender { errands: sender, backlog: backlog.clone() },
-        Errands { errands: receiver, backlog },
-    )
-}
-
-impl DeskSender {
-    /// Sends; the errand comes back if the desk is gone or too far behind. [`Errand::Quiet`] is never too much.
-    pub(crate) fn send(&self, errand: Errand) -> Result<(), Errand> {
-        let behind = self.backlog.fetch_add(1, Relaxed) >= BACKLOG_MAX;
-        let unsent = if behind && !matches!(errand, Errand::Quiet(_)) {
-            errand
-        } else {
-            match self.errands.send(errand) {
-                Ok(()) => return Ok(()),
-                Err(unsent) => unsent.0,
-            }
-        };
-        self.backlog.fetch_sub(1, Relaxed);
-        Err(unsent)
-    }
-}
-
-impl Errands {
-    pub(crate) async fn next(&mut self) -> Option<Errand> {
-        let errand = self.errands.recv().await?;
-        self.backlog.fetch_sub(1, Relaxed);
-        Some(errand)
-    }
-}
-
-/// Errands that the desk has not looked at yet, a descriptor each. It looks at a hundred thousand a second, so this many
-/// mean a flood.
-const BACKLOG_MAX: usize = 2048;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn farewell() -> Errand {
-        let socket = std::fs::File::open("/dev/null").unwrap().into();
-        Errand::Farewell { socket, refusal: Refusal::LegLimit }
-    }
-
-    #[test]
-    fn a_flood_of_errands_is_bounded_and_quiet_still_gets_through() {
-        let (sender, mut errands) = errands();
-        let sent = (0..BACKLOG_MAX + 10).filter(|_| sender.send(farewell()).is_ok()).count();
-        assert_eq!(sent, BACKLOG_MAX);
-        let (ack, _) = std::sync::mpsc::channel();
-        assert!(sender.send(Errand::Quiet(ack)).is_ok());
-        for _ in 0..2 {
-            assert!(errands.errands.try_recv().is_ok());
-            errands.backlog.fetch_sub(1, Relaxed);
-        }
-        assert!(sender.send(farewell()).is_ok(), "room again");
-    }
-}
+/// The desk's end; over when every sender is gone.
+pub(crate) type Errands = mpsc::UnboundedReceiver<Errand>;

@@ -18,5 +18,5 @@ mod uring;
 mod workers;
 
 pub(crate) use crew::Crew;
-pub(crate) use inbox::{Errand, Errands, NewLeg, errands};
-pub(crate) use workers::{PIPES_MAX, Workers, WorkersSetup};
+pub(crate) use inbox::{Errand, Errands, NewLeg};
+pub(crate) use workers::{Workers, WorkersSetup, pipes_per_worker};

@@ -1,9 +1,9 @@
 //! A worker's loop.
 //!
-//! One turn: wait, note events, read the inbox, serve flows, accept a few connections, fire timers. Events and messages only record what is to be done;
-//! the flows are served afterwards, each within a budget, so no event can starve another. An idle worker sleeps until an
-//! event, a message or the next deadline; it has no ticking timer. With `--busy-poll` it looks for events a while before it
-//! sleeps (see [`super::spin`]).
+//! One turn: wait, note events, read the inbox, serve flows, accept a few connections, fire timers. Events and messages
+//! only record what is to be done; the flows are served afterwards, each within a budget, so no event can starve another.
+//! An idle worker sleeps until an event, a message or the next deadline; it has no ticking timer. With `--busy-poll` it
+//! looks for events a while before it sleeps (see [`super::spin`]).
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
@@ -53,21 +53,28 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// Watches its inbox and its listeners.
+    ///
+    /// # Errors
+    /// `epoll_ctl(2)`, `io_uring_enter(2)`.
+    pub(crate) fn watching(mut self) -> io::Result<Self> {
+        self.readiness.register(self.inbox.wake.as_fd(), WAKE)?;
+        self.open_door()?;
+        Ok(self)
+    }
+
     /// Runs until told to stop.
     pub(crate) fn run(mut self) {
         let mut events = Vec::new();
-        let wake = self.inbox.wake.clone();
-        let watched = self.readiness.register(wake.as_fd(), WAKE);
-        if let Err(error) = watched.and_then(|()| self.open_door()) {
-            return self.fail(&error);
-        }
         while !self.stopping {
             let timeout = self.timeout();
             if let Err(error) = self.wait(timeout, &mut events) {
                 return self.fail(&error);
             }
             let begun = self.turn_begins();
-            events.drain(..).for_each(|event| self.note(event));
+            if let Err(error) = events.drain(..).try_for_each(|event| self.note(event)) {
+                return self.fail(&error);
+            }
             self.read_inbox();
             self.serve();
             self.accept_some();
@@ -79,7 +86,7 @@ impl Worker {
 
     /// How long the next wait may last.
     fn timeout(&self) -> Option<Duration> {
-        if !self.queue.is_empty() {
+        if !self.queue.is_empty() || !self.inbox.messages.is_empty() {
             return Some(Duration::ZERO);
         }
         let next = [self.room.next_deadline(), self.sampling.due()].into_iter().flatten().min();
@@ -110,7 +117,12 @@ impl Worker {
         Ok(())
     }
 
-    fn note(&mut self, event: Event) {
+    /// # Errors
+    /// The inbox or a listener cannot be watched any longer; a worker that is deaf to them must not go on.
+    fn note(&mut self, event: Event) -> io::Result<()> {
+        if event.lost && event.token >= LISTENER {
+            return Err(io::Error::other("the inbox or a listener is no longer watched"));
+        }
         if event.token == WAKE {
             self.inbox.acknowledge();
         } else if event.token >= LISTENER {
@@ -118,10 +130,16 @@ impl Worker {
         } else if let Some(slot) = self.legs.slot_of(event.token) {
             self.note_leg(slot, event);
         }
+        Ok(())
     }
 
+    /// Takes in some legs and pairs, and every other message before, between and right after them.
     fn read_inbox(&mut self) {
-        while let Ok(message) = self.inbox.messages.try_recv() {
+        let mut arrivals = 0;
+        while arrivals < ARRIVALS_PER_TURN
+            && let Ok(message) = self.inbox.messages.try_recv()
+        {
+            arrivals += usize::from(matches!(message, Message::Leg(_) | Message::Pair(_)));
             match message {
                 Message::Leg(leg) => self.arrive(leg),
                 Message::Pair(pair) => self.settle(*pair),
@@ -154,9 +172,13 @@ impl Worker {
         }
     }
 
-    /// The readiness source failed: nothing can be relayed any more.
+    /// The readiness source failed: nothing can be relayed here any more.
     fn fail(mut self, error: &io::Error) {
-        tracing::error!(%error, "relay worker lost its readiness source");
+        tracing::error!(worker = self.index, %error, "relay worker failed; its pairs are lost");
         self.end_everything(Cause::Internal);
+        self.crew.publish_failure(self.index);
     }
 }
+
+/// Each takes 5 to 10 us: all of them delay flows as long as one turn's accepts, and a full inbox is read in 128 turns.
+const ARRIVALS_PER_TURN: usize = 32;

@@ -52,10 +52,10 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Starts the threads and waits until each has its readiness source.
+    /// Starts the threads and waits until each watches its inbox and its listeners.
     ///
     /// # Errors
-    /// No thread, eventfd, ring or epoll instance to be had. Threads already started end by themselves.
+    /// No thread, eventfd, ring or epoll instance to be had, or no watch. Threads already started end by themselves.
     pub(crate) fn start(setup: WorkersSetup) -> io::Result<Self> {
         let count = setup.count.max(1);
         let inboxes: io::Result<Vec<_>> = (0..count).map(|_| inbox()).collect();
@@ -82,7 +82,7 @@ impl Workers {
                 events: setup.events.clone(),
                 busy_poll: setup.busy_poll,
                 sampling: Rounds::among(count),
-                pipes_max: (PIPES_MAX / count).max(PIPES_PER_WORKER_MIN),
+                pipes_max: pipes_per_worker(count),
             };
             let core = cores.get(index % cores.len().max(1)).copied();
             if let Err(error) = workers.spawn(parts, core) {
@@ -120,9 +120,7 @@ impl Workers {
         }
         let threads = std::mem::take(&mut *self.threads());
         for thread in threads {
-            if thread.join().is_err() {
-                tracing::error!("a relay worker panicked");
-            }
+            let _ = thread.join(); // a panic has been logged
         }
     }
 
@@ -130,12 +128,14 @@ impl Workers {
         let (ready, started) = crossbeam::channel::bounded(1);
         let name = format!("relay-{}", parts.index);
         let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let _ending = EndGuard { crew: parts.crew.clone(), index: parts.index };
             pin(core);
             // A ring belongs to the thread that makes it (SINGLE_ISSUER).
-            match parts.backend.readiness(parts.busy_poll) {
-                Ok(readiness) => {
+            let readiness = parts.backend.readiness(parts.busy_poll);
+            match readiness.and_then(|readiness| parts.worker(readiness).watching()) {
+                Ok(worker) => {
                     let _ = ready.send(Ok(()));
-                    parts.worker(readiness).run();
+                    worker.run();
                 }
                 Err(error) => drop(ready.send(Err(error))),
             }
@@ -149,7 +149,24 @@ impl Workers {
     }
 }
 
-fn inbox() -> io::Result<(InboxSender, Inbox)> {
+/// Nobody chooses a worker whose thread has ended, however it ended.
+struct EndGuard {
+    crew: Arc<Crew>,
+    index: usize,
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(worker = self.index, "a relay worker panicked; its pairs are lost");
+            self.crew.publish_failure(self.index);
+        } else {
+            self.crew.publish_end(self.index);
+        }
+    }
+}
+
+pub(super) fn inbox() -> io::Result<(InboxSender, Inbox)> {
     let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
     let (sender, receiver) = crossbeam::channel::unbounded();
     Ok((InboxSender { messages: sender, wake: wake.clone() }, Inbox { messages: receiver, wake }))
@@ -164,8 +181,13 @@ impl BackendKind {
     }
 }
 
+/// Pipes that each of `workers` may have.
+pub(crate) fn pipes_per_worker(workers: usize) -> usize {
+    (PIPES_MAX / workers.max(1)).max(PIPES_PER_WORKER_MIN)
+}
+
 /// 128 pipes of 256 KiB are half of what an unprivileged user may have (64 MiB, `fs.pipe-user-pages-soft`).
-pub(crate) const PIPES_MAX: usize = 128;
+const PIPES_MAX: usize = 128;
 const PIPES_PER_WORKER_MIN: usize = 4;
 /// One read of a copying flow. 64 KiB is where the cost per byte stops falling steeply (16 KiB: 0.57 CPU s/GiB, 64 KiB: 0.34),
 /// and it is what one flow may hold back when its sink is full.
@@ -225,5 +247,24 @@ fn pin(core: Option<usize>) {
     set.set(core);
     if let Err(error) = sched_setaffinity(None, &set) {
         tracing::warn!(core, %error, "relay worker is not pinned");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_is_chosen_no_more() {
+        let (senders, _inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| inbox().unwrap()).unzip();
+        let crew = Arc::new(Crew::new(senders));
+        assert_eq!(crew.place(0), 0);
+        let ending = EndGuard { crew: crew.clone(), index: 0 };
+        let thread = std::thread::spawn(move || {
+            let _ending = ending;
+            panic!("as a callback might");
+        });
+        assert!(thread.join().is_err());
+        assert_eq!(crew.place(0), 1);
     }
 }

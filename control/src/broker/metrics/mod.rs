@@ -25,6 +25,7 @@ pub(in crate::broker) async fn page(State(app): State<Arc<App>>, _: Admin) -> Re
     sessions(&mut page, &app);
     if let Some(metrics) = app.hub.data_plane.metrics() {
         gateway(&mut page, &metrics);
+        workers(&mut page, &metrics);
         round_trips(&mut page, &metrics);
     }
     stun(&mut page, &app);
@@ -177,6 +178,26 @@ fn gateway(page: &mut Page, metrics: &Metrics) {
     page.family("switchback_gateway_bytes_total", "counter", "Bytes delivered, by direction.")
         .sample(&[("direction", "client_to_agent")], metrics.client_to_agent)
         .sample(&[("direction", "agent_to_client")], metrics.agent_to_client);
+}
+
+/// A worker that does not measure how busy it is, or has failed, has no such sample.
+fn workers(page: &mut Page, metrics: &Metrics) {
+    let workers: Vec<_> =
+        metrics.workers.iter().enumerate().map(|(index, load)| (index.to_string(), load)).collect();
+    page.family(
+        "switchback_gateway_worker_busy",
+        "gauge",
+        "Share of the last 100 ms that a relay worker worked, 0 to 1; none if there is one worker.",
+    );
+    for (worker, load) in &workers {
+        if let Some(busy) = load.busy {
+            page.sample(&[("worker", worker)], busy);
+        }
+    }
+    page.family("switchback_gateway_worker_pairs", "gauge", "Pairs now, by relay worker.");
+    for (worker, load) in &workers {
+        page.sample(&[("worker", worker)], load.pairs);
+    }
 }
 
 fn round_trips(page: &mut Page, metrics: &Metrics) {

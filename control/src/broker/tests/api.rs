@@ -201,7 +201,7 @@ async fn metrics_are_one_well_formed_page() {
     let (io, _) = bench.broker.io_backend();
     assert!(page.text().contains(&format!("io=\"{io}\"")));
     for family in
-        ["switchback_sessions", "switchback_gateway_rtt_seconds", "switchback_gateway_pairs"]
+        ["switchback_sessions", "switchback_gateway_rtt_seconds", "switchback_gateway_worker_pairs"]
     {
         assert!(families.contains(family), "{family}");
     }

@@ -1,4 +1,4 @@
-//! What the door promises: bad hellos get a named refusal and cost little, foreign connections reach the broker whole, and a
+//! What hellos may expect: bad ones get a named refusal and cost little, foreign connections reach the broker whole, and a
 //! shutdown leaves nothing behind. Both backends.
 mod support;
 
