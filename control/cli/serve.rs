@@ -28,6 +28,8 @@ const ROOT_DATA: &str = "/var/lib/switchback";
 /// Long enough that most sessions end by themselves and only those resume that last for hours; short enough that a version
 /// with a hole is gone soon after its successor started. Cutting costs the sessions left a round trip or two, no byte.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Whoever means longer means for ever, and such a time cannot be added to a clock.
+const DRAIN_TIMEOUT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Broker and gateway on one TCP port.
 ///
@@ -78,7 +80,7 @@ pub(crate) struct ServeArgs {
     #[serde(skip)]
     takeover: bool,
     /// After a takeover, how long the old process relays sessions that go on; then they resume through the new one.
-    /// 0 ends them at once [default: 1h]
+    /// 0 ends them at once, 30days is the most [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     #[arg(env = "SWITCHBACK_DRAIN_TIMEOUT")]
     #[serde(deserialize_with = "time")]
@@ -148,6 +150,9 @@ impl ServeArgs {
         if self.busy_poll.is_some_and(|micros| micros > BUSY_POLL_MAX) {
             let reason = format!("--busy-poll must be at most {BUSY_POLL_MAX} microseconds");
             return Err(Code::ConfigInvalid.because(reason));
+        }
+        if self.drain_timeout.is_some_and(|limit| limit > DRAIN_TIMEOUT_MAX) {
+            return Err(Code::ConfigInvalid.because("--drain-timeout must be at most 30days"));
         }
         let busy_poll = self.busy_poll.filter(|&micros| micros > 0);
         let listen = self.listen.unwrap_or(DEFAULT_LISTEN);
@@ -414,6 +419,17 @@ mod tests {
         let wrong = file("drain-timeout = \"soon\"\n");
         let fault = limit(parsed(&["--config", wrong.path().to_str().unwrap()])).unwrap_err();
         assert_eq!(fault.code, Code::ConfigInvalid);
+    }
+
+    #[test]
+    fn a_drain_may_last_thirty_days() {
+        let judged = |limit: &str| {
+            let args = parsed(&["--drain-timeout", limit]);
+            args.into_config().map(drop).map_err(|fault| fault.code)
+        };
+        assert_eq!(judged("30days"), Ok(()));
+        assert_eq!(judged("30days 1s"), Err(Code::ConfigInvalid));
+        assert_eq!(judged("100000000000y"), Err(Code::ConfigInvalid));
     }
 
     #[test]
