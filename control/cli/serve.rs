@@ -10,6 +10,8 @@ use switchback_control::broker::{Broker, Draining, Handover, ServeConfig, Succes
 use switchback_control::secret::Secret;
 use switchback_control::{Code, Fault};
 use switchback_engine::IoChoice;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::args::Global;
 use crate::stop::Stop;
@@ -26,6 +28,8 @@ const ROOT_DATA: &str = "/var/lib/switchback";
 /// Long enough that most sessions end by themselves and only those resume that last for hours; short enough that a version
 /// with a hole is gone soon after its successor started. Cutting costs the sessions left a round trip or two, no byte.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Whoever means longer means for ever, and such a time cannot be added to a clock.
+const DRAIN_TIMEOUT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Broker and gateway on one TCP port.
 ///
@@ -76,7 +80,7 @@ pub(crate) struct ServeArgs {
     #[serde(skip)]
     takeover: bool,
     /// After a takeover, how long the old process relays sessions that go on; then they resume through the new one.
-    /// 0 ends them at once [default: 1h]
+    /// 0 ends them at once, 30days is the most [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     #[arg(env = "SWITCHBACK_DRAIN_TIMEOUT")]
     #[serde(deserialize_with = "time")]
@@ -146,6 +150,9 @@ impl ServeArgs {
         if self.busy_poll.is_some_and(|micros| micros > BUSY_POLL_MAX) {
             let reason = format!("--busy-poll must be at most {BUSY_POLL_MAX} microseconds");
             return Err(Code::ConfigInvalid.because(reason));
+        }
+        if self.drain_timeout.is_some_and(|limit| limit > DRAIN_TIMEOUT_MAX) {
+            return Err(Code::ConfigInvalid.because("--drain-timeout must be at most 30days"));
         }
         let busy_poll = self.busy_poll.filter(|&micros| micros > 0);
         let listen = self.listen.unwrap_or(DEFAULT_LISTEN);
@@ -234,56 +241,87 @@ impl Orders {
     }
 }
 
-async fn serve(
+/// Serves, and does not return before the pairs that takeovers left have ended.
+async fn serve(broker: Broker, orders: &mut Orders, drain_limit: Duration) -> Result<(), Fault> {
+    let mut drains = Drains::new(drain_limit);
+    let served = serve_until_relieved(broker, orders, &mut drains).await;
+    drains.cut();
+    drains.over().await;
+    served
+}
+
+async fn serve_until_relieved(
     mut broker: Broker,
     orders: &mut Orders,
-    drain_timeout: Duration,
+    drains: &mut Drains,
 ) -> Result<(), Fault> {
-    // Of takeovers that failed: what they had stopped is not started again.
-    let mut earlier = Vec::new();
     loop {
         let Some(successor) = orders.obey(&broker).await else {
             tracing::info!("stopping");
             notify::stopping();
+            drains.cut();
             broker.shutdown().await;
             return Ok(());
         };
         let pid = successor.pid();
-        let handed_over = tokio::select! {
-            handed_over = broker.hand_over(successor) => handed_over?,
-            () = orders.stop.wait() => {
-                tracing::info!("stopping in the middle of a takeover");
-                return Ok(());
-            }
-        };
-        match handed_over {
+        match broker.hand_over(successor, orders.stop.wait()).await? {
             Handover::Done(draining) => {
                 notify::main_is(pid);
-                earlier.push(tokio::spawn(drain(draining, drain_timeout)));
-                let drained = async {
-                    for draining in earlier {
-                        // A panic there was reported when it happened.
-                        let _ = draining.await;
-                    }
-                };
+                drains.add(draining);
                 tokio::select! {
-                    () = drained => {}
+                    () = drains.over() => {}
                     () = orders.stop.wait() => tracing::info!("told to end at once"),
                 }
                 return Ok(());
             }
             Handover::Undone(again, draining) => {
                 broker = *again;
-                earlier.push(tokio::spawn(drain(draining, drain_timeout)));
+                drains.add(draining);
+            }
+            Handover::Stopped(draining) => {
+                tracing::info!("stopping in the middle of a takeover");
+                drains.add(draining);
+                return Ok(());
             }
         }
     }
 }
 
-/// Waits for pairs to end, and ends those that are left.
-async fn drain(draining: Draining, limit: Duration) {
-    draining.emptied(limit).await;
-    draining.end().await;
+/// The gateways that takeovers left to their pairs. One whose takeover failed goes on beside its successor: what had
+/// stopped is not started again.
+struct Drains {
+    limit: Duration,
+    cut: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Drains {
+    fn new(limit: Duration) -> Self {
+        Self { limit, cut: CancellationToken::new(), tasks: JoinSet::new() }
+    }
+
+    /// Waits in the background for the pairs to end, and ends those that are left.
+    fn add(&mut self, draining: Draining) {
+        let (limit, cut) = (self.limit, self.cut.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = draining.emptied(limit) => {}
+                () = cut.cancelled() => {}
+            }
+            draining.end().await;
+        });
+    }
+
+    /// Leaves the pairs no more time.
+    fn cut(&self) {
+        self.cut.cancel();
+    }
+
+    /// Waits until all have ended. Safe to drop and call again.
+    async fn over(&mut self) {
+        // A panic there was reported when it happened.
+        while self.tasks.join_next().await.is_some() {}
+    }
 }
 
 fn announce(broker: &Broker, global: &Global) -> Result<(), Fault> {
@@ -381,6 +419,17 @@ mod tests {
         let wrong = file("drain-timeout = \"soon\"\n");
         let fault = limit(parsed(&["--config", wrong.path().to_str().unwrap()])).unwrap_err();
         assert_eq!(fault.code, Code::ConfigInvalid);
+    }
+
+    #[test]
+    fn a_drain_may_last_thirty_days() {
+        let judged = |limit: &str| {
+            let args = parsed(&["--drain-timeout", limit]);
+            args.into_config().map(drop).map_err(|fault| fault.code)
+        };
+        assert_eq!(judged("30days"), Ok(()));
+        assert_eq!(judged("30days 1s"), Err(Code::ConfigInvalid));
+        assert_eq!(judged("100000000000y"), Err(Code::ConfigInvalid));
     }
 
     #[test]

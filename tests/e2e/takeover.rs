@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::support::{
-    Bed, BusyPairs, BusySessions, Bytes, EchoTarget, IOS, Io, Output, Process, eventually,
+    Bed, BusyPairs, BusySessions, Bytes, EchoTarget, IOS, Io, Output, Pair, Process, eventually,
     switchback_at,
 };
 
@@ -119,6 +119,32 @@ fn after_the_drains_time_sessions_resume_through_the_new_process_without_a_byte_
 }
 
 #[test]
+fn a_draining_process_that_is_told_to_end_cuts_its_pairs() {
+    for io in IOS {
+        let mut bed = Bed::without_agent(io, None);
+        let mut pair = Pair::open(&bed);
+        let mut old = bed.take_over(&[]);
+        pair.round();
+        old.signal("TERM");
+        pair.cut();
+        assert_eq!(old.wait(Duration::from_secs(10)), 0);
+    }
+}
+
+#[test]
+fn a_process_that_is_told_to_end_in_the_middle_of_a_takeover_cuts_its_pairs() {
+    let mut bed = Bed::without_agent(Io::Uring, None);
+    let drained_by_a_takeover_that_failed = Pair::open(&bed);
+    drop(Caller::yielded_to(&bed));
+    let mut pairs = [drained_by_a_takeover_that_failed, Pair::open(&bed)];
+    let _under_way = Caller::yielded_to(&bed);
+    pairs.iter_mut().for_each(Pair::round);
+    bed.server().signal("TERM");
+    pairs.into_iter().for_each(Pair::cut);
+    assert_eq!(bed.stopped_server(), 0);
+}
+
+#[test]
 fn sigusr2_starts_the_program_that_lies_at_its_path_now_and_tells_systemd() {
     let home = tempfile::tempdir().unwrap();
     let program = home.path().join("switchback");
@@ -202,12 +228,7 @@ fn a_new_process_that_fails_at_the_last_moment_makes_the_old_one_serve_again() {
         let mut bytes = Bytes::seeded(4);
         exchange(&mut stream, &mut bytes);
 
-        let failing = Caller::call(&bed);
-        failing.say(&json!({"type": "hello", "protocol": 1, "version": "9", "listen": bed.addr}));
-        assert_eq!(failing.hear()["type"], "offer");
-        failing.say(&json!({"type": "ready"}));
-        assert_eq!(failing.hear()["type"], "go");
-        drop(failing);
+        drop(Caller::yielded_to(&bed));
 
         assert_eq!(bed.run(&["whoami"]).ok().json()["user"], "admin");
         exchange(&mut stream, &mut bytes);
@@ -232,6 +253,16 @@ impl Caller {
         socket.connect(&SockAddr::unix(bed.data().join("takeover.sock")).unwrap()).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         Self(socket)
+    }
+
+    /// One that may serve now.
+    fn yielded_to(bed: &Bed) -> Self {
+        let caller = Self::call(bed);
+        caller.say(&json!({"type": "hello", "protocol": 1, "version": "9", "listen": bed.addr}));
+        assert_eq!(caller.hear()["type"], "offer");
+        caller.say(&json!({"type": "ready"}));
+        assert_eq!(caller.hear()["type"], "go");
+        caller
     }
 
     fn say(&self, message: &Value) {

@@ -72,7 +72,10 @@ impl Sessions {
                 return Err(Code::PeerKeyMismatch.because("the session has another client"));
             }
             live.grant = offer.grant;
-            live.client_address.send_replace(offer.client_address);
+            // None: the client's link is down just now. Its address has not changed for that.
+            if offer.client_address.is_some() {
+                live.client_address.send_replace(offer.client_address);
+            }
             return Ok(live.purpose(id));
         }
         if self.live.len() >= self.sessions_max {
@@ -154,7 +157,8 @@ impl Live {
     }
 }
 
-/// Where a session's channels go, and where its client is now.
+/// Where a session's channels go, and where its client was by the last offer that said so: one that moved is known to
+/// have moved with the next.
 struct Service {
     target: Arc<Target>,
     client: watch::Receiver<Option<ClientAddress>>,
@@ -200,6 +204,8 @@ async fn follow(
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::secret::Secret;
 
@@ -230,6 +236,24 @@ mod tests {
         let thief = SessionKey::generate().unwrap();
         let refused = sessions.accept(offer("a", &thief)).err().unwrap();
         assert_eq!((refused.code, sessions.len()), (Code::PeerKeyMismatch, 1));
+    }
+
+    #[tokio::test]
+    async fn an_offer_without_the_clients_address_leaves_the_one_that_is_known() {
+        let (mut sessions, _over) = sessions(1);
+        let client = SessionKey::generate().unwrap();
+        let home = |port| ClientAddress {
+            client: SocketAddr::from(([192, 0, 2, 1], port)),
+            gateway: SocketAddr::from(([192, 0, 2, 9], 443)),
+        };
+        for (told, known) in
+            [(Some(home(1)), Some(home(1))), (None, Some(home(1))), (Some(home(2)), Some(home(2)))]
+        {
+            let offer = SessionOffer { client_address: told, ..offer("a", &client) };
+            let id = offer.id.clone();
+            sessions.accept(offer).unwrap();
+            assert_eq!(*sessions.live[&id].client_address.borrow(), known);
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The data plane, as the broker sees it: something that joins pairs, ends them and tells.
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -52,7 +52,7 @@ impl DataPlane {
         let Some(gateway) = &*gateway else { return };
         gateway.stop_accepting();
         let give_up = Instant::now() + DEAF_WITHIN;
-        while gateway.listeners().is_ok_and(|listeners| !listeners.is_empty()) {
+        while gateway.is_accepting() {
             if Instant::now() >= give_up {
                 return tracing::warn!("a relay worker does not let go of its listener");
             }
@@ -126,22 +126,7 @@ impl Sockets {
     /// [`Code::AddressInUse`], [`Code::PortNotPermitted`], [`Code::AddressUnavailable`]. A UDP port that cannot be had
     /// is only logged.
     pub(crate) fn bind(address: SocketAddr, listeners: usize) -> Result<Self, Fault> {
-        let listeners = bind_listeners(address, listeners).map_err(|error| {
-            let code = match error.kind() {
-                io::ErrorKind::AddrInUse => Code::AddressInUse,
-                io::ErrorKind::PermissionDenied => Code::PortNotPermitted,
-                io::ErrorKind::AddrNotAvailable => Code::AddressUnavailable,
-                // EAFNOSUPPORT: an IPv6 address on a machine without IPv6.
-                _ if error.raw_os_error()
-                    == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
-                {
-                    Code::AddressUnavailable
-                }
-                _ => Code::Internal,
-            };
-            code.because(format!("{address}: {error}"))
-        })?;
-        let mut sockets = Self { listeners, stun: None };
+        let mut sockets = Self { listeners: bind_tcp(address, listeners)?, stun: None };
         let address = sockets.address()?;
         match UdpSocket::bind(address) {
             Ok(stun) => sockets.stun = Some(stun),
@@ -180,6 +165,22 @@ impl Sockets {
     }
 }
 
+fn bind_tcp(address: SocketAddr, listeners: usize) -> Result<Vec<TcpListener>, Fault> {
+    bind_listeners(address, listeners).map_err(|error| {
+        let code = match error.kind() {
+            io::ErrorKind::AddrInUse => Code::AddressInUse,
+            io::ErrorKind::PermissionDenied => Code::PortNotPermitted,
+            io::ErrorKind::AddrNotAvailable => Code::AddressUnavailable,
+            // EAFNOSUPPORT: an IPv6 address on a machine without IPv6.
+            _ if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => {
+                Code::AddressUnavailable
+            }
+            _ => Code::Internal,
+        };
+        code.because(format!("{address}: {error}"))
+    })
+}
+
 /// Listeners at most, one per relay worker as a rule: with the UDP socket they fit one message of a takeover (the kernel's
 /// `SCM_MAX_FD` is 253).
 const LISTENERS_MAX: usize = 128;
@@ -215,7 +216,8 @@ fn workers(config: &ServeConfig) -> usize {
 /// Starts relaying, and tells `hub` what happens.
 ///
 /// # Errors
-/// [`Code::UringUnavailable`] if io_uring was demanded; [`Code::TuningUnsupported`]; [`Code::Internal`] if the system refused threads or descriptors.
+/// [`Code::UringUnavailable`] if io_uring was demanded; [`Code::TuningUnsupported`]; [`Code::Internal`] if the
+/// system refused threads or descriptors.
 pub(crate) fn start(
     sockets: Sockets,
     config: &ServeConfig,
@@ -242,12 +244,21 @@ pub(crate) fn start(
 /// # Errors
 /// As [`start`].
 pub(crate) fn rehearse(config: &ServeConfig) -> Result<(), Fault> {
-    let sockets = Sockets::bind((Ipv4Addr::LOCALHOST, 0).into(), listeners(config))?;
+    let loopback = loopback_of(config.listen);
+    tracing::info!(%loopback, "trying a gateway that nobody uses, before another process stops for it");
+    let listeners = bind_tcp((loopback, 0).into(), listeners(config))?;
     let (foreign, events) = (Box::new(drop), Arc::new(drop));
-    let gateway =
-        Gateway::start(sockets.listeners, engine(config), Arc::new(Nobody), foreign, events);
+    let gateway = Gateway::start(listeners, engine(config), Arc::new(Nobody), foreign, events);
     gateway.map_err(refused)?.shutdown();
     Ok(())
+}
+
+/// Of the same family: a machine may lack the other, and a tuning may be for one of them.
+const fn loopback_of(listen: SocketAddr) -> IpAddr {
+    match listen {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    }
 }
 
 /// Admits no leg.

@@ -60,7 +60,12 @@ pub enum Handover {
     /// The successor serves; pairs of this process go on.
     Done(Draining),
     /// The successor ended before it served. This process serves again; pairs from before go on.
+    ///
+    /// Each has a gateway for them now, the broker's and the draining one, and either cuts its limits to the process's whole
+    /// descriptor limit: until the drain is over the two together may meet that, and then refuse connections.
     Undone(Box<Broker>, Draining),
+    /// `stop` was heard first. Pairs go on; whether the successor will serve is not known.
+    Stopped(Draining),
 }
 
 impl Broker {
@@ -141,11 +146,16 @@ impl Broker {
     }
 
     /// Yields to a new process: accepts nothing more, ends links and requests, closes the database, and lets it serve.
-    /// Connections that are made meanwhile, a few milliseconds as a rule and 5 s at most, wait for it.
+    /// Connections that are made meanwhile, a few milliseconds as a rule and 5 s at most, wait for it. Once `stop` is ready
+    /// it is not waited for any longer.
     ///
     /// # Errors
     /// As [`Broker::start`], if the new process failed and this one could not serve again. Then nothing runs.
-    pub async fn hand_over(self, successor: Successor) -> Result<Handover, Fault> {
+    pub async fn hand_over(
+        self,
+        successor: Successor,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Handover, Fault> {
         let pid = successor.pid();
         let hub = self.app.hub.clone();
         // A panic there was reported when it happened.
@@ -154,14 +164,31 @@ impl Broker {
         let draining = Draining::new(self.app.clone());
         let (config, lock) = (self.config.clone(), self.lock.clone());
         drop(self);
-        let Err((fault, sockets)) = successor.serve(&lock).await else {
+        let served = tokio::select! {
+            served = successor.serve(&lock) => served,
+            () = stop => return Ok(Handover::Stopped(draining)),
+        };
+        let Err((fault, sockets)) = served else {
             tracing::info!(pid, "the new process serves");
             return Ok(Handover::Done(draining));
         };
         tracing::error!(pid, %fault, "the takeover failed, serving again");
+        match Self::serve_again(config, sockets, lock).await {
+            Ok(broker) => Ok(Handover::Undone(Box::new(broker), draining)),
+            Err(fault) => {
+                draining.end().await;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn serve_again(
+        config: ServeConfig,
+        sockets: Sockets,
+        lock: Arc<DataLock>,
+    ) -> Result<Self, Fault> {
         let ground = Ground::prepare_blocking(&config, sockets.address()?).await?;
-        let broker = Self::open(config, ground, sockets, lock).await?;
-        Ok(Handover::Undone(Box::new(broker), draining))
+        Self::open(config, ground, sockets, lock).await
     }
 
     /// The address that it listens on.

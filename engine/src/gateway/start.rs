@@ -124,6 +124,12 @@ impl Gateway {
         self.workers.listeners()
     }
 
+    /// Whether a worker still has a listener; false some milliseconds after [`Gateway::stop_accepting`].
+    #[must_use]
+    pub fn is_accepting(&self) -> bool {
+        self.workers.is_accepting()
+    }
+
     /// Stops taking legs in; pairs go on. Returns at once, and may be called again.
     ///
     /// The listeners are let go of, not shut down: whoever else has them goes on accepting, and connections that wait in them

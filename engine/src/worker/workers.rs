@@ -105,6 +105,11 @@ impl Workers {
             .collect()
     }
 
+    /// Whether a listener is still accepted from.
+    pub(crate) fn is_accepting(&self) -> bool {
+        self.listeners.iter().any(|listener| listener.strong_count() > 0)
+    }
+
     /// Has every worker let go of its listeners and send waiting legs away. `ack` is dropped when all have, and no hello is
     /// unfinished.
     pub(crate) fn stop_accepting(&self, ack: &Ack) {

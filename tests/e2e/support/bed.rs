@@ -122,6 +122,11 @@ impl Bed {
         self.server.take().expect("the server runs").kill();
     }
 
+    /// Waits for the server, which was told to end; its exit status.
+    pub(crate) fn stopped_server(&mut self) -> i32 {
+        self.server.take().expect("the server runs").wait(Duration::from_secs(10))
+    }
+
     /// Starts the server again on the same port and data directory.
     pub(crate) fn restart_server(&mut self) {
         let listen = self.addr.to_string();

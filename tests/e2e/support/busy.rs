@@ -1,5 +1,5 @@
 //! Sessions that never rest, and notice every byte that is lost, doubled or changed.
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -68,7 +68,8 @@ impl BusyPairs {
     }
 }
 
-struct Pair {
+/// A pair of bare legs.
+pub(crate) struct Pair {
     client: TcpStream,
     agent: TcpStream,
     sent: [Bytes; 2],
@@ -76,6 +77,11 @@ struct Pair {
 }
 
 impl Pair {
+    pub(crate) fn open(bed: &Bed) -> Self {
+        let tickets = bed.run(&["pairs", "--count", "1"]).ok().json();
+        Self::dial(bed.addr, &tickets[0])
+    }
+
     fn dial(addr: SocketAddr, ticket: &Value) -> Self {
         let leg = |hello: &str| {
             let hello = BASE64.decode(ticket[hello].as_str().expect("a hello").as_bytes()).unwrap();
@@ -94,7 +100,8 @@ impl Pair {
         Self { client, agent, sent: streams(), expected: streams() }
     }
 
-    fn round(&mut self) {
+    /// Bytes both ways.
+    pub(crate) fn round(&mut self) {
         let Self { client, agent, sent, expected } = self;
         for (number, (from, to)) in [(&*client, &*agent), (&*agent, &*client)].iter().enumerate() {
             let (mut from, mut to) = (*from, *to);
@@ -112,6 +119,14 @@ impl Pair {
         assert_eq!(self.agent.read(&mut [0; 1]).expect("a FIN, no reset"), 0);
         self.agent.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(self.client.read(&mut [0; 1]).expect("a FIN, no reset"), 0);
+    }
+
+    /// Waits for the gateway to cut the pair; panics if that looks like an end of the stream.
+    pub(crate) fn cut(self) {
+        for mut leg in [self.client, self.agent] {
+            let error = leg.read(&mut [0; 1]).expect_err("a reset, no FIN");
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub(crate) use bed::{Bed, IOS, Io};
-pub(crate) use busy::{BusyPairs, BusySessions};
+pub(crate) use busy::{BusyPairs, BusySessions, Pair};
 pub(crate) use process::{Output, Process, switchback, switchback_at};
 pub(crate) use proxy::FreezingProxy;
 pub(crate) use targets::{EchoTarget, HangingTarget, SinkTarget};

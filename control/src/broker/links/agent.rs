@@ -137,10 +137,10 @@ impl Agent {
             return Err(Code::ProtocolVersion.because(detail));
         }
         check(&name, &version, &key, &resources)?;
-        resources.iter_mut().try_for_each(|resource| self.app.hub.tunings.judge(resource))?;
         if self.owner.name != "*" && self.owner.name != name {
             return Err(Code::AgentNotAllowed.into());
         }
+        resources.iter_mut().try_for_each(|resource| self.app.hub.tunings.judge(resource))?;
         let link = self.link;
         let record = AgentRecord { name: name.clone(), key: key.0.clone(), version, resources };
         let bad = loop {

@@ -4,6 +4,9 @@ use rusqlite::{Connection, Error, ErrorCode};
 use crate::code::{Code, Fault};
 
 /// One step per released version of the schema; `user_version` counts the steps taken.
+///
+/// A process that takes over takes them after `go` and before `serving`. If it fails in between, it leaves a newer
+/// database than the one before it can open: with a second step, a failed takeover is no longer harmless there.
 const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE users (
         name       TEXT PRIMARY KEY,

@@ -28,7 +28,7 @@ const BACKLOG: i32 = 8;
 
 /// The serving process's end: where new processes call.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct Doorbell {
     socket: UnixListener,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Channel {
     peer: i32,
 }
 
-impl Desk {
+impl Doorbell {
     /// Listens at `path`. What lies there is a server's that is gone: the caller holds the data directory's lock.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         match fs::remove_file(path) {
@@ -167,10 +167,10 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = socket_in(&temp);
         fs::write(&path, "left over").unwrap();
-        let desk = Desk::open(&path).unwrap();
+        let doorbell = Doorbell::open(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let near = Channel::call(&path).unwrap();
-        let far = desk.accept().await.unwrap();
+        let far = doorbell.accept().await.unwrap();
         assert_eq!(far.peer(), i32::try_from(std::process::id()).unwrap());
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"through a descriptor").unwrap();
@@ -193,9 +193,9 @@ mod tests {
     async fn what_is_no_message_or_does_not_fit_is_an_error() {
         let temp = tempfile::tempdir().unwrap();
         let path = socket_in(&temp);
-        let desk = Desk::open(&path).unwrap();
+        let doorbell = Doorbell::open(&path).unwrap();
         let near = Channel::call(&path).unwrap();
-        let far = desk.accept().await.unwrap();
+        let far = doorbell.accept().await.unwrap();
         near.send(&"x".repeat(2 * MESSAGE_BYTES_MAX), &[]).await.unwrap();
         near.send(&17, &[]).await.unwrap();
         for _ in 0..2 {
@@ -205,6 +205,6 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let many = vec![file.as_fd(); DESCRIPTORS_MAX + 1];
         assert!(near.send(&"many", &many).await.is_err());
-        assert!(Desk::open(&temp.path().join("d".repeat(100))).is_err());
+        assert!(Doorbell::open(&temp.path().join("d".repeat(100))).is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::SOCKET_FILE;
-use super::channel::{Channel, Desk};
+use super::channel::{Channel, Doorbell};
 use super::messages::{PROTOCOL, ToServing, ToSuccessor, judge};
 use crate::broker::app::App;
 use crate::broker::data::{DataDir, DataLock};
@@ -29,7 +29,7 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Where a serving process can be asked to yield.
 #[derive(Debug)]
 pub(in crate::broker) struct Giver {
-    desk: Option<Desk>,
+    doorbell: Option<Doorbell>,
     configured: SocketAddr,
     bound: SocketAddr,
 }
@@ -51,26 +51,26 @@ impl Giver {
         bound: SocketAddr,
     ) -> Self {
         let path = data.file(SOCKET_FILE);
-        let desk = Desk::open(&path)
+        let doorbell = Doorbell::open(&path)
             .inspect_err(|error| {
                 tracing::warn!(path = %path.display(), %error, "no process can take over from this one");
             })
             .ok();
-        Self { desk, configured, bound }
+        Self { doorbell, configured, bound }
     }
 
     /// Waits until a new process is ready to take over. What goes wrong before is logged, and changes nothing.
     pub(in crate::broker) async fn successor(&self, data_plane: &DataPlane) -> Successor {
-        let Some(desk) = &self.desk else { return std::future::pending().await };
+        let Some(doorbell) = &self.doorbell else { return std::future::pending().await };
         loop {
-            let channel = next_caller(desk).await;
+            let channel = next_caller(doorbell).await;
             let peer = channel.peer();
             tracing::info!(pid = peer, "a new process asks to take over");
             let mut agreement = std::pin::pin!(self.agree(channel, data_plane));
             let agreed = loop {
                 tokio::select! {
                     agreed = &mut agreement => break agreed,
-                    other = next_caller(desk) => drop(tokio::spawn(put_off(other))),
+                    other = next_caller(doorbell) => drop(tokio::spawn(put_off(other))),
                 }
             };
             match agreed {
@@ -106,9 +106,9 @@ impl Giver {
     }
 }
 
-async fn next_caller(desk: &Desk) -> Channel {
+async fn next_caller(doorbell: &Doorbell) -> Channel {
     loop {
-        match desk.accept().await {
+        match doorbell.accept().await {
             Ok(channel) => return channel,
             Err(error) => {
                 tracing::warn!(%error, "a call at the takeover socket failed");

@@ -13,8 +13,9 @@
 //!
 //! The listening sockets are never closed, so who connects in between waits in their queue. The lock is never free. A new
 //! process that fails before `ready` is not noticed by anyone; one that fails before `serving` makes the old one serve
-//! again, on the same sockets. What is handed over is sockets and a lock, no state: links and the registry come back by
-//! themselves, as after any restart, and pairs need no broker.
+//! again, on the same sockets. If it had brought the database to a newer version by then, the old one cannot, and
+//! ends. What is handed over is sockets and a lock, no state: links and the registry come back by themselves, as after any
+//! restart, and pairs need no broker.
 
 mod channel;
 mod giving;

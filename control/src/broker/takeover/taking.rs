@@ -15,7 +15,7 @@ use crate::code::{Code, Fault};
 
 /// From the hello to the offer: the serving process only has to duplicate a few descriptors.
 const OFFER_DEADLINE: Duration = Duration::from_secs(10);
-/// From `ready` to `go`. The serving process gives unfinished hellos 2 s and its connections 3 s.
+/// From `ready` to `go`. The serving process gives its workers 2 s to let go of the listeners, and connections 3 s.
 const GO_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The process that serves now.
