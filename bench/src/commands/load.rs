@@ -112,7 +112,8 @@ enum Mode {
     /// Messages; the other end sends back what it gets
     #[default]
     Echo,
-    /// Bytes as fast as they go; the other end discards them, and ends when we do
+    /// Bytes as fast as they go; the other end discards them, and ends when we do, which ends the
+    /// measured time: what was sent after the warm-up counts once all of it has been read
     Up,
     /// Nothing; the other end sends bytes as fast as they go
     Down,
@@ -246,7 +247,7 @@ fn report<'a>(
     let is_echo = args.mode == Mode::Echo;
     let throughput = (!is_echo).then(|| Throughput::of(args.mode, &outcome));
     let latency = outcome.messages.map(|closed| closed.figures);
-    let wall_s = outcome.usage.wall_s;
+    let per_second = outcome.window_answered as f64 / outcome.usage.wall_s;
     LoadReport {
         schema: SCHEMA,
         bench_version: env!("CARGO_PKG_VERSION"),
@@ -264,7 +265,7 @@ fn report<'a>(
         window_s: args.duration.as_secs_f64(),
         warmup_s: args.warmup.as_secs_f64(),
         spin: !args.sleep,
-        messages_per_second: latency.as_ref().map(|l| l.counts.answered as f64 / wall_s),
+        messages_per_second: is_echo.then_some(per_second),
         warnings: warnings(latency.as_ref(), &outcome.usage, outcome.busy_share),
         latency,
         throughput,
