@@ -31,10 +31,11 @@ enum Command {
     /// Compare our gateway with a direct connection and other relays, interleaved
     #[command(after_help = commands::compare::EXAMPLES)]
     Compare(commands::compare::CompareArgs),
-    /// Send messages on schedule to an echo and report latency percentiles
+    /// Load a service: messages to an echo (latency percentiles), or bytes up to one that discards
+    /// them or down from one that generates them (throughput)
     #[command(after_help = commands::load::EXAMPLES)]
     Load(commands::load::LoadArgs),
-    /// Send back whatever comes
+    /// The other half of load: send back whatever comes, discard it, or generate bytes
     #[command(after_help = commands::echo::EXAMPLES)]
     Echo(commands::echo::EchoArgs),
     /// Relay TCP with a tokio copy loop: the peer to compare with

@@ -88,10 +88,13 @@ pub(super) fn announce(local_addr: SocketAddr) -> Result<()> {
     writeln!(stdout, "{line}").and_then(|()| stdout.flush()).context("announcing the address")
 }
 
-/// The next connection; failed accepts are retried.
-pub(super) async fn accept_next(listener: &TcpListener) -> TcpStream {
+/// The next connection that `accept` gives; failed accepts are retried.
+pub(super) async fn accept_next<S, A>(accept: impl Fn() -> A) -> S
+where
+    A: Future<Output = std::io::Result<(S, SocketAddr)>>,
+{
     loop {
-        match listener.accept().await {
+        match accept().await {
             Ok((stream, _)) => return stream,
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
@@ -102,7 +105,7 @@ async fn serve_all(listener: TcpListener, service: Service, connections_max: usi
     let slots = Arc::new(Semaphore::new(connections_max));
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await?;
-        let stream = accept_next(&listener).await;
+        let stream = accept_next(|| listener.accept()).await;
         tokio::spawn(async move {
             // A connection that breaks concerns only who made it.
             let _ = serve(stream, service).await;

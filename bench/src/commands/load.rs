@@ -4,7 +4,7 @@ mod live;
 mod report;
 mod through;
 
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -88,12 +88,12 @@ pub(crate) struct LoadArgs {
     /// The same load before, not counted
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = warmup)]
     warmup: Duration,
-    /// How messages are spread over time
-    #[arg(long, value_enum, default_value_t)]
-    arrivals: Arrivals,
-    /// Seed of times and sizes: the same seed is the same load
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
+    /// How messages are spread over time [default: poisson]
+    #[arg(long, value_enum)]
+    arrivals: Option<Arrivals>,
+    /// Seed of times and sizes: the same seed is the same load [default: 1]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Sleep between messages instead of spinning: kinder to the machine, adds wake-up latency
     #[arg(long)]
     sleep: bool,
@@ -112,7 +112,8 @@ enum Mode {
     /// Messages; the other end sends back what it gets
     #[default]
     Echo,
-    /// Bytes as fast as they go; the other end discards them, and ends when we do
+    /// Bytes as fast as they go; the other end discards them, and ends when we do, which ends the
+    /// measured time: what was sent after the warm-up counts once all of it has been read
     Up,
     /// Nothing; the other end sends bytes as fast as they go
     Down,
@@ -130,6 +131,9 @@ const RATE: Rate = Rate::PerSecond(1000);
 
 /// Bytes per message when nothing else is said: a keystroke or a mouse event with its framing.
 const SIZE: u32 = 64;
+
+/// Seed when nothing else is said.
+const SEED: u64 = 1;
 
 /// Largest distribution that is read.
 const SIZES_FILE_BYTES_MAX: u64 = 4 << 20;
@@ -180,10 +184,17 @@ fn check(args: &LoadArgs) -> Result<(), clap::Error> {
         ("--rate", args.rate.is_some()),
         ("--size, --sizes and --sizes-file", sized),
         ("--hgrm", args.hgrm.is_some()),
+        ("--arrivals", args.arrivals.is_some()),
+        ("--seed", args.seed.is_some()),
+        ("--sleep", args.sleep),
     ];
     match messages.iter().find(|(_, given)| *given && args.mode != Mode::Echo) {
         Some((flag, _)) => {
             let text = format!("{flag}: only --mode echo sends messages\n");
+            Err(clap::Error::raw(ErrorKind::ArgumentConflict, text))
+        }
+        None if args.arrivals.is_some() && args.rate == Some(Rate::Max) => {
+            let text = "--arrivals: with --rate max a message is sent when the last is answered\n";
             Err(clap::Error::raw(ErrorKind::ArgumentConflict, text))
         }
         None => Ok(()),
@@ -198,9 +209,11 @@ fn messages(args: &LoadArgs) -> Result<Messages> {
     };
     let pacing = match args.rate.unwrap_or(RATE) {
         Rate::Max => Pacing::Closed,
-        Rate::PerSecond(rate) => Pacing::Open { rate: rate.into(), arrivals: args.arrivals },
+        Rate::PerSecond(rate) => {
+            Pacing::Open { rate: rate.into(), arrivals: args.arrivals.unwrap_or_default() }
+        }
     };
-    Ok(Messages { pacing, sizes, seed: args.seed })
+    Ok(Messages { pacing, sizes, seed: args.seed.unwrap_or(SEED) })
 }
 
 fn read_sizes(path: &Path) -> Result<Sizes> {
@@ -216,11 +229,21 @@ fn read_sizes(path: &Path) -> Result<Sizes> {
 }
 
 fn connect_all(target: &str, count: u32) -> Result<Vec<TcpStream>> {
-    let resolved: Option<SocketAddr> =
-        target.to_socket_addrs().with_context(|| format!("resolving {target}"))?.next();
-    let addr = resolved.with_context(|| format!("{target} has no address"))?;
+    let resolved = target.to_socket_addrs().with_context(|| format!("resolving {target}"))?;
     let dialer = Dialer::system_default();
-    (0..count).map(|_| dialer.connect(addr)).collect()
+    let mut failed = anyhow::anyhow!("{target} has no address");
+    for addr in resolved {
+        match dialer.connect(addr) {
+            Ok(first) => {
+                let more = (1..count).map(|_| dialer.connect(addr));
+                return std::iter::once(Ok(first)).chain(more).collect();
+            }
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed.context(format!(
+        "{target} cannot be reached: is `switchback-bench echo --listen {target}` running?"
+    )))
 }
 
 fn drive(args: &LoadArgs, near: Vec<TcpStream>, messages: Messages) -> Result<Outcome> {
@@ -246,7 +269,7 @@ fn report<'a>(
     let is_echo = args.mode == Mode::Echo;
     let throughput = (!is_echo).then(|| Throughput::of(args.mode, &outcome));
     let latency = outcome.messages.map(|closed| closed.figures);
-    let wall_s = outcome.usage.wall_s;
+    let per_second = outcome.window_answered as f64 / outcome.usage.wall_s;
     LoadReport {
         schema: SCHEMA,
         bench_version: env!("CARGO_PKG_VERSION"),
@@ -258,13 +281,16 @@ fn report<'a>(
             Pacing::Open { rate, .. } if is_echo => Some(rate),
             _ => None,
         },
-        arrivals: is_echo.then_some(args.arrivals),
+        arrivals: match messages.pacing {
+            Pacing::Open { arrivals, .. } if is_echo => Some(arrivals),
+            _ => None,
+        },
         sizes: is_echo.then(|| messages.sizes.to_string()),
-        seed: args.seed,
+        seed: is_echo.then_some(messages.seed),
         window_s: args.duration.as_secs_f64(),
         warmup_s: args.warmup.as_secs_f64(),
-        spin: !args.sleep,
-        messages_per_second: latency.as_ref().map(|l| l.counts.answered as f64 / wall_s),
+        spin: is_echo.then_some(!args.sleep),
+        messages_per_second: is_echo.then_some(per_second),
         warnings: warnings(latency.as_ref(), &outcome.usage, outcome.busy_share),
         latency,
         throughput,

@@ -55,7 +55,7 @@ pub(crate) fn run(args: &RelayArgs) -> Result<()> {
 
 async fn relay_all(listener: TcpListener, target: SocketAddr) -> Result<()> {
     loop {
-        let near = accept_next(&listener).await;
+        let near = accept_next(|| listener.accept()).await;
         tokio::spawn(async move {
             // A flow that breaks is the affair of its two ends; they see it close.
             let _ = relay(near, target).await;

@@ -4,19 +4,15 @@
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::rc::Rc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio_uring::net::{TcpListener, TcpStream};
 
-use super::echo::announce;
+use super::echo::{accept_next, announce};
 use super::tokio_copy::{BUFFER_BYTES, RelayArgs};
 
 /// Ring entries: more than a turn of the loop submits with the bench's loads.
 const RING_ENTRIES: u32 = 4096;
-
-/// Pause after a failed accept (no more files, mostly), so that it does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Relays until ended.
 ///
@@ -47,13 +43,9 @@ fn relay_all(listener: std::net::TcpListener, target: SocketAddr) {
     runtime.start(async {
         let listener = TcpListener::from_std(listener);
         loop {
-            match listener.accept().await {
-                Ok((near, _)) => {
-                    // A flow that breaks is the affair of its two ends; they see it close.
-                    tokio_uring::spawn(async move { relay(near, target).await.unwrap_or(()) });
-                }
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            }
+            let near = accept_next(|| listener.accept()).await;
+            // A flow that breaks is the affair of its two ends; they see it close.
+            tokio_uring::spawn(async move { relay(near, target).await.unwrap_or(()) });
         }
     });
 }

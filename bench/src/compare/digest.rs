@@ -27,7 +27,7 @@ const REFERENCES: [&str; 2] = [DIRECT, OURS];
 /// and enough to move a median by about as much.
 const NOISY_SHARE: f64 = 0.05;
 
-/// Above this the generator's core, not the peer, limits throughput.
+/// Above this the generator's core, not the peer, is the limit.
 const SATURATED_SHARE: f64 = 0.95;
 
 /// Above this share of late sends the generator shapes the latency percentiles: p99 looks at 1 %.
@@ -143,13 +143,12 @@ fn noise(samples: &[Sample]) -> Noise {
     let most = |share: fn(&Sample) -> f64| samples.iter().map(share).fold(0.0, f64::max);
     let steal_max = most(|sample| sample.usage.steal_share);
     let foreign_max = most(|sample| sample.usage.foreign_share);
-    let generator_max = most(|sample| sample.usage.generator_share());
+    let generator_max = most(|sample| sample.busy_share);
     let late_sends_max = most(|sample| sample.late_share);
     let unanswered: u64 = samples.iter().map(|sample| sample.unanswered).sum();
-    let is_bulk = samples.iter().any(|s| s.values.iter().any(|(m, _)| *m == Metric::Throughput));
     let marks = [
         (steal_max + foreign_max > NOISY_SHARE, "noisy"),
-        (is_bulk && generator_max > SATURATED_SHARE, "generator-bound"),
+        (generator_max > SATURATED_SHARE, "generator-bound"),
         (late_sends_max > LATE_SHARE, "late-sends"),
         (unanswered > 0, "unanswered"),
     ];
@@ -183,7 +182,8 @@ mod tests {
 
     fn sample(values: Vec<(Metric, f64)>, foreign_share: f64) -> Sample {
         let usage = Usage { wall_s: 1.0, generator_cpu_s: 0.5, foreign_share, ..Usage::default() };
-        Sample { values, histograms: Vec::new(), usage, late_share: 0.0, unanswered: 0 }
+        let histograms = Vec::new();
+        Sample { values, histograms, usage, busy_share: 0.5, late_share: 0.0, unanswered: 0 }
     }
 
     fn bulk(name: &str, gbit_s: f64, cpu: f64) -> (String, Vec<Sample>) {
@@ -244,6 +244,21 @@ mod tests {
         let names = ["a", "b"].map(str::to_owned);
         let notes = digest(&scenario, &samples, &names).report.notes;
         assert_eq!(notes[1..], ["b held 90 of 100 sessions"]);
+    }
+
+    #[test]
+    fn a_generator_without_reserve_marks_the_row_whatever_it_sends() {
+        for metric in [Metric::Throughput, Metric::MessagesPerSecond, Metric::SessionsPerSecond] {
+            let round = |busy_share| Sample { busy_share, ..sample(vec![(metric, 1.0)], 0.0) };
+            let samples = Samples::from([
+                ("x".to_owned(), vec![round(0.5), round(0.97)]),
+                ("y".to_owned(), vec![round(0.5), round(0.9)]),
+            ]);
+            let report = report(&samples, &["x", "y"]);
+            assert_eq!(report.results[0].noise.marks, ["generator-bound"]);
+            assert_eq!(report.results[1].noise.marks, Vec::<String>::new());
+            assert!((report.results[0].noise.generator_max - 0.97).abs() < 1e-9);
+        }
     }
 
     #[test]

@@ -63,7 +63,9 @@ impl TryFrom<GoalTable> for Goal {
         }
         let GoalTable { metric, peers, relative_to, .. } = table;
         if relative_to.is_some() && !metric.has_ratios() {
-            return Err("an excess or growth has no multiples: leave out `relative-to`");
+            return Err(
+                "an excess, a growth or a set-up under load has no multiples: leave out `relative-to`",
+            );
         }
         Ok(Goal { metric, peers, relative_to, bound, limit })
     }

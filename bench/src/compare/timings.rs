@@ -63,7 +63,8 @@ mod tests {
         values_ns.for_each(|value| histogram.record(value).unwrap());
         let histograms = vec![LabelledHistogram { label, histogram }];
         let usage = Usage { wall_s: 1.0, ..Usage::default() };
-        Sample { values: Vec::new(), histograms, usage, late_share: 0.0, unanswered: 0 }
+        let values = Vec::new();
+        Sample { values, histograms, usage, busy_share: 0.0, late_share: 0.0, unanswered: 0 }
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub(crate) fn beforehand(settings: &Settings, host: &Host) -> Vec<String> {
 /// What each mark in the noise column means.
 const MEANINGS: [(&str, &str); 4] = [
     ("noisy", "over 5 % of the machine went to others in some round: do not quote these figures"),
-    ("generator-bound", "throughput is limited by the generator's core; compare CPU/GiB"),
+    ("generator-bound", "the generator's core is the limit, not the peer: compare CPU per unit"),
     ("late-sends", "over 1 % of messages were sent late: percentiles include the generator"),
     ("unanswered", "messages never came back; they count with the age they had reached"),
 ];

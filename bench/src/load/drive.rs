@@ -53,12 +53,16 @@ pub(crate) struct Load {
 pub(crate) struct Outcome {
     /// `None` without an [`Exchange`].
     pub(crate) messages: Option<Closed>,
+    /// Messages answered by the end of `usage`.
+    pub(crate) window_answered: u64,
     /// Bulk bytes that arrived within the window (of flows that leave us: were sent).
     pub(crate) window_bytes: u64,
-    /// All bulk bytes, and the time from the first until the last had arrived.
+    /// Bulk bytes of the warm-up, and of the whole run once all had arrived.
+    pub(crate) warmup_bytes: u64,
     pub(crate) total_bytes: u64,
-    pub(crate) total_s: f64,
-    /// CPU and noise over the window and its last answers.
+    /// From the end of the warm-up until the last byte had arrived.
+    pub(crate) delivered_s: f64,
+    /// CPU and noise over the window, and over its last answers if they came within [`GRACE`].
     pub(crate) usage: Usage,
     /// Share of the window in which the generator had something to do, spinning or not, 0 to 1.
     pub(crate) busy_share: f64,
@@ -86,6 +90,10 @@ impl Watch for Unwatched {}
 /// Between two calls of [`Watch::ticked`]: a person reads no faster.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How long the meters wait for the last answers of the window, so that reading them delays none.
+/// Answers that take longer are not noticeably delayed by it, and longer waits would dilute rates.
+const GRACE: Duration = Duration::from_millis(5);
+
 /// Carries out `load`.
 ///
 /// # Errors
@@ -96,14 +104,18 @@ pub(crate) fn run(load: Load, meter: &Meter, watch: &mut dyn Watch) -> Result<Ou
     let clock = Clock::start();
     let (warmup_ns, mut end_ns) = (nanos(window.warmup), u64::MAX);
     let bulk_bytes = |streams: &Option<Streams>| streams.as_ref().map_or(0, Streams::bytes);
-    let mut begun = None;
+    let answered = |exchange: &Option<Exchange>| {
+        exchange.as_ref().map_or(0, |exchange| exchange.ledger().glimpse().counts.answered)
+    };
+    let (mut begun, mut over) = (None, None);
     let mut pace = Pace::new(spin);
     loop {
         let now_ns = clock.now_ns();
         if begun.is_none() && now_ns >= warmup_ns {
-            begun = Some((meter.begin()?, bulk_bytes(&streams)));
+            let reading = meter.begin()?;
             // What became due while the meters were read is not counted.
             let counted_from_ns = clock.now_ns();
+            begun = Some((reading, bulk_bytes(&streams), counted_from_ns));
             end_ns = counted_from_ns + nanos(window.measured);
             if let Some(exchange) = &mut exchange {
                 exchange.count_from(counted_from_ns);
@@ -112,7 +124,19 @@ pub(crate) fn run(load: Load, meter: &Meter, watch: &mut dyn Watch) -> Result<Ou
             pace = Pace::new(spin);
         }
         let open = exchange.as_ref().map_or(0, |exchange| exchange.ledger().outstanding());
-        if now_ns >= end_ns && (open == 0 || now_ns >= end_ns + nanos(DRAIN)) {
+        if let (Some((reading, bytes_before, _)), None) = (&begun, &over)
+            && now_ns >= end_ns
+            && (open == 0 || now_ns >= end_ns + nanos(GRACE))
+        {
+            let bytes = bulk_bytes(&streams) - bytes_before;
+            over = Some((
+                meter.used_since(reading)?,
+                bytes,
+                answered(&exchange),
+                pace.busy_share(now_ns),
+            ));
+        }
+        if over.is_some() && (open == 0 || now_ns >= end_ns + nanos(DRAIN)) {
             break;
         }
         pace.turn(clock, exchange.as_mut(), streams.as_mut())?;
@@ -121,15 +145,24 @@ pub(crate) fn run(load: Load, meter: &Meter, watch: &mut dyn Watch) -> Result<Ou
             watch.ticked(now_ns, glimpse, bulk_bytes(&streams));
         }
     }
-    let (reading, bytes_before) = begun.context("the run ended inside its warm-up")?;
-    let usage = meter.used_since(&reading)?;
-    let window_bytes = bulk_bytes(&streams) - bytes_before;
+    let (_, warmup_bytes, begun_ns) = begun.context("the run ended inside its warm-up")?;
+    let (usage, window_bytes, window_answered, turned_share) = over.context("no window")?;
     watch.window_over()?;
     let messages = exchange.map(|exchange| exchange.close(clock.now_ns()));
-    let busy_share = pace.busy_share(clock.now_ns());
     let total_bytes = streams.as_mut().map_or(Ok(0), Streams::drain)?;
-    let total_s = clock.start.elapsed().as_secs_f64();
-    Ok(Outcome { messages, window_bytes, total_bytes, total_s, usage, busy_share })
+    // Bulk alone sleeps in epoll until it may go on; whoever has messages to send spins.
+    let busy_share = if messages.is_none() { usage.generator_share() } else { turned_share };
+    let delivered_s = (clock.now_ns() - begun_ns) as f64 / 1e9;
+    Ok(Outcome {
+        messages,
+        window_answered,
+        window_bytes,
+        warmup_bytes,
+        total_bytes,
+        delivered_s,
+        usage,
+        busy_share,
+    })
 }
 
 /// Turns the load, and knows how much of the time there was something to do.

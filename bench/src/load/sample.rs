@@ -44,6 +44,8 @@ pub(crate) struct Sample {
     /// Latencies in nanoseconds, for percentile curves.
     pub(crate) histograms: Vec<LabelledHistogram>,
     pub(crate) usage: Usage,
+    /// Share of the window in which the generator had something to do, spinning or not, 0 to 1.
+    pub(crate) busy_share: f64,
     /// Share of sends that were late, 0 to 1.
     pub(crate) late_share: f64,
     /// Messages that never came back.
@@ -80,7 +82,7 @@ pub(crate) fn sample(
         }
         Workload::ClosedLoop { connections, message_bytes } => {
             let exchange = exchange(peer, connections, Pacing::Closed, message_bytes, conditions)?;
-            closed_loop(steady(peer, Some(exchange), None, conditions)?)
+            closed_loop(peer, exchange, conditions)
         }
         Workload::Mixed { bulk_flows, connections, rate, message_bytes } => {
             let exchange = exchange(peer, connections, open(rate), message_bytes, conditions)?;
@@ -137,12 +139,16 @@ fn steady(
 ) -> Result<Sample> {
     let label = if streams.is_some() { "interactive" } else { "round-trip" };
     let outcome = drive(peer, exchange, streams, conditions, &mut Unwatched)?;
+    Ok(finished(steady_values(peer, &outcome)?, outcome, label))
+}
+
+fn steady_values(peer: &dyn Peer, outcome: &Outcome) -> Result<Vec<(Metric, f64)>> {
     let has_process = !peer.pids().is_empty();
     let usage = &outcome.usage;
     let mut values = Vec::new();
     if let Some(closed) = &outcome.messages {
         values.extend(round_trips(closed));
-        let messages = closed.figures.counts.sent.max(1) as f64;
+        let messages = outcome.window_answered.max(1) as f64;
         // Beside bulk the CPU goes to the bulk.
         if has_process && outcome.total_bytes == 0 {
             values.push((Metric::CpuPerMessage, usage.peer_cpu_s * 1e6 / messages));
@@ -156,15 +162,16 @@ fn steady(
             values.push((Metric::CpuPerGib, usage.peer_cpu_s / (bytes / GIB)));
         }
     }
-    Ok(finished(values, outcome, label))
+    Ok(values)
 }
 
 /// How many messages there were is what a closed loop finds out.
-fn closed_loop(mut sample: Sample) -> Result<Sample> {
-    let answered: u64 = sample.histograms.iter().map(|h| h.histogram.len()).sum();
-    let per_second = (answered - sample.unanswered) as f64 / sample.usage.wall_s;
-    sample.values.push((Metric::MessagesPerSecond, per_second));
-    Ok(sample)
+fn closed_loop(peer: &mut dyn Peer, exchange: Exchange, conditions: Conditions) -> Result<Sample> {
+    let outcome = drive(peer, Some(exchange), None, conditions, &mut Unwatched)?;
+    let mut values = steady_values(peer, &outcome)?;
+    let per_second = outcome.window_answered as f64 / outcome.usage.wall_s;
+    values.push((Metric::MessagesPerSecond, per_second));
+    Ok(finished(values, outcome, "round-trip"))
 }
 
 fn slow_reader(
@@ -225,6 +232,7 @@ fn finished(values: Vec<(Metric, f64)>, outcome: Outcome, label: &'static str) -
         late_share: figures.map_or(0.0, |figures| figures.late_share()),
         unanswered: figures.map_or(0, |figures| figures.counts.unanswered),
         usage: outcome.usage,
+        busy_share: outcome.busy_share,
         histograms: outcome
             .messages
             .map(|closed| LabelledHistogram { label, histogram: closed.histogram })

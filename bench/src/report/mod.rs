@@ -161,7 +161,7 @@ pub(crate) struct Noise {
     pub(crate) softirq_max: f64,
     /// The same of the peer's own CPU, if it is bound to one.
     pub(crate) relay_softirq_max: Option<f64>,
-    /// How busy the generator's thread was (always about 1 where it spins).
+    /// How long the generator had something to do; waiting, also by spinning, is not.
     pub(crate) generator_max: f64,
     /// How long the generator's thread was ready to run and was not let.
     pub(crate) generator_wait_max: f64,

@@ -28,10 +28,10 @@ pub(super) struct LoadReport<'a> {
     pub(super) rate: Option<f64>,
     pub(super) arrivals: Option<Arrivals>,
     pub(super) sizes: Option<String>,
-    pub(super) seed: u64,
+    pub(super) seed: Option<u64>,
     pub(super) window_s: f64,
     pub(super) warmup_s: f64,
-    pub(super) spin: bool,
+    pub(super) spin: Option<bool>,
     pub(super) messages_per_second: Option<f64>,
     pub(super) latency: Option<LatencyFigures>,
     pub(super) throughput: Option<Throughput>,
@@ -50,12 +50,12 @@ pub(super) struct Throughput {
 }
 
 impl Throughput {
-    /// Downwards: what arrived within the window. Upwards: everything, warm-up included, until the
-    /// other end confirmed with its own end of stream that it had read it all; sent bytes alone
-    /// would be those in buffers on the way.
+    /// Downwards: what arrived within the window. Upwards: what was sent after the warm-up, until
+    /// the other end confirmed with its own end of stream that it had read it all; bytes sent within
+    /// the window alone may still be in buffers on the way.
     pub(super) fn of(mode: Mode, outcome: &Outcome) -> Throughput {
         let (bytes, seconds) = match mode {
-            Mode::Up => (outcome.total_bytes, outcome.total_s),
+            Mode::Up => (outcome.total_bytes - outcome.warmup_bytes, outcome.delivered_s),
             Mode::Down | Mode::Echo => (outcome.window_bytes, outcome.usage.wall_s),
         };
         Throughput { bytes, seconds, gbit_per_s: bytes as f64 * 8.0 / 1e9 / seconds }

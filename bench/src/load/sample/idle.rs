@@ -10,7 +10,6 @@ use super::{Conditions, Sample};
 use crate::load::sessions::{self, Limit, Task};
 use crate::measure::Meter;
 use crate::measure::memory::resident_kib;
-use crate::measure::placement::raise_open_files;
 use crate::peers::Peer;
 use crate::report::metric::Metric;
 
@@ -25,9 +24,6 @@ const PER_DIAL: usize = 1000;
 
 /// Rest before memory is read: closed sessions are gone, opened ones have settled.
 const SETTLE: Duration = Duration::from_millis(500);
-
-/// Open files that are not sessions, here and in the peer.
-const FILES_RESERVED: u64 = 500;
 
 /// Longest opening of all sessions: whoever is slower is not going to be compared at rest.
 const OPEN_WITHIN: Duration = Duration::from_secs(60);
@@ -44,7 +40,7 @@ pub(super) fn idle(peer: &mut dyn Peer, sessions: usize, conditions: Conditions)
     let first = open(peer, FIRST_SESSIONS, conditions)?;
     sleep(SETTLE);
     let base_kib = resident_kib(&peer.pids())?;
-    let held = open(peer, within_file_limit(sessions), conditions)?;
+    let held = open(peer, sessions, conditions)?;
     sleep(SETTLE);
     let full_kib = resident_kib(&peer.pids())?;
     let meter = Meter::new(peer.pids());
@@ -62,6 +58,7 @@ pub(super) fn idle(peer: &mut dyn Peer, sessions: usize, conditions: Conditions)
             (Metric::IdleCpu, usage.peer_cpu_s / usage.wall_s * 100.0),
         ],
         histograms: Vec::new(),
+        busy_share: usage.generator_share(),
         usage,
         late_share: 0.0,
         unanswered: 0,
@@ -77,30 +74,14 @@ fn open(peer: &mut dyn Peer, count: usize, conditions: Conditions) -> Result<Vec
         let limit = Limit { time: OPEN_WITHIN, sessions: wanted as u64 };
         let tally = match sessions::run(dialling, &conditions.dialer, TASK, limit) {
             // What it holds by now is what it holds at most.
-            Err(error) if !held.is_empty() => {
-                tell_stop(peer, held.len() / 2, &error);
-                return Ok(held);
-            }
+            Err(_) if !held.is_empty() => break,
             run => run?,
         };
         ensure!(tally.sessions > 0, "no session was set up");
         held.extend(tally.held);
-        if let Some(error) = &tally.stopped {
-            tell_stop(peer, held.len() / 2, error);
-            return Ok(held);
+        if tally.stopped.is_some() {
+            break;
         }
     }
     Ok(held)
-}
-
-/// The number is in the report; the reason is for whoever wonders about it.
-fn tell_stop(peer: &dyn Peer, sessions: usize, why: &anyhow::Error) {
-    eprintln!("note: {} holds no more than {sessions} sessions: {why:#}", peer.name());
-}
-
-/// Each session is two files here and at least two in the peer, which has the same limit.
-fn within_file_limit(sessions: usize) -> usize {
-    let limit = raise_open_files().unwrap_or(u64::MAX);
-    let most = limit.saturating_sub(FILES_RESERVED) / 2;
-    sessions.min(usize::try_from(most).unwrap_or(usize::MAX)).max(1)
 }

@@ -76,6 +76,8 @@ impl Cycles {
         Sample {
             values,
             histograms: vec![histogram],
+            // It sleeps until a session may go on.
+            busy_share: self.usage.generator_share(),
             usage: self.usage,
             late_share: 0.0,
             unanswered: 0,
