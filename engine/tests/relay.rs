@@ -466,7 +466,11 @@ fn busy_polling_follows_bytes_and_ends_with_them(io: IoChoice) {
     }
     assert!(lab.gateway.metrics().busy_polls > 0);
     let mut before = Duration::MAX;
-    lab.eventually("the worker sleeps", |_| std::mem::replace(&mut before, spun()) == spun());
+    // A spin is counted when it ends, so a reading must stand for several of them.
+    lab.eventually("the worker sleeps", |_| {
+        std::thread::sleep(10 * busy_poll.unwrap());
+        std::mem::replace(&mut before, spun()) == spun()
+    });
     // Rest is for good: samples are still taken, but nothing moves any more.
     let rested = spun();
     std::thread::sleep(Duration::from_millis(1200));
