@@ -35,7 +35,7 @@ pub enum ProtocolError {
     /// Bytes that are no frame.
     #[error("malformed frame: {0}")]
     Frame(#[from] super::frame::FrameError),
-    /// A frame before HELLO, or a second HELLO.
+    /// A frame other than CLOSE before HELLO, or a second HELLO.
     #[error("a leg must begin with exactly one HELLO")]
     Hello,
     /// A HELLO of another version.

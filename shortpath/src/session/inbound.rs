@@ -23,7 +23,10 @@ impl Session {
         }
         let Some(state) = self.legs.get_mut(&leg) else { return };
         state.heard(now);
-        if state.ready == matches!(frame, Frame::Hello(_)) {
+        // A peer whose session ended before this leg's turn came says CLOSE instead of HELLO.
+        let first = matches!(frame, Frame::Hello(_) | Frame::Close { .. });
+        let later = !matches!(frame, Frame::Hello(_));
+        if !(if state.ready { later } else { first }) {
             return self.fail(ProtocolError::Hello);
         }
         if !matches!(frame, Frame::Ping(_) | Frame::Pong(_)) {

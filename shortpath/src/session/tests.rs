@@ -6,8 +6,8 @@ use bytes::{Bytes, BytesMut};
 use super::frame::{Frame, FrameError, Hello, PAYLOAD_MAX, Received, VERSION};
 use super::pair::{AGENT, CLIENT, Pair, ms};
 use super::{
-    CLOSE_PROTOCOL, ChannelError, ChannelId, CloseReason, LegKind, OpenError, RESET_LIMIT,
-    ReadOutcome, Role, Session, SessionConfig,
+    CLOSE_PROTOCOL, CLOSE_RESTARTED, ChannelError, ChannelId, CloseReason, LegKind, OpenError,
+    RESET_LIMIT, ReadOutcome, Role, Session, SessionConfig,
 };
 
 fn pair() -> Pair {
@@ -308,6 +308,17 @@ fn a_hello_of_another_session_costs_the_leg_and_not_the_session() {
     pair.settle();
     assert_eq!(pair.ends[CLIENT].lost.len(), 1);
     assert_eq!(pair.ends[CLIENT].closed, None);
+}
+
+#[test]
+fn a_close_may_be_the_first_word_of_a_leg() {
+    let now = std::time::Instant::now();
+    let mut session = agent();
+    let leg = session.attach(now, LegKind::TcpReverse);
+    session.handle_frame(now, leg, Frame::Close { code: CLOSE_RESTARTED });
+    let events: Vec<_> = std::iter::from_fn(|| session.poll_event()).collect();
+    let closed = CloseReason::ByPeer(CLOSE_RESTARTED);
+    assert!(matches!(events.last(), Some(super::Event::Closed(reason)) if *reason == closed));
 }
 
 #[test]
