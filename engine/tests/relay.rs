@@ -450,9 +450,9 @@ impl Lab {
 }
 
 fn busy_polling_follows_bytes_and_ends_with_them(io: IoChoice) {
-    let busy_poll = Some(Duration::from_millis(5));
-    let Some(lab) = Lab::start_with(EngineConfig { io, busy_poll, ..EngineConfig::default() })
-    else {
+    let spin = Duration::from_millis(5);
+    let config = EngineConfig { io, busy_poll: Some(spin), ..EngineConfig::default() };
+    let Some(lab) = Lab::start_with(config) else {
         return;
     };
     let spun = || lab.gateway.metrics().busy_poll_time;
@@ -468,7 +468,7 @@ fn busy_polling_follows_bytes_and_ends_with_them(io: IoChoice) {
     let mut before = Duration::MAX;
     // A spin is counted when it ends, so a reading must stand for several of them.
     lab.eventually("the worker sleeps", |_| {
-        std::thread::sleep(10 * busy_poll.unwrap());
+        std::thread::sleep(10 * spin);
         std::mem::replace(&mut before, spun()) == spun()
     });
     // Rest is for good: samples are still taken, but nothing moves any more.
