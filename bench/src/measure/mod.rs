@@ -6,7 +6,6 @@ pub(crate) mod memory;
 pub(crate) mod netns;
 pub(crate) mod noise;
 pub(crate) mod placement;
-mod rtnetlink;
 pub(crate) mod threads;
 pub(crate) mod tree;
 mod veth;

@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use nix::sched::{CloneFlags, unshare};
 
-use super::rtnetlink::{link_up, request};
 use super::veth::{self, Veth};
+use switchback_bench::rtnetlink::{link_up, request};
 
 /// Which network to use, as asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

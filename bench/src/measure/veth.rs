@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
 
 use super::netns::{Place, new_namespace, set};
-use super::rtnetlink::{VethEnd, address, default_route, link_up, request, veth};
+use switchback_bench::rtnetlink::{VethEnd, address, default_route, link_up, request, veth};
 
 /// The client (RFC 5737 documentation ranges, as all addresses here).
 pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -90,7 +90,7 @@ fn set_up_server() -> Result<()> {
 }
 
 fn bring_up(end: VethEnd<'_>, ip: Ipv4Addr) -> Result<()> {
-    request(&address(end.index, ip, PREFIX)).context("setting an address")?;
+    request(&address(end.index, ip.into(), PREFIX)).context("setting an address")?;
     request(&link_up(end.index)).context("bringing a link up")
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Message building is pure; [`request`] sends one and reads its acknowledgement.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +14,7 @@ use rustix::net::{
 ///
 /// # Errors
 /// No netlink socket, or the kernel refuses; the error says why.
-pub(crate) fn request(message: &Message) -> Result<()> {
+pub fn request(message: &Message) -> Result<()> {
     let socket: OwnedFd =
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, NETLINK_ROUTE)?;
     send(&socket, &message.to_bytes(), SendFlags::empty())?;
@@ -27,7 +27,7 @@ pub(crate) fn request(message: &Message) -> Result<()> {
 
 /// One request: a fixed structure and attributes.
 #[derive(Debug)]
-pub(crate) struct Message {
+pub struct Message {
     kind: u16,
     flags: u16,
     body: Vec<u8>,
@@ -35,21 +35,21 @@ pub(crate) struct Message {
 
 /// One end of a veth pair.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct VethEnd<'a> {
+pub struct VethEnd<'a> {
     /// Interface index, unique in its namespace. Must differ between the two ends: the kernel
     /// announces the carrier at once only then, and up to 1 s later otherwise.
-    pub(crate) index: u32,
+    pub index: u32,
     /// At most 15 bytes (IFNAMSIZ).
-    pub(crate) name: &'a str,
+    pub name: &'a str,
 }
 
 /// Sets interface `index` up. 1 is always `lo`.
-pub(crate) fn link_up(index: u32) -> Message {
+pub fn link_up(index: u32) -> Message {
     Message { kind: RTM_NEWLINK, flags: 0, body: link_header(index, IFF_UP) }
 }
 
 /// Creates `here` in the calling thread's namespace, joined to `there` in the namespace `peer_ns`.
-pub(crate) fn veth(here: VethEnd<'_>, there: VethEnd<'_>, peer_ns: BorrowedFd<'_>) -> Message {
+pub fn veth(here: VethEnd<'_>, there: VethEnd<'_>, peer_ns: BorrowedFd<'_>) -> Message {
     let mut peer = link_header(there.index, 0);
     attribute(&mut peer, IFLA_IFNAME, &name_bytes(there.name));
     attribute(&mut peer, IFLA_NET_NS_FD, &peer_ns.as_raw_fd().to_ne_bytes());
@@ -64,21 +64,41 @@ pub(crate) fn veth(here: VethEnd<'_>, there: VethEnd<'_>, peer_ns: BorrowedFd<'_
     Message { kind: RTM_NEWLINK, flags: NLM_F_CREATE | NLM_F_EXCL, body }
 }
 
-/// Gives interface `index` the address `ip` in a network of `prefix` bits.
-pub(crate) fn address(index: u32, ip: Ipv4Addr, prefix: u8) -> Message {
-    // struct ifaddrmsg: family, prefix length, flags, scope, index.
-    let mut body = vec![AF_INET, prefix, 0, 0];
-    body.extend(index.to_ne_bytes());
-    attribute(&mut body, IFA_LOCAL, &ip.octets());
-    attribute(&mut body, IFA_ADDRESS, &ip.octets());
+/// Sets interface `index` up, with this MTU and room for `queue` packets towards its reader.
+pub fn device_up(index: u32, mtu: u32, queue: u32) -> Message {
+    let mut body = link_header(index, IFF_UP);
+    attribute(&mut body, IFLA_MTU, &mtu.to_ne_bytes());
+    attribute(&mut body, IFLA_TXQLEN, &queue.to_ne_bytes());
+    Message { kind: RTM_NEWLINK, flags: 0, body }
+}
+
+/// Gives interface `index` the address `ip` in a network of `prefix` bits. Good at once: IPv6's
+/// duplicate address detection is left out.
+pub fn address(index: u32, ip: IpAddr, prefix: u8) -> Message {
+    let body = address_body(index, ip, prefix);
     Message { kind: RTM_NEWADDR, flags: NLM_F_CREATE | NLM_F_EXCL, body }
 }
 
+/// Takes the address `ip` in a network of `prefix` bits from interface `index`.
+pub fn remove_address(index: u32, ip: IpAddr, prefix: u8) -> Message {
+    Message { kind: RTM_DELADDR, flags: 0, body: address_body(index, ip, prefix) }
+}
+
+/// Routes a network out of interface `index`, which needs no gateway (point to point). Replaces a
+/// route to the same network, of whatever interface. A `prefix` of 0 is the default route.
+pub fn device_route(network: IpAddr, prefix: u8, index: u32) -> Message {
+    let scope = if network.is_ipv4() { RT_SCOPE_LINK } else { RT_SCOPE_UNIVERSE };
+    let mut body = route_header(family(network), prefix, scope);
+    if prefix > 0 {
+        attribute(&mut body, RTA_DST, &octets(network));
+    }
+    attribute(&mut body, RTA_OIF, &index.to_ne_bytes());
+    Message { kind: RTM_NEWROUTE, flags: NLM_F_CREATE | NLM_F_REPLACE, body }
+}
+
 /// Routes everything that is not local over `via`.
-pub(crate) fn default_route(via: Ipv4Addr) -> Message {
-    // struct rtmsg: family, destination, source and TOS lengths, table, origin, scope, type, flags.
-    let mut body = vec![AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST];
-    body.extend([0; 4]);
+pub fn default_route(via: Ipv4Addr) -> Message {
+    let mut body = route_header(AF_INET, 0, RT_SCOPE_UNIVERSE);
     attribute(&mut body, RTA_GATEWAY, &via.octets());
     Message { kind: RTM_NEWROUTE, flags: NLM_F_CREATE | NLM_F_EXCL, body }
 }
@@ -104,6 +124,34 @@ fn link_header(index: u32, flags: u32) -> Vec<u8> {
         header.extend(field.to_ne_bytes());
     }
     header
+}
+
+/// `struct ifaddrmsg`: family, prefix length, flags, scope, index; then the address.
+fn address_body(index: u32, ip: IpAddr, prefix: u8) -> Vec<u8> {
+    let flags = if ip.is_ipv6() { IFA_F_NODAD } else { 0 };
+    let mut body = vec![family(ip), prefix, flags, 0];
+    body.extend(index.to_ne_bytes());
+    attribute(&mut body, IFA_LOCAL, &octets(ip));
+    attribute(&mut body, IFA_ADDRESS, &octets(ip));
+    body
+}
+
+/// `struct rtmsg`: family, destination, source and TOS lengths, table, origin, scope, type, flags.
+fn route_header(family: u8, prefix: u8, scope: u8) -> Vec<u8> {
+    let mut header = vec![family, prefix, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST];
+    header.extend([0; 4]);
+    header
+}
+
+fn family(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
 }
 
 /// `struct rtattr`: length without padding, type, payload, padded to 4 bytes.
@@ -132,14 +180,18 @@ const HEADER_BYTES: usize = 16;
 const ATTRIBUTE_HEADER_BYTES: usize = 4;
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
+const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const NLMSG_ERROR: u16 = 2;
 const IFF_UP: u32 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
@@ -147,11 +199,17 @@ const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFA_F_NODAD: u8 = 2;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RT_TABLE_MAIN: u8 = 254;
+const RT_SCOPE_UNIVERSE: u8 = 0;
+const RT_SCOPE_LINK: u8 = 253;
 const RTPROT_BOOT: u8 = 3;
 const RTN_UNICAST: u8 = 1;
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 #[cfg(test)]
 mod tests {
@@ -166,7 +224,11 @@ mod tests {
         let messages = [
             (link_up(1), 32),
             (veth(here, there, file.as_fd()), 92),
-            (address(5, ip, 30), 40),
+            (device_up(5, 1500, 1000), 48),
+            (address(5, ip.into(), 30), 40),
+            (remove_address(5, IpAddr::from([0_u16; 8]), 64), 64),
+            (device_route(ip.into(), 32, 5), 44),
+            (device_route(ip.into(), 0, 5), 36),
             (default_route(ip), 36),
         ];
         for (message, length) in messages {
