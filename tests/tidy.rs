@@ -123,6 +123,10 @@ const PURE: &[&str] = &[
     "bench/src/compare/scenario.rs",
     "bench/src/compare/timings.rs",
     "bench/src/compare/warnings.rs",
+    "bench/src/lab/nat",
+    "bench/src/lab/packet",
+    "bench/src/lab/presets.rs",
+    "bench/src/lab/wire",
     "control/src/broker/takeover/messages.rs",
 ];
 
