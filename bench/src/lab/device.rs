@@ -35,6 +35,13 @@ pub(super) struct InterfacePlan {
     pub(super) routes: Vec<Subnet>,
 }
 
+impl InterfacePlan {
+    /// An interface without addresses.
+    pub(super) fn named(name: &str) -> InterfacePlan {
+        InterfacePlan { name: name.to_owned(), ..InterfacePlan::default() }
+    }
+}
+
 impl Device {
     /// Opens a device in the calling thread's namespace, with its addresses and routes, up.
     ///

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use super::device::{InterfacePlan, default_routes};
+use super::nat::Mapping;
 use super::subnet::Subnet;
 use super::topology::{KernelRouter, Topology};
 
@@ -146,7 +147,10 @@ impl Graph<'_> {
                 self.topology.hosts[host].router,
                 Some(KernelRouter::Masquerade | KernelRouter::MasqueradeRandom)
             ),
-            Node::Router(router) => self.topology.routers[router].nat.is_some(),
+            Node::Router(router) => {
+                let nat = &self.topology.routers[router].nat;
+                nat.is_some_and(|nat| nat.mapping != Mapping::None)
+            }
         }
     }
 

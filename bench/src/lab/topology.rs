@@ -9,8 +9,7 @@
 //! name = "client"
 //! from = { at = "client", addresses = ["192.168.1.2/24"] }
 //! to = { at = "home", addresses = ["192.168.1.1/24"] }
-//! up = "wifi"
-//! down = "wifi"
+//! settings = "wifi,loss=1%"
 //!
 //! [[links]]
 //! name = "home"
@@ -29,10 +28,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::nat::NatSettings;
-use super::presets::link_settings;
 use super::subnet::Subnet;
-use super::wire::LinkSettings;
-use super::{LabError, named, plan};
+use super::{LabError, named, plan, presets};
 
 /// Hosts, routers and the links between them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -74,19 +71,33 @@ pub enum KernelRouter {
     Plain,
 }
 
+impl FromStr for KernelRouter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "masquerade" => KernelRouter::Masquerade,
+            "masquerade-random" => KernelRouter::MasqueradeRandom,
+            "firewall" => KernelRouter::Firewall,
+            "plain" => KernelRouter::Plain,
+            _ => {
+                let known = "masquerade, masquerade-random, firewall or plain";
+                return Err(format!("{text:?} is none of {known}"));
+            }
+        })
+    }
+}
+
 /// A router of the lab's own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Router {
     /// As [`Host::name`].
     pub name: String,
-    /// Translates IPv4 between its first link out (the outside) and all others. Its public address
-    /// is the link's first IPv4 address at this end.
-    #[serde(default, with = "text", skip_serializing_if = "Option::is_none")]
+    /// What stands between its first link out (the outside) and all others. The public address is
+    /// the first IPv4 address at this end of that link. `None`: everything passes.
+    #[serde(default, with = "optional_text", skip_serializing_if = "Option::is_none")]
     pub nat: Option<NatSettings>,
-    /// Lets in over its first link out only what was asked for (IPv6; IPv4 too without `nat`).
-    #[serde(default)]
-    pub firewall: bool,
 }
 
 /// A wire in each direction.
@@ -99,12 +110,9 @@ pub struct Link {
     pub from: End,
     /// The end nearer to the core.
     pub to: End,
-    /// From `from` to `to`.
-    #[serde(default, with = "link_text")]
-    pub up: LinkSettings,
-    /// From `to` to `from`.
-    #[serde(default, with = "link_text")]
-    pub down: LinkSettings,
+    /// What happens on the way: `up` is from `from` to `to`.
+    #[serde(default, with = "text")]
+    pub settings: presets::Link,
 }
 
 /// One end of a link.
@@ -140,13 +148,13 @@ impl Topology {
 
     /// Adds a router of the lab's own.
     #[must_use]
-    pub fn router(mut self, name: &str, nat: Option<NatSettings>, firewall: bool) -> Self {
-        self.routers.push(Router { name: name.to_owned(), nat, firewall });
+    pub fn router(mut self, name: &str, nat: Option<NatSettings>) -> Self {
+        self.routers.push(Router { name: name.to_owned(), nat });
         self
     }
 
-    /// Adds a link from `from` to `to`, which is nearer to the core, with the same settings in both
-    /// directions. Addresses are as in `192.168.1.2/24 2001:db8::2/64`.
+    /// Adds a link from `from` to `to`, which is nearer to the core. Addresses are as in
+    /// `192.168.1.2/24 2001:db8::2/64`.
     ///
     /// # Errors
     /// An address that is none.
@@ -155,7 +163,7 @@ impl Topology {
         name: &str,
         from: (&str, &str),
         to: (&str, &str),
-        settings: LinkSettings,
+        settings: presets::Link,
     ) -> Result<Self, LabError> {
         let end = |(at, addresses): (&str, &str)| {
             let addresses = addresses.split_whitespace().map(str::parse).collect::<Result<_, _>>();
@@ -163,7 +171,7 @@ impl Topology {
             Ok(End { at: at.to_owned(), addresses })
         };
         let (from, to) = (end(from)?, end(to)?);
-        self.links.push(Link { name: name.to_owned(), from, to, up: settings, down: settings });
+        self.links.push(Link { name: name.to_owned(), from, to, settings });
         Ok(self)
     }
 
@@ -196,9 +204,27 @@ impl FromStr for Topology {
     }
 }
 
-/// An optional value by its text.
+/// A value by its text.
 mod text {
-    use super::*;
+    use super::{Deserialize, Deserializer, FromStr, Serializer, fmt};
+
+    pub(super) fn serialize<S: Serializer, T: fmt::Display>(
+        value: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(
+        deserializer: D,
+    ) -> Result<T, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A value by its text, if there is one.
+mod optional_text {
+    use super::{Deserialize, Deserializer, FromStr, Serialize, Serializer, fmt};
 
     pub(super) fn serialize<S: Serializer, T: fmt::Display>(
         value: &Option<T>,
@@ -212,23 +238,5 @@ mod text {
     ) -> Result<Option<T>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
         text.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
-    }
-}
-
-/// Link settings by their text; presets are read, items are written.
-mod link_text {
-    use super::*;
-
-    pub(super) fn serialize<S: Serializer>(
-        settings: &LinkSettings,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(settings)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<LinkSettings, D::Error> {
-        link_settings(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
