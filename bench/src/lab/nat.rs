@@ -7,6 +7,7 @@
 //! Pure: the caller gives the time since the lab's start, chance comes from the seed.
 
 mod counters;
+mod entry;
 mod fragments;
 mod policy;
 #[cfg(test)]
@@ -20,11 +21,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 pub use self::counters::{NatStats, Reason};
+use self::entry::Segment;
 use self::fragments::{Fragments, Way};
 pub use self::policy::{Blackhole, Policy, TcpPolicy, UdpPolicy};
 pub use self::settings::{Filtering, Mapping, NAMED, NatSettings, PortAssignment};
 pub use self::table::MappingView;
-use self::table::{Segment, Table};
+use self::table::Table;
 use crate::lab::packet::{
     self, Flow, PacketView, Part, Protocol, RouterAddresses, Unreachable, stays_on_its_link,
 };

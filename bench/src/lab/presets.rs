@@ -28,8 +28,8 @@ pub const PRESETS: [Preset; 8] = [
     },
     Preset {
         name: "lan",
-        down: "delay=150us,rate=1gbit,queue=500kB",
-        up: "delay=150us,rate=1gbit,queue=500kB",
+        down: "delay=0.15ms,rate=1gbit,queue=500kB",
+        up: "delay=0.15ms,rate=1gbit,queue=500kB",
         reason: "gigabit Ethernet over a few switches, 0.3 ms round trip, 4 ms of switch buffer",
     },
     Preset {
@@ -130,6 +130,9 @@ impl FromStr for Link {
 impl fmt::Display for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (down, up) = (self.down.items(), self.up.items());
+        if down.is_empty() && up.is_empty() {
+            return f.write_str("perfect");
+        }
         if down == up {
             return f.write_str(&down.join(","));
         }
@@ -156,4 +159,51 @@ pub fn help() -> String {
 
 fn names() -> String {
     PRESETS.map(|preset| preset.name).join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_preset_is_a_link_with_a_reason_and_is_listed() {
+        for preset in &PRESETS {
+            let link: Link = preset.name.parse().unwrap();
+            assert_eq!(link.down.to_string(), preset.down, "{}: canonical text", preset.name);
+            assert_eq!(link.up.to_string(), preset.up, "{}: canonical text", preset.name);
+            assert_eq!(link.to_string().parse(), Ok(link));
+            assert!(preset.reason.len() > 20 && help().contains(preset.reason));
+        }
+    }
+
+    #[test]
+    fn a_preset_can_be_changed_for_both_directions_or_one() {
+        let link: Link = "4g,loss=2%,up.rate=1mbit".parse().unwrap();
+        assert_eq!(link.down.to_string(), "delay=22ms,jitter=8ms,loss=2%,rate=40mbit,queue=1MB");
+        assert_eq!(link.up.to_string(), "delay=25ms,jitter=12ms,loss=2%,rate=1mbit,queue=500kB");
+        assert_eq!(link.to_string().parse(), Ok(link));
+    }
+
+    #[test]
+    fn a_partial_update_leaves_the_rest_and_a_preset_replaces_everything() {
+        let mut link: Link = "satellite".parse().unwrap();
+        link.update("down.delay=1ms").unwrap();
+        assert_eq!(link.down.delay, Duration::from_millis(1));
+        assert_eq!(link.up, "satellite".parse::<Link>().unwrap().up);
+        link.update("down.blackhole,delay=3ms").unwrap();
+        assert!(link.down.blackhole && !link.up.blackhole);
+        link.update("perfect").unwrap();
+        assert_eq!(link, Link::default());
+    }
+
+    #[test]
+    fn a_wrong_link_is_refused_with_what_there_is() {
+        let error = "5g".parse::<Link>().unwrap_err();
+        assert!(error.contains("no such preset; there are perfect, lan"), "{error}");
+        let error = "4g,up.delay=2".parse::<Link>().unwrap_err();
+        assert!(error.contains("as in 20ms"), "{error}");
+        assert!("".parse::<Link>().unwrap().down.is_perfect());
+    }
 }

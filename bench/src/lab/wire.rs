@@ -27,7 +27,7 @@ const IN_FLIGHT_BYTES_MAX: usize = 192 << 20;
 const REORDER_HOLD_MIN: Duration = Duration::from_millis(1);
 
 /// What became of a packet given to [`Wire::push`].
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pushed {
     /// It is on the wire: ask [`Wire::next_due`].
     Queued,

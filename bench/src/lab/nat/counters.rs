@@ -100,7 +100,7 @@ pub struct NatStats {
     pub mappings_expired: u64,
     /// Mappings thrown out because there were too many.
     pub mappings_evicted: u64,
-    dropped: [u64; Reason::ALL.len()],
+    pub(super) dropped: [u64; Reason::ALL.len()],
 }
 
 impl NatStats {

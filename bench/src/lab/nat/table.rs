@@ -4,30 +4,19 @@
 //! tracker keeps it, and the mapping lives as long as any peer. An untranslated flow has a mapping
 //! whose external endpoint is the inside one, so that filtering is the same code.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use super::entry::{Entry, InsideKey, Segment};
 use super::{Filtering, Mapping, NatSettings, PortAssignment, Reason};
-use crate::lab::packet::{Flow, PacketView, Protocol, TcpFlags};
-
-/// Remote endpoints remembered per mapping; the one idle longest is forgotten.
-const PEERS_MAX: usize = 512;
+use crate::lab::packet::{Flow, Protocol};
 
 /// Ports remembered as not to be given out again; beyond that all are forgiven.
 const SHUNNED_MAX: usize = 8192;
-
-/// A TCP connection being opened (RFC 5382, REQ-5: at least 4 minutes).
-const TCP_OPENING: Duration = Duration::from_secs(240);
-
-/// A TCP connection that was reset or has ended both ways: late segments may still come.
-const TCP_CLOSING: Duration = Duration::from_secs(10);
-
-/// An ICMP echo (RFC 5508, REQ-1: at least 60 s).
-const ECHO: Duration = Duration::from_secs(60);
 
 /// Lowest external port given out when the inside one is not kept.
 const PORT_MIN: u16 = 1024;
@@ -46,26 +35,6 @@ pub struct MappingView {
     /// Time left unless it is refreshed.
     pub left: Duration,
 }
-
-/// What a packet does to a peer's timer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Segment {
-    Datagram,
-    Tcp(TcpFlags),
-}
-
-impl Segment {
-    pub(super) fn of(view: &PacketView<'_>) -> Segment {
-        view.tcp_flags().map_or(Segment::Datagram, Segment::Tcp)
-    }
-
-    fn continues_tcp(self) -> bool {
-        matches!(self, Segment::Tcp(flags) if !flags.syn)
-    }
-}
-
-/// Inside endpoint and, as the mapping behaviour has it, whom it speaks to.
-type InsideKey = (Protocol, SocketAddr, Option<IpAddr>, u16);
 
 /// All mappings of a box.
 #[derive(Debug)]
@@ -134,9 +103,11 @@ impl Table {
             return Err(Reason::TcpWithoutState);
         }
         let external = match own {
-            Some(address) => SocketAddr::new(address, self.port(settings, &flow, address)?),
+            Some(address) => SocketAddr::new(address, self.port(now, settings, &flow, address)?),
             None => flow.source,
         };
+        // What is left there has run out, or the port would not be free.
+        self.expired += u64::from(self.remove(flow.protocol, external));
         self.make_room(now, settings.mappings_max);
         let mut entry = Entry::new(now, key);
         entry.refresh(now, settings, flow.destination, segment, true);
@@ -233,15 +204,14 @@ impl Table {
             }
             self.shunned.insert((key.0, external.port()));
         }
-        self.remove(key.0, external);
-        self.expired += 1;
+        self.expired += u64::from(self.remove(key.0, external));
         None
     }
 
-    fn remove(&mut self, protocol: Protocol, external: SocketAddr) {
-        if let Some(entry) = self.by_external.remove(&(protocol, external)) {
-            self.by_inside.remove(&entry.key);
-        }
+    /// Takes out the mapping of an external endpoint, if there is one.
+    fn remove(&mut self, protocol: Protocol, external: SocketAddr) -> bool {
+        let entry = self.by_external.remove(&(protocol, external));
+        entry.is_some_and(|entry| self.by_inside.remove(&entry.key).is_some())
     }
 
     /// Before one more: removes what has run out or, when that is not enough, what is idle longest.
@@ -255,29 +225,29 @@ impl Table {
             .filter(|(_, entry)| entry.until <= now)
             .map(|(key, _)| *key)
             .collect();
-        self.expired += dead.len() as u64;
         for (protocol, external) in dead {
-            self.remove(protocol, external);
+            self.expired += u64::from(self.remove(protocol, external));
         }
         while self.by_external.len() >= most.max(1) {
             let idlest = self.by_external.iter().min_by_key(|(key, entry)| (entry.used, **key));
             let Some(((protocol, external), _)) = idlest else { return };
             let (protocol, external) = (*protocol, *external);
-            self.remove(protocol, external);
-            self.evicted += 1;
+            self.evicted += u64::from(self.remove(protocol, external));
         }
     }
 
     /// A free external port for a new mapping.
     fn port(
         &mut self,
+        now: Duration,
         settings: &NatSettings,
         flow: &Flow,
         address: IpAddr,
     ) -> Result<u16, Reason> {
         let free = |table: &Table, port: u16| {
-            let taken = table.by_external.contains_key(&(flow.protocol, (address, port).into()));
-            !taken && !table.shunned.contains(&(flow.protocol, port))
+            let entry = table.by_external.get(&(flow.protocol, (address, port).into()));
+            entry.is_none_or(|entry| !entry.lives(now, settings))
+                && !table.shunned.contains(&(flow.protocol, port))
         };
         let wanted = match settings.ports {
             PortAssignment::Keep if free(self, flow.source.port()) => {
@@ -315,108 +285,4 @@ fn inside_key(mapping: Mapping, flow: &Flow) -> InsideKey {
         Mapping::AddressAndPortDependent => (Some(remote.ip()), remote.port()),
     };
     (flow.protocol, flow.source, address, port)
-}
-
-/// One mapping.
-#[derive(Debug)]
-struct Entry {
-    key: InsideKey,
-    created: Duration,
-    /// Last packet that refreshed it.
-    used: Duration,
-    /// When the last peer runs out.
-    until: Duration,
-    peers: BTreeMap<SocketAddr, Peer>,
-}
-
-/// A remote endpoint spoken to.
-#[derive(Clone, Copy, Debug, Default)]
-struct Peer {
-    until: Duration,
-    /// TCP: which directions have sent SYN and FIN (bit 0 outbound, bit 1 inbound), and RST.
-    opened: u8,
-    ended: u8,
-    aborted: bool,
-}
-
-impl Entry {
-    fn new(now: Duration, key: InsideKey) -> Self {
-        Entry { key, created: now, used: now, until: now, peers: BTreeMap::new() }
-    }
-
-    fn ends(&self, settings: &NatSettings) -> Duration {
-        settings.lifetime.map_or(self.until, |lifetime| self.until.min(self.created + lifetime))
-    }
-
-    fn lives(&self, now: Duration, settings: &NatSettings) -> bool {
-        now < self.ends(settings)
-    }
-
-    fn knows(&self, now: Duration, remote: SocketAddr) -> bool {
-        self.peers.get(&remote).is_some_and(|peer| now < peer.until)
-    }
-
-    fn admits(&self, now: Duration, filtering: Filtering, remote: SocketAddr) -> bool {
-        match filtering {
-            Filtering::Open | Filtering::EndpointIndependent => true,
-            Filtering::AddressDependent => {
-                let port = |port| SocketAddr::new(remote.ip(), port);
-                self.peers.range(port(0)..=port(u16::MAX)).any(|(_, peer)| now < peer.until)
-            }
-            Filtering::AddressAndPortDependent => self.knows(now, remote),
-        }
-    }
-
-    fn refresh(
-        &mut self,
-        now: Duration,
-        settings: &NatSettings,
-        remote: SocketAddr,
-        segment: Segment,
-        outbound: bool,
-    ) {
-        if !self.peers.contains_key(&remote) && self.peers.len() >= PEERS_MAX {
-            let first_to_go = self.peers.iter().min_by_key(|(_, peer)| peer.until);
-            if let Some(remote) = first_to_go.map(|(remote, _)| *remote) {
-                self.peers.remove(&remote);
-            }
-        }
-        let protocol = self.key.0;
-        let peer = self.peers.entry(remote).or_default();
-        peer.until = now
-            + match (segment, protocol) {
-                (Segment::Tcp(flags), _) => peer.follow(flags, outbound, settings.tcp_timeout),
-                (Segment::Datagram, Protocol::Echo) => ECHO,
-                // A first fragment of TCP has its flags; only UDP is left.
-                (Segment::Datagram, _) => settings.udp_timeout,
-            };
-        self.used = now;
-        self.until = match segment {
-            Segment::Datagram => self.until.max(peer.until),
-            // Closing shortens the time left, so the maximum must be found again.
-            Segment::Tcp(_) => self.peers.values().map(|peer| peer.until).max().unwrap_or(now),
-        };
-    }
-}
-
-impl Peer {
-    /// Follows a TCP connection; the time it may now be silent.
-    fn follow(&mut self, flags: TcpFlags, outbound: bool, established: Duration) -> Duration {
-        let side = if outbound { 1 } else { 2 };
-        if flags.syn {
-            if self.aborted || self.ended == 3 {
-                *self = Peer::default();
-            }
-            self.opened |= side;
-        }
-        if flags.fin {
-            self.ended |= side;
-        }
-        self.aborted |= flags.rst;
-        match (self.aborted || self.ended == 3, self.opened == 3) {
-            (true, _) => TCP_CLOSING,
-            (false, true) => established,
-            (false, false) => TCP_OPENING,
-        }
-    }
 }
