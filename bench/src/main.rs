@@ -38,6 +38,9 @@ enum Command {
     /// The other half of load: send back whatever comes, discard it, or generate bytes
     #[command(after_help = commands::echo::EXAMPLES)]
     Echo(commands::echo::EchoArgs),
+    /// Build a network of several hosts on this machine: NATs of every kind, links of any quality
+    #[command(after_help = commands::lab::EXAMPLES)]
+    Lab(commands::lab::LabArgs),
     /// Relay TCP with a tokio copy loop: the peer to compare with
     TokioCopy(commands::tokio_copy::RelayArgs),
     /// Relay TCP with a tokio-uring copy loop: another peer
@@ -48,16 +51,20 @@ fn main() -> ExitCode {
     let verdict = match Cli::parse().command {
         Command::Compare(args) => commands::compare::run(&args),
         Command::Load(args) => commands::load::run(&args),
+        Command::Lab(args) => return exit_code(commands::lab::run(&args)),
         Command::Echo(args) => commands::echo::run(&args).map(|()| Verdict::Complete),
         Command::TokioCopy(args) => commands::tokio_copy::run(&args).map(|()| Verdict::Complete),
         Command::TokioUring(args) => commands::tokio_uring::run(&args).map(|()| Verdict::Complete),
     };
-    match verdict {
-        Ok(Verdict::Complete) => ExitCode::SUCCESS,
-        Ok(Verdict::Incomplete) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(verdict.map(|verdict| match verdict {
+        Verdict::Complete => ExitCode::SUCCESS,
+        Verdict::Incomplete => ExitCode::FAILURE,
+    }))
+}
+
+fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

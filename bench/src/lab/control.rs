@@ -203,10 +203,9 @@ fn answer(stream: &UnixStream, lab: &Lab) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let done = match read_line(stream)? {
         Request::Set { name, settings } => apply(lab, &name, &settings).map(|()| Reply::Done),
-        Request::Readdress { host, old, new } => lab
-            .find_host(&host)
-            .and_then(|host| host.readdress(&old, &new))
-            .map(|()| Reply::Done),
+        Request::Readdress { host, old, new } => {
+            lab.find_host(&host).and_then(|host| host.readdress(&old, &new)).map(|()| Reply::Done)
+        }
         Request::Status => Ok(Reply::Status(Box::new(lab.status()))),
     };
     write_line(stream, &done.unwrap_or_else(|error| Reply::Refused(error.to_string())))

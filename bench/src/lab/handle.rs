@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::LabError;
 use super::device::{Device, exchange_address, set_routes};
 use super::forward::Forwarder;
 use super::kernel::make_router;
@@ -19,7 +20,6 @@ use super::status::Status;
 use super::subnet::Subnet;
 use super::topology::{KernelRouter, Topology};
 use super::wire::WireStats;
-use super::LabError;
 
 /// A running lab. Dropping it ends it: every process in its hosts is killed, and the kernel removes
 /// their network. The same happens to the network, and to programs started by

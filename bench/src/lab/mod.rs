@@ -30,6 +30,7 @@ pub mod packet;
 mod plan;
 pub mod presets;
 pub mod probe;
+pub mod referee;
 mod spawn;
 mod status;
 mod subnet;

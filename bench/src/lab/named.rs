@@ -24,8 +24,11 @@ const NAT: &str = "a NAT's name or MAPPING/FILTERING/PORTS, with options";
 const LINK: &str = "a link preset or items, seen from the host: up is its upload";
 
 /// Parameters that every topology has.
-const LINKS: [(&str, &str, &str); 3] =
-    [("client-link", "perfect", LINK), ("agent-link", "perfect", LINK), ("server-link", "perfect", LINK)];
+const LINKS: [(&str, &str, &str); 3] = [
+    ("client-link", "perfect", LINK),
+    ("agent-link", "perfect", LINK),
+    ("server-link", "perfect", LINK),
+];
 
 /// All topologies with names.
 pub const NAMED: [Named; 6] = [

@@ -63,9 +63,10 @@ impl Plan {
     /// What is wrong, by name, and what would be right.
     pub(super) fn of(topology: &Topology) -> Result<Plan, String> {
         check_names(topology)?;
-        let ends = topology.links.iter().map(|link| {
-            Ok([node(topology, &link.from.at)?, node(topology, &link.to.at)?])
-        });
+        let ends = topology
+            .links
+            .iter()
+            .map(|link| Ok([node(topology, &link.from.at)?, node(topology, &link.to.at)?]));
         let ends = ends.collect::<Result<Vec<_>, String>>()?;
         let graph = Graph { topology, ends: &ends };
         for (link, _) in topology.links.iter().enumerate() {

@@ -51,7 +51,12 @@ struct Server {
 ///
 /// # Errors
 /// Sockets cannot be made, or even what was asked for does not arrive.
-pub fn behaviour(lab: &Lab, client: &str, server: &str, silence: Duration) -> io::Result<Behaviour> {
+pub fn behaviour(
+    lab: &Lab,
+    client: &str,
+    server: &str,
+    silence: Duration,
+) -> io::Result<Behaviour> {
     let (client, server) = (lab.host(client), Server::open(lab.host(server))?);
     let (mapping, ports) = server.mapping(client)?;
     Ok(Behaviour {
@@ -66,10 +71,7 @@ pub fn behaviour(lab: &Lab, client: &str, server: &str, silence: Duration) -> io
 ///
 /// # Errors
 /// The packet does not arrive within 2 s.
-pub fn mapped_address(
-    socket: &UdpSocket,
-    server: &UdpSocket,
-) -> io::Result<SocketAddr> {
+pub fn mapped_address(socket: &UdpSocket, server: &UdpSocket) -> io::Result<SocketAddr> {
     let marker = rand::random::<u64>().to_ne_bytes();
     socket.send_to(&marker, server.local_addr()?)?;
     receive(server, &marker, PATIENCE)?.ok_or_else(|| io::Error::from(io::ErrorKind::TimedOut))
