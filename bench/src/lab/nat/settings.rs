@@ -16,8 +16,8 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(7440);
 /// Most mappings unless told otherwise.
 const MAPPINGS: usize = 8192;
 
-/// Most mappings that may be set: half the ports, so that a free one is found quickly.
-const MAPPINGS_MAX: usize = 32_768;
+/// Most mappings: with as many ports shunned after a rebinding there is still always a free one.
+pub(super) const MAPPINGS_MAX: usize = 30_000;
 
 /// Longest timeout.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
@@ -85,7 +85,8 @@ pub struct NatSettings {
     pub tcp_timeout: Duration,
     /// A mapping ends this long after it was made, however busy, and its port is not given out again.
     pub lifetime: Option<Duration>,
-    /// Most mappings at once; the one idle longest makes room. At least 1, at most 32,768.
+    /// Most mappings at once; the one idle longest makes room. At least 1, at most
+    /// 30,000.
     pub mappings_max: usize,
 }
 
