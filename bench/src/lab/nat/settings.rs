@@ -300,3 +300,39 @@ fn timeout(value: &str) -> Result<Duration, String> {
     }
     Ok(timeout)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_have_names_and_explicit_forms() {
+        for (name, explicit, what) in NAMED {
+            let named: NatSettings = name.parse().unwrap();
+            assert_eq!(explicit.parse(), Ok(named), "{what}");
+            assert_eq!(named.to_string(), name);
+        }
+        let explicit: NatSettings =
+            "adm/adf/sequential,hairpin,timeout=2s,lifetime=1.5s".parse().unwrap();
+        assert_eq!(explicit.to_string(), "adm/adf/sequential,hairpin,timeout=2s,lifetime=1.5s");
+        let mut changed = explicit;
+        changed.update("lifetime=off,hairpin=off").unwrap();
+        assert_eq!(changed.to_string(), "adm/adf/sequential,timeout=2s");
+        changed.update("symmetric").unwrap();
+        assert_eq!(changed.to_string(), "symmetric,timeout=2s", "the rest stays");
+        for (text, remedy) in [
+            ("", "start with none, firewall, full-cone"),
+            ("cone", "start with none, firewall, full-cone"),
+            ("eim/open/keep", "use eif"),
+            ("eim/apdf", "keep, random or sequential"),
+            ("none/apdf/keep", "no ports"),
+            ("xim/apdf/keep", "none, eim, adm or apdm"),
+            ("symmetric,timeout=0s", "more than 0s"),
+            ("symmetric,mappings=0", "1 to 30000"),
+            ("symmetric,full-cone", "unknown"),
+        ] {
+            let error = text.parse::<NatSettings>().unwrap_err();
+            assert!(error.contains(remedy), "{text}: {error}");
+        }
+    }
+}
