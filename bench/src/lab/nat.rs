@@ -11,11 +11,15 @@ mod entry;
 mod fragments;
 mod policy;
 #[cfg(test)]
+mod protocols;
+#[cfg(test)]
 mod punching;
 mod settings;
 mod table;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod traffic;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;

@@ -9,6 +9,7 @@ mod errors;
 mod head;
 #[cfg(test)]
 pub(crate) mod samples;
+mod split;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 
 pub use self::errors::{RouterAddresses, Unreachable, time_exceeded, too_big, unreachable};
 use self::head::{Head, Kind};
+pub use self::split::fragment;
 
 /// What a flow's ports mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

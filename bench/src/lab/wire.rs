@@ -52,8 +52,10 @@ pub struct WireStats {
     pub queue_full: u64,
     /// Swallowed by `blackhole`.
     pub blackholed: u64,
-    /// Larger than the MTU.
+    /// Larger than the MTU, and not to be fragmented.
     pub too_big: u64,
+    /// Packets made by fragmenting larger ones, beyond the one there was.
+    pub fragments_added: u64,
     /// Delivered twice.
     pub duplicated: u64,
     /// Held back so that later ones overtake.
@@ -133,23 +135,10 @@ impl Wire {
             return Pushed::Through(packet);
         }
         self.transmit(now);
-        if let Some(limit) = self.settings.mtu.filter(|limit| packet.len() > limit.bytes()) {
-            return self.refuse(&packet, limit);
+        match self.settings.mtu.filter(|limit| packet.len() > limit.bytes()) {
+            Some(limit) => self.narrow(now, &packet, limit),
+            None => self.queue(now, packet),
         }
-        if self.settings.rate.is_none() {
-            self.depart(now, packet);
-            return Pushed::Queued;
-        }
-        if self.waiting_bytes + packet.len() > self.settings.queue_bytes() {
-            self.stats.queue_full += 1;
-            return Pushed::Dropped;
-        }
-        if self.waiting.is_empty() {
-            self.sent_at = now + self.settings.transmission(packet.len());
-        }
-        self.waiting_bytes += packet.len();
-        self.waiting.push_back(packet);
-        Pushed::Queued
     }
 
     /// The next packet that has arrived by `now`.
@@ -170,12 +159,37 @@ impl Wire {
         arriving.into_iter().chain(sending).min()
     }
 
-    fn refuse(&mut self, packet: &[u8], limit: MtuLimit) -> Pushed {
+    /// A packet larger than the link's MTU: in fragments where that is allowed, else refused.
+    fn narrow(&mut self, now: Duration, packet: &[u8], limit: MtuLimit) -> Pushed {
+        let parts = packet::fragment(packet, limit.mtu).filter(|_| !limit.silent);
+        if let Some(parts) = parts {
+            self.stats.fragments_added += (parts.len() as u64).saturating_sub(1);
+            let fates = parts.into_iter().map(|part| self.queue(now, part));
+            return fates.min_by_key(|fate| *fate != Pushed::Queued).unwrap_or(Pushed::Dropped);
+        }
         self.stats.too_big += 1;
         if limit.silent {
             return Pushed::Dropped;
         }
         packet::too_big(packet, limit.mtu, self.router).map_or(Pushed::Dropped, Pushed::Reply)
+    }
+
+    /// Before the transmitter, or past it when there is no rate.
+    fn queue(&mut self, now: Duration, packet: Vec<u8>) -> Pushed {
+        if self.settings.rate.is_none() {
+            self.depart(now, packet);
+            return Pushed::Queued;
+        }
+        if self.waiting_bytes + packet.len() > self.settings.queue_bytes() {
+            self.stats.queue_full += 1;
+            return Pushed::Dropped;
+        }
+        if self.waiting.is_empty() {
+            self.sent_at = now + self.settings.transmission(packet.len());
+        }
+        self.waiting_bytes += packet.len();
+        self.waiting.push_back(packet);
+        Pushed::Queued
     }
 
     /// Moves into the medium what the transmitter has sent by `now`.

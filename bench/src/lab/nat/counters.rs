@@ -33,13 +33,11 @@ pub enum Reason {
     Blackhole,
     /// The time to live ran out, and no error may be sent about it.
     TtlExpired,
-    /// Every external port is taken.
-    NoFreePort,
 }
 
 impl Reason {
     /// All reasons, in the order they are counted.
-    pub const ALL: [Reason; 14] = [
+    pub const ALL: [Reason; 13] = [
         Reason::Malformed,
         Reason::Martian,
         Reason::UnsupportedProtocol,
@@ -53,7 +51,6 @@ impl Reason {
         Reason::TcpPolicy,
         Reason::Blackhole,
         Reason::TtlExpired,
-        Reason::NoFreePort,
     ];
 
     /// The symbolic code.
@@ -72,7 +69,6 @@ impl Reason {
             Reason::TcpPolicy => "tcp_policy",
             Reason::Blackhole => "blackhole",
             Reason::TtlExpired => "ttl_expired",
-            Reason::NoFreePort => "no_free_port",
         }
     }
 }

@@ -204,3 +204,31 @@ fn list<T: FromStr>(value: &str) -> Option<Vec<T>> {
 fn joined<T: ToString>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join("+")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_survive_their_text_and_refuse_nonsense() {
+        for text in [
+            "",
+            "udp=drop",
+            "udp=reject,tcp=443+8443",
+            "udp=only:192.0.2.1+2001:db8::1,tcp=drop",
+            "udp=drop-in",
+            "udp=drop-out,blackhole=both",
+            "blackhole=in",
+            "blackhole=out",
+        ] {
+            assert_eq!(text.parse::<Policy>().unwrap().to_string(), text);
+        }
+        let mut policy: Policy = "udp=drop,tcp=443".parse().unwrap();
+        policy.update("udp=allow").unwrap();
+        assert_eq!(policy.to_string(), "tcp=443");
+        for text in ["udp=only:", "udp=no", "tcp=70000", "blackhole=up", "icmp=drop"] {
+            let error = text.parse::<Policy>().unwrap_err();
+            assert!(error.contains("needs") || error.contains("the keys are"), "{text}: {error}");
+        }
+    }
+}

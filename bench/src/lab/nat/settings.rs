@@ -16,8 +16,8 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(7440);
 /// Most mappings unless told otherwise.
 const MAPPINGS: usize = 8192;
 
-/// Most mappings that may be set: half the ports, so that a free one is found quickly.
-const MAPPINGS_MAX: usize = 32_768;
+/// Most mappings: with as many ports shunned after a rebinding there is still always a free one.
+pub(super) const MAPPINGS_MAX: usize = 30_000;
 
 /// Longest timeout.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
@@ -85,7 +85,8 @@ pub struct NatSettings {
     pub tcp_timeout: Duration,
     /// A mapping ends this long after it was made, however busy, and its port is not given out again.
     pub lifetime: Option<Duration>,
-    /// Most mappings at once; the one idle longest makes room. At least 1, at most 32,768.
+    /// Most mappings at once; the one idle longest makes room. At least 1, at most
+    /// 30,000.
     pub mappings_max: usize,
 }
 
@@ -298,4 +299,40 @@ fn timeout(value: &str) -> Result<Duration, String> {
         return Err(format!("needs more than 0s and at most {}s", TIMEOUT_MAX.as_secs()));
     }
     Ok(timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_have_names_and_explicit_forms() {
+        for (name, explicit, what) in NAMED {
+            let named: NatSettings = name.parse().unwrap();
+            assert_eq!(explicit.parse(), Ok(named), "{what}");
+            assert_eq!(named.to_string(), name);
+        }
+        let explicit: NatSettings =
+            "adm/adf/sequential,hairpin,timeout=2s,lifetime=1.5s".parse().unwrap();
+        assert_eq!(explicit.to_string(), "adm/adf/sequential,hairpin,timeout=2s,lifetime=1.5s");
+        let mut changed = explicit;
+        changed.update("lifetime=off,hairpin=off").unwrap();
+        assert_eq!(changed.to_string(), "adm/adf/sequential,timeout=2s");
+        changed.update("symmetric").unwrap();
+        assert_eq!(changed.to_string(), "symmetric,timeout=2s", "the rest stays");
+        for (text, remedy) in [
+            ("", "start with none, firewall, full-cone"),
+            ("cone", "start with none, firewall, full-cone"),
+            ("eim/open/keep", "use eif"),
+            ("eim/apdf", "keep, random or sequential"),
+            ("none/apdf/keep", "no ports"),
+            ("xim/apdf/keep", "none, eim, adm or apdm"),
+            ("symmetric,timeout=0s", "more than 0s"),
+            ("symmetric,mappings=0", "1 to 30000"),
+            ("symmetric,full-cone", "unknown"),
+        ] {
+            let error = text.parse::<NatSettings>().unwrap_err();
+            assert!(error.contains(remedy), "{text}: {error}");
+        }
+    }
 }

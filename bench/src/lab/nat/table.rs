@@ -12,6 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::entry::{Entry, InsideKey, Segment};
+use super::settings::MAPPINGS_MAX;
 use super::{Filtering, Mapping, NatSettings, PortAssignment, Reason};
 use crate::lab::packet::{Flow, Protocol};
 
@@ -103,12 +104,12 @@ impl Table {
             return Err(Reason::TcpWithoutState);
         }
         let external = match own {
-            Some(address) => SocketAddr::new(address, self.port(now, settings, &flow, address)?),
+            Some(address) => SocketAddr::new(address, self.port(now, settings, &flow, address)),
             None => flow.source,
         };
         // What is left there has run out, or the port would not be free.
         self.expired += u64::from(self.remove(flow.protocol, external));
-        self.make_room(now, settings.mappings_max);
+        self.make_room(now, settings.mappings_max.clamp(1, MAPPINGS_MAX));
         let mut entry = Entry::new(now, key);
         entry.refresh(now, settings, flow.destination, segment, true);
         self.by_inside.insert(key, external);
@@ -228,7 +229,7 @@ impl Table {
         for (protocol, external) in dead {
             self.expired += u64::from(self.remove(protocol, external));
         }
-        while self.by_external.len() >= most.max(1) {
+        while self.by_external.len() >= most {
             let idlest = self.by_external.iter().min_by_key(|(key, entry)| (entry.used, **key));
             let Some(((protocol, external), _)) = idlest else { return };
             let (protocol, external) = (*protocol, *external);
@@ -236,39 +237,30 @@ impl Table {
         }
     }
 
-    /// A free external port for a new mapping.
-    fn port(
-        &mut self,
-        now: Duration,
-        settings: &NatSettings,
-        flow: &Flow,
-        address: IpAddr,
-    ) -> Result<u16, Reason> {
+    /// A free external port for a new mapping. There is always one: at most `MAPPINGS_MAX` are
+    /// taken and as many shunned.
+    fn port(&mut self, now: Duration, settings: &NatSettings, flow: &Flow, address: IpAddr) -> u16 {
         let free = |table: &Table, port: u16| {
             let entry = table.by_external.get(&(flow.protocol, (address, port).into()));
             entry.is_none_or(|entry| !entry.lives(now, settings))
                 && !table.shunned.contains(&(flow.protocol, port))
         };
-        let wanted = match settings.ports {
+        let mut port = match settings.ports {
             PortAssignment::Keep if free(self, flow.source.port()) => {
-                return Ok(flow.source.port());
+                return flow.source.port();
             }
             PortAssignment::Keep | PortAssignment::Random => {
                 self.rng.random_range(PORT_MIN..=u16::MAX)
             }
             PortAssignment::Sequential => following(self.last_sequential),
         };
-        let mut port = wanted;
         while !free(self, port) {
             port = following(port);
-            if port == wanted {
-                return Err(Reason::NoFreePort);
-            }
         }
         if settings.ports == PortAssignment::Sequential {
             self.last_sequential = port;
         }
-        Ok(port)
+        port
     }
 }
 

@@ -126,7 +126,7 @@ proptest! {
             }
         }
         let _ = too_big(&bytes, 1280, ROUTER);
-        let _ = time_exceeded(&bytes, ROUTER);
+        let _ = (time_exceeded(&bytes, ROUTER), fragment(&bytes, cut as u16));
         if let Some(mut view) = PacketView::parse(&mut bytes) {
             let _ = (view.flow(), view.embedded(), view.part(), view.tcp_flags());
             view.set_source(other);
@@ -174,6 +174,29 @@ fn ports_are_found_behind_ipv6_extension_headers() {
     packet.splice(40..40, [44, 0, 1, 4, 0, 0, 0, 0, samples::UDP, 0, 0, 0, 0, 0, 0, 9]);
     let view = PacketView::parse(&mut packet).unwrap();
     assert_eq!((view.part(), view.flow().destination.port()), (Part::Whole, 6));
+}
+
+#[test]
+fn fragments_of_fragments_put_together_are_the_packet() {
+    let mut packet =
+        samples::udp("10.0.0.1:5".parse().unwrap(), "192.0.2.1:6".parse().unwrap(), &[9; 1400]);
+    assert_eq!(fragment(&packet, 600), None, "it forbids fragmentation");
+    packet[6] = 0;
+    packet[10..12].copy_from_slice(&[0; 2]);
+    let header = !checksum::sum(&packet[..20]);
+    packet[10..12].copy_from_slice(&header.to_be_bytes());
+    let coarse = fragment(&packet, 600).unwrap();
+    let fine: Vec<_> = coarse.iter().flat_map(|part| fragment(part, 100).unwrap()).collect();
+    assert!((coarse.len(), fine.len()) == (3, 20) && fine.iter().all(|part| part.len() <= 100));
+    let mut rebuilt = vec![0; 1408];
+    for (index, part) in fine.iter().enumerate() {
+        assert_eq!(checksum::sum(&part[..20]), 0xffff, "header checksum");
+        let field = u16::from_be_bytes([part[6], part[7]]);
+        assert_eq!(field & 0x2000 == 0, index + 1 == fine.len(), "only the last is the last");
+        let at = usize::from(field & 0x1fff) * 8;
+        rebuilt[at..at + part.len() - 20].copy_from_slice(&part[20..]);
+    }
+    assert_eq!(rebuilt, packet[20..]);
 }
 
 #[test]

@@ -222,6 +222,18 @@ fn what_is_too_big_is_answered_by_an_error_or_by_nothing() {
 }
 
 #[test]
+fn what_allows_fragmentation_goes_in_fragments() {
+    let mut big =
+        samples::udp("10.0.0.1:5".parse().unwrap(), "192.0.2.1:6".parse().unwrap(), &[0; 1400]);
+    big[6] = 0;
+    let mut narrow = wire("mtu=600");
+    assert_eq!(narrow.push(ms(0), big.clone()), Pushed::Queued);
+    let sizes: Vec<_> = std::iter::from_fn(|| narrow.pop_due(ms(0))).map(|p| p.len()).collect();
+    assert_eq!((sizes, narrow.stats().fragments_added), (vec![596, 596, 276], 2));
+    assert_eq!(wire("mtu=600/silent").push(ms(0), big), Pushed::Dropped);
+}
+
+#[test]
 fn a_medium_that_is_full_drops_and_counts() {
     let mut wire = wire("delay=60s");
     let packet = vec![0; 1 << 20];
@@ -320,7 +332,10 @@ proptest! {
         let mut out = 0;
         for (index, size) in sizes.iter().enumerate() {
             let now = ms(index as u64);
-            out += u64::from(matches!(wire.push(now, vec![0; *size]), Pushed::Through(_)));
+            let mut packet = vec![0; *size];
+            packet[0] = 0x45;
+            packet[2..4].copy_from_slice(&(*size as u16).to_be_bytes());
+            out += u64::from(matches!(wire.push(now, packet), Pushed::Through(_)));
             while wire.pop_due(now).is_some() {
                 out += 1;
             }
@@ -333,6 +348,7 @@ proptest! {
         let stats = wire.stats();
         let gone = stats.lost + stats.queue_full + stats.blackholed + stats.too_big;
         prop_assert_eq!(stats.delivered, out);
-        prop_assert_eq!(stats.pushed + stats.duplicated, stats.delivered + gone);
+        let made = stats.pushed + stats.duplicated + stats.fragments_added;
+        prop_assert_eq!(made, stats.delivered + gone);
     }
 }
