@@ -118,7 +118,9 @@ fn every_nat_type_behaves_as_named() {
     }
     let mut kinds: Vec<NatSettings> =
         NAMED.iter().map(|(name, ..)| name.parse().unwrap()).collect();
-    kinds.extend(["adm/adf/random", "apdm/eif/keep"].map(|text| text.parse().unwrap()));
+    kinds.extend(
+        ["adm/adf/random", "apdm/eif/keep"].map(|text| text.parse::<NatSettings>().unwrap()),
+    );
     thread::scope(|scope| {
         for kind in kinds {
             scope.spawn(move || {
@@ -165,7 +167,7 @@ fn a_mapping_idle_for_its_timeout_is_gone() {
     let at = probe::mapped_address(&client, &server).unwrap();
     thread::sleep(Duration::from_millis(2200));
     assert!(!reaches(&server, at, &client), "after 2.2 s of 2 s");
-    assert!(lab.nat("client-nat").stats().mappings_expired >= 1);
+    assert_eq!(lab.nat("client-nat").mappings(), []);
 }
 
 #[test]
@@ -280,7 +282,8 @@ fn a_small_mtu_is_told_to_the_sender_or_swallowed() {
     let too_big = Some(Errno::MSGSIZE.raw_os_error());
     let told = wait_for(|| client.send(&big).is_err_and(|error| error.raw_os_error() == too_big));
     assert!(told, "EMSGSIZE after the ICMP error");
-    client.send(&[1; 1200]).unwrap();
+    // What was sent before the error came may be reported once more.
+    assert!(wait_for(|| client.send(&[1; 1200]).is_ok()));
     server.set_read_timeout(Some(SILENCE)).unwrap();
     assert_eq!(server.recv(&mut [0; 2000]).unwrap(), 1200);
     lab.link("client-wan").set("mtu=1200/silent").unwrap();
