@@ -18,19 +18,25 @@ use crate::rtnetlink::{link_up, request};
 
 /// Settings of each namespace; they vanish with it.
 ///
-/// IPv6 addresses are good at once and only those we set exist; a primary address that goes does
-/// not take the others along; buffers as large as the larger presets' delay times rate; and an
-/// unprivileged `ping` works.
-const SYSCTLS: [(&str, &str); 10] = [
+/// A primary address that goes does not take the others along; buffers as large as the larger
+/// presets' delay times rate.
+const SYSCTLS: [(&str, &str); 4] = [
+    ("net/ipv4/conf/all/promote_secondaries", "1"),
+    ("net/ipv4/conf/default/promote_secondaries", "1"),
+    ("net/ipv4/tcp_rmem", "4096 131072 67108864"),
+    ("net/ipv4/tcp_wmem", "4096 131072 67108864"),
+];
+
+/// Settings that a kernel without IPv6, or a user namespace, may refuse: what needs IPv6 then fails
+/// where it is asked for.
+///
+/// IPv6 addresses are good at once and only those we set exist; an unprivileged `ping` works.
+const OPTIONAL_SYSCTLS: [(&str, &str); 6] = [
     ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
     ("net/ipv6/conf/default/dad_transmits", "0"),
     ("net/ipv6/conf/default/router_solicitations", "0"),
     ("net/ipv6/conf/default/addr_gen_mode", "1"),
-    ("net/ipv4/conf/all/promote_secondaries", "1"),
-    ("net/ipv4/conf/default/promote_secondaries", "1"),
-    ("net/ipv4/tcp_rmem", "4096 131072 67108864"),
-    ("net/ipv4/tcp_wmem", "4096 131072 67108864"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
 ];
 
@@ -55,13 +61,9 @@ impl Namespace {
             unshare(CloneFlags::CLONE_NEWNET).map_err(LabError::act("making a namespace"))?;
             let file = current().map_err(LabError::act("opening the new namespace"))?;
             request(&link_up(LOOPBACK)).map_err(LabError::act("bringing loopback up"))?;
-            for (name, value) in SYSCTLS {
-                // A kernel without IPv6 lacks some; what needs IPv6 then fails where it is asked for.
-                if name.starts_with("net/ipv4") {
-                    set(name, value)?;
-                } else {
-                    let _ = set(name, value);
-                }
+            SYSCTLS.iter().try_for_each(|(name, value)| set(name, value))?;
+            for (name, value) in OPTIONAL_SYSCTLS {
+                let _ = set(name, value);
             }
             Ok((Namespace { file }, furnish()?))
         })

@@ -258,3 +258,109 @@ const OPEN: NatSettings = NatSettings::new(
     super::nat::Filtering::Open,
     super::nat::PortAssignment::Keep,
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::packet::samples::udp;
+    use std::net::SocketAddr;
+
+    const CLIENT: &str = "192.168.1.2:6000";
+    const SERVER: &str = "192.0.2.1:5000";
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn network(topology: &str) -> Network {
+        let topology: Topology = topology.parse().unwrap();
+        Network::new(&topology, &Plan::of(&topology).unwrap(), 1)
+    }
+
+    /// Devices of the named topologies: client, agent, server.
+    fn sent(network: &mut Network, device: usize, from: &str, to: &str) -> Vec<Arrival> {
+        let mut arrivals = Vec::new();
+        network.send(Duration::ZERO, device, udp(at(from), at(to), b"hello"), &mut arrivals);
+        arrivals
+    }
+
+    #[test]
+    fn a_packet_crosses_the_nat_and_its_answer_finds_back() {
+        let mut network = network("pair");
+        let [there] = &sent(&mut network, 0, CLIENT, SERVER)[..] else { panic!("one arrives") };
+        assert_eq!(there.device, 2);
+        let seen = flow_of(&there.packet).unwrap().source;
+        assert_eq!(seen, at("203.0.113.2:6000"));
+        let [back] = &sent(&mut network, 2, SERVER, &seen.to_string())[..] else { panic!("back") };
+        assert_eq!(back.device, 0);
+        assert_eq!(flow_of(&back.packet).unwrap().destination, at(CLIENT));
+        assert_eq!(network.next_due(), None);
+    }
+
+    #[test]
+    fn a_delayed_packet_is_due_when_it_arrives_and_not_before() {
+        let mut network = network("pair:client-link=delay=3ms,server-link=delay=4ms");
+        assert_eq!(sent(&mut network, 0, CLIENT, SERVER), []);
+        let mut arrivals = Vec::new();
+        for due_ms in [3, 7] {
+            assert_eq!(network.next_due(), Some(Duration::from_millis(due_ms)));
+            assert_eq!(arrivals, []);
+            network.advance(Duration::from_millis(due_ms), &mut arrivals);
+        }
+        assert_eq!(arrivals.len(), 1);
+        assert_eq!(network.next_due(), None);
+    }
+
+    #[test]
+    fn what_is_for_nobody_ends_and_is_counted() {
+        let mut network = network("routed");
+        for to in ["10.1.2.3:9", "8.8.8.8:53"] {
+            assert_eq!(sent(&mut network, 0, CLIENT, to), []);
+        }
+        let mut arrivals = Vec::new();
+        network.send(Duration::ZERO, 0, vec![0x45, 0, 0], &mut arrivals);
+        assert_eq!(arrivals, []);
+        assert_eq!(network.drops().unroutable, 3);
+    }
+
+    #[test]
+    fn an_icmp_error_of_a_wire_behind_the_nat_comes_back_to_the_sender() {
+        let mut network = network("pair");
+        network.wire_mut(2, 0).set(Duration::ZERO, "mtu=600".parse().unwrap());
+        let mut arrivals = Vec::new();
+        let mut big = udp(at(CLIENT), at(SERVER), &[0; 900]);
+        forbid_fragments(&mut big);
+        network.send(Duration::ZERO, 0, big, &mut arrivals);
+        let [error] = &arrivals[..] else { panic!("one arrives: {arrivals:?}") };
+        assert_eq!(error.device, 0);
+        assert_eq!(flow_of(&error.packet).unwrap().destination.ip(), at(CLIENT).ip());
+    }
+
+    /// Sets "don't fragment" and corrects the header's checksum.
+    fn forbid_fragments(packet: &mut [u8]) {
+        packet[6] |= 0x40;
+        packet[10..12].fill(0);
+        let words =
+            packet[..20].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum: u32 = words.sum();
+        let folded = !(((sum & 0xffff) + (sum >> 16)) as u16);
+        packet[10..12].copy_from_slice(&folded.to_be_bytes());
+    }
+
+    #[test]
+    fn the_same_seed_loses_the_same_packets() {
+        let run = || {
+            let mut network = network("pair:client-link=loss=50%");
+            let mut fates = Vec::new();
+            for nth in 0..64 {
+                sent(&mut network, 0, CLIENT, SERVER);
+                let mut arrivals = Vec::new();
+                network.advance(Duration::from_millis(nth), &mut arrivals);
+                fates.push(arrivals.len());
+            }
+            fates
+        };
+        assert_eq!(run(), run());
+        assert!(run().contains(&0) && run().contains(&1));
+    }
+}
