@@ -14,14 +14,15 @@
 //! `packet`, `nat`, `wire`, `presets`, `plan` and `network` decide without a clock or a socket: time
 //! is the [`std::time::Duration`] since the lab's start, chance comes from a seed. `forward` is the
 //! thread that moves packets between them and the hosts' TUN devices (`device`), each in a network
-//! namespace without a name (`namespace`). `topology` and `named` say what there is, `handle` changes
-//! it while it runs, `spawn` runs programs in it, `control` lets other processes do so.
+//! namespace without a name (`namespace`). `topology` and `named` say what there is, `handle` and `middle`
+//! change it while it runs, `spawn` runs programs in it, `control` lets other processes do so.
 
 pub mod control;
 mod device;
 mod forward;
 mod handle;
 mod kernel;
+mod middle;
 mod named;
 mod namespace;
 pub mod nat;
@@ -39,7 +40,8 @@ pub mod wire;
 
 use std::fmt;
 
-pub use self::handle::{HostHandle, Lab, LinkHandle, NatHandle};
+pub use self::handle::{HostHandle, Lab};
+pub use self::middle::{LinkHandle, NatHandle};
 pub use self::named::{NAMED, Named};
 pub use self::spawn::HostCommand;
 pub use self::status::{LinkStatus, NatStatus, Status, WireStatus};
