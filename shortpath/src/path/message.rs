@@ -7,6 +7,8 @@ use stun_types::message::{
     MessageWriteExt, MessageWriteVec, Method, ShortTermCredentials, TransactionId,
 };
 
+pub(super) use stun_types::message::Message as Parsed;
+
 /// Attribute numbers (IANA "STUN Attributes").
 pub(super) mod attribute {
     pub(in crate::path) const MAPPED_ADDRESS: u16 = 0x0001;
@@ -237,7 +239,8 @@ mod tests {
         let bytes =
             Writer::new(MessageClass::Request, BINDING, TransactionId::from(1)).finish(None);
         assert!(parse(&bytes).is_some());
-        for at in 0..bytes.len() {
+        // All but the type of FINGERPRINT: an unknown optional attribute in its place is nobody's damage.
+        for at in (0..bytes.len()).filter(|at| !(20..22).contains(at)) {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x40;
             assert!(parse(&damaged).is_none(), "byte {at}");
