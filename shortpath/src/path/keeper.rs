@@ -106,6 +106,7 @@ const SILENT_MAX: Duration = Duration::from_secs(30);
 /// Other addresses are asked again only when their mapping has surely expired: a NAT with sequential ports then shows
 /// which port is next.
 const LOOK_AGAIN: Duration = Duration::from_secs(180);
+const DOUBT_PAUSE: Duration = Duration::from_millis(500);
 const SERVERS_MAX: usize = 8;
 /// Servers and their other addresses.
 const PLACES_MAX: usize = 3 * SERVERS_MAX;
@@ -182,8 +183,23 @@ impl Keeper {
         }
     }
 
-    /// The machine's addresses or routes changed: everything is asked again at once.
+    /// The owner doubts what is known (bytes of a session stay unacknowledged): the servers are asked at once, twice a
+    /// second at most.
+    pub fn doubt(&mut self, now: Instant) {
+        let rested = |server: &&mut Server| {
+            let asked = server.in_flight.back().map(|(_, at)| *at).max(server.used);
+            !server.once && asked.is_none_or(|at| now.saturating_duration_since(at) >= DOUBT_PAUSE)
+        };
+        for server in self.servers.iter_mut().filter(rested) {
+            server.due = Some(now);
+        }
+        self.handle_timeout(now);
+    }
+
+    /// The machine's addresses or routes changed: everything is asked again at once, and what was learnt of the old
+    /// network's NAT is forgotten.
     pub fn network_changed(&mut self, now: Instant) {
+        self.lifetime = MappingLifetime::default();
         for server in &mut self.servers {
             (server.due, server.tries) = (Some(now), 0);
         }
@@ -233,9 +249,9 @@ impl Keeper {
         let once = server.once;
         match before {
             Some(from) if from != mapped => self.note_rebound(now, from, mapped, pause, once),
-            Some(_) => pause.into_iter().for_each(|pause| self.lifetime.note_kept(pause)),
             None if !once => self.ask_others(now, source, message),
-            None => {}
+            // That it is the same says nothing: other packets may have kept it. Spare sockets learn from that.
+            _ => {}
         }
         self.tell();
     }

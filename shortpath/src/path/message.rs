@@ -112,11 +112,6 @@ pub(super) fn value<'a>(message: &'a Message<'_>, kind: u16) -> Option<RawAttrib
     message.raw_attribute(AttributeType::new(kind))
 }
 
-pub(super) fn text(message: &Message<'_>, kind: u16) -> Option<String> {
-    let raw = value(message, kind)?;
-    std::str::from_utf8(&raw.value).ok().map(str::to_owned)
-}
-
 pub(super) fn number_u32(message: &Message<'_>, kind: u16) -> Option<u32> {
     let raw = value(message, kind)?;
     Some(u32::from_be_bytes((*raw.value).try_into().ok()?))

@@ -4,6 +4,7 @@
 //! * [`Finder`]: ICE connectivity checks (RFC 8445) of one session and leg kind.
 //! * [`Keeper`]: one per socket; keeps its server-reflexive addresses fresh and learns what the NAT does
 //!   ([`LifetimeProbe`], [`predict_ports`]).
+//! * [`Discovery`]: the RFC 5780 tests behind `switchback netcheck`.
 //! * [`TurnClient`]: one allocation on a TURN server (RFC 8656).
 //!
 //! **Contract of all of them**: after every call that takes `now`, drain `poll_transmit` and `poll_event`, then ask
@@ -12,6 +13,7 @@
 mod candidate;
 mod checks;
 mod choose;
+mod discovery;
 mod finder;
 #[cfg(test)]
 mod fixture;
@@ -33,6 +35,7 @@ pub use candidate::{
     Candidate, CandidateKind, CandidateRefusal, IceCredentials, LocalId, RemoteCandidates,
     RemoteLimits, Route, canonical,
 };
+pub use discovery::{Discovery, DiscoveryReport, Filtering};
 pub use finder::{CauseText, Finder, FinderConfig, FinderCounters, FinderEvent, FinderTiming};
 pub use keeper::{Keeper, KeeperConfig, KeeperEvent, KeeperView};
 pub use lifetime::{LifetimeProbe, MappingLifetime};
