@@ -281,7 +281,8 @@ const DONE: u8 = 4;
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{ms, nats};
-    use super::super::lab::{Nat, NatKind, Net, Server};
+    use super::super::lab::{Nat, NatKind, Net};
+    use super::super::lab_server::Server;
     use super::*;
 
     fn discover(nat: Option<NatKind>, blocked: bool) -> DiscoveryReport {
