@@ -63,6 +63,7 @@ pub struct Finder {
     pub(super) reached: bool,
     pub(super) told_failure: bool,
     doubted: Option<Instant>,
+    evicted: Option<Instant>,
     doubted_all: Option<Instant>,
     /// Requests lately seen, to tell replays.
     pub(super) seen: VecDeque<(TransactionId, Route)>,
@@ -79,6 +80,9 @@ const LOCALS_MAX: usize = 32;
 pub(super) const PAIRS_MAX: usize = 96;
 /// Answers to the peer's checks: a peer as fast as we are sends 200/s in its first round.
 const ANSWERS: (u32, Duration) = (64, Duration::from_millis(5));
+/// A dead candidate makes room for a new one at most that often: 12 checks in 5 s is all that a peer gets who names ever
+/// new addresses.
+const EVICTION_PAUSE: Duration = Duration::from_secs(5);
 /// A doubt asks for checks of good pairs at most that often.
 const DOUBT_PAUSE: Duration = Duration::from_millis(100);
 /// And of failed ones: a peer that acknowledges nothing makes us doubt, and shall not make us scan.
@@ -112,6 +116,7 @@ impl Finder {
             reached: false,
             told_failure: false,
             doubted: None,
+            evicted: None,
             doubted_all: None,
             seen: VecDeque::new(),
             transmits: VecDeque::new(),
@@ -162,6 +167,7 @@ impl Finder {
         now: Instant,
         candidate: Candidate,
     ) -> Result<(), CandidateRefusal> {
+        self.make_room(now, Candidate::new(candidate.kind, candidate.address));
         let taken = self.remotes.take(&self.limits, self.kind, candidate)?;
         let mut bases: Vec<_> = self.locals.iter().map(|local| local.id).collect();
         bases.sort_unstable();
@@ -171,6 +177,29 @@ impl Finder {
         }
         self.pump(now);
         Ok(())
+    }
+
+    /// A peer that moves or is rebound often has new addresses in place of dead ones: the oldest that has failed goes, if
+    /// the last one to go did so long enough ago.
+    fn make_room(&mut self, now: Instant, candidate: Candidate) {
+        let Some(lack) = self.remotes.lacks_room(&self.limits, self.kind, candidate) else {
+            return;
+        };
+        if self.evicted.is_some_and(|at| now.saturating_duration_since(at) < EVICTION_PAUSE) {
+            return;
+        }
+        let same_host = lack == CandidateRefusal::TooManyOfHost;
+        let is_dead = |address: SocketAddr| {
+            let mut pairs = self.pairs.iter().filter(|pair| pair.route.remote == address);
+            pairs.all(|pair| pair.rounds > 0 && pair.state != PairState::Succeeded)
+        };
+        let mut dead = self.remotes.taken().iter().map(|taken| taken.address).filter(|address| {
+            (!same_host || address.ip() == candidate.address.ip()) && is_dead(*address)
+        });
+        let Some(address) = dead.next() else { return };
+        self.evicted = Some(now);
+        self.remotes.forget(address);
+        self.pairs.retain(|pair| pair.route.remote != address);
     }
 
     /// Whether a STUN datagram is for this finder: its username names us, or it answers a check of ours. Cheap, no

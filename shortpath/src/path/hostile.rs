@@ -139,3 +139,24 @@ fn icmp_errors_alone_do_not_end_a_pair_that_answers() {
     let checks = world.a.finders[0].counters().checks;
     assert!(checks < 80, "{checks}: forged errors buy few checks");
 }
+
+#[test]
+fn ever_new_addresses_are_taken_slowly_and_only_in_place_of_dead_ones() {
+    let world = World::new(15, ms(10), None, None);
+    let (mut finder, start) = (lonely(&world), world.net.now);
+    let mut taken = 0;
+    let mut checks = 0;
+    for second in 0..600_u32 {
+        let now = start + Duration::from_secs(u64::from(second));
+        for port in 0..10 {
+            let address = format!("198.51.100.{}:{}", second % 250 + 1, 2000 + 10 * second + port);
+            let host = Candidate::new(CandidateKind::Host, address.parse().unwrap());
+            taken += usize::from(finder.add_remote(now, host).is_ok());
+        }
+        checks += checks_within(&mut finder, now, Duration::from_millis(999)).len();
+    }
+    assert!((33..=32 + 120).contains(&taken), "{taken} of 6000");
+    // The first 32, one more each 5 s, and the retries: 12 checks or rounds of 3.
+    let most = 32 * 12 + 120 * 12 + 16 * 3 * 30;
+    assert!(checks <= most, "{checks} checks in ten minutes");
+}

@@ -33,7 +33,7 @@ impl KeeperConfig {
 /// What the owner has to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeeperEvent {
-    /// [`Keeper::candidates`] differ from before.
+    /// [`Keeper::candidates`](super::Keeper::candidates) differ from before.
     Changed,
     /// The NAT gave the socket another address: finders doubt their pairs, peers want to know.
     Rebound {

@@ -13,13 +13,13 @@
 mod candidate;
 mod checks;
 mod choose;
-mod discovery;
-mod finder;
+pub mod discovery;
+pub mod finder;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod hostile;
-mod keeper;
+pub mod keeper;
 mod keeper_words;
 #[cfg(test)]
 mod keeping;
@@ -36,7 +36,7 @@ mod remote;
 mod settings;
 #[cfg(test)]
 mod tests;
-mod turn;
+pub mod turn;
 mod turn_words;
 
 pub use candidate::{Candidate, CandidateKind, IceCredentials, LocalId, Route, canonical};

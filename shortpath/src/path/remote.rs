@@ -127,6 +127,24 @@ impl RemoteCandidates {
         }
     }
 
+    /// Whether the candidate would be taken if there were room.
+    pub(super) fn lacks_room(
+        &self,
+        limits: &RemoteLimits,
+        leg: LegKind,
+        candidate: Candidate,
+    ) -> Option<CandidateRefusal> {
+        use CandidateRefusal::{TooMany, TooManyOfHost};
+        self.judge(limits, leg, candidate)
+            .err()
+            .filter(|why| matches!(why, TooMany | TooManyOfHost))
+    }
+
+    /// Makes room: the address is no candidate any more.
+    pub(super) fn forget(&mut self, address: SocketAddr) {
+        self.taken.retain(|taken| taken.address != address);
+    }
+
     fn judge(
         &self,
         limits: &RemoteLimits,

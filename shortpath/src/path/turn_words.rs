@@ -86,7 +86,7 @@ pub enum TurnEvent {
         /// What the server sees of us: a server-reflexive candidate.
         mapped: Option<SocketAddr>,
     },
-    /// The peer's channel is there; [`TurnClient::wrap`] works.
+    /// The peer's channel is there; [`TurnClient::wrap`](super::TurnClient::wrap) works.
     Bound(SocketAddr),
     /// No channel to that peer.
     PeerRefused(SocketAddr, TurnFailure),
