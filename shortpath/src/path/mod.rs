@@ -1,0 +1,55 @@
+//! Finding UDP paths, in pure code: no clock, no socket, no task.
+//!
+//! * [`Candidate`], [`IceCredentials`], [`Route`]: the words.
+//! * [`Finder`]: ICE connectivity checks (RFC 8445) of one session and leg kind.
+//! * [`Keeper`]: one per socket; keeps its server-reflexive addresses fresh and learns what the NAT does
+//!   ([`LifetimeProbe`], [`predict_ports`]).
+//! * [`Discovery`]: the RFC 5780 tests behind `switchback netcheck`.
+//! * [`TurnClient`]: one allocation on a TURN server (RFC 8656).
+//!
+//! **Contract of all of them**: after every call that takes `now`, drain `poll_transmit` and `poll_event`, then ask
+//! `poll_timeout` when to call `handle_timeout` (`None`: never, until the next input). Times never go backwards; an
+//! earlier `now` than before is taken for the same moment.
+mod candidate;
+mod checks;
+mod choose;
+pub mod discovery;
+pub mod finder;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod hostile;
+pub mod keeper;
+mod keeper_words;
+#[cfg(test)]
+mod keeping;
+#[cfg(test)]
+mod lab;
+#[cfg(test)]
+mod lab_server;
+mod lifetime;
+mod message;
+mod network;
+mod pair;
+mod predict;
+mod remote;
+mod settings;
+#[cfg(test)]
+mod tests;
+pub mod turn;
+mod turn_words;
+
+pub use candidate::{Candidate, CandidateKind, IceCredentials, LocalId, Route, canonical};
+pub use discovery::{Discovery, DiscoveryReport, Filtering};
+pub use finder::Finder;
+pub use keeper::Keeper;
+pub use keeper_words::{KeeperConfig, KeeperEvent, KeeperView};
+pub use lifetime::{LifetimeProbe, MappingLifetime};
+pub use message::is_stun;
+pub use network::{Network, NetworkError, NetworkFilter};
+pub use pair::{PairState, PairView};
+pub use predict::{Mapping, Observation, Ports, judge_mapping, judge_ports, predict_ports};
+pub use remote::{CandidateRefusal, RemoteCandidates, RemoteLimits};
+pub use settings::{CauseText, FinderConfig, FinderCounters, FinderEvent, FinderTiming};
+pub use turn::TurnClient;
+pub use turn_words::{TurnConfig, TurnEvent, TurnFailure};
