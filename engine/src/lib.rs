@@ -10,6 +10,7 @@
 mod admission;
 mod config;
 mod event;
+mod datagram;
 mod gateway;
 mod id;
 mod limits;
