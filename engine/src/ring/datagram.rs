@@ -73,6 +73,14 @@ pub(crate) struct Received {
     pub(crate) segment: usize,
 }
 
+impl Received {
+    /// Start and length of each datagram in it.
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (start, end, step) = (self.start, self.start + self.length, self.segment.max(1));
+        (start..end.max(start + 1)).step_by(step).map(move |at| (at, step.min(end - at)))
+    }
+}
+
 struct Envelope {
     name: libc::sockaddr_storage,
     control: Control,
@@ -254,8 +262,9 @@ impl Outbox {
     pub(crate) fn send(&mut self, socket: BorrowedFd<'_>, bytes: &[u8], parcels: &[Parcel]) -> Sent {
         let mut sent = Sent::default();
         let mut rest = parcels;
+        let mut segmenting = self.segmenting;
         while !rest.is_empty() {
-            self.prepare(bytes, rest);
+            self.prepare(bytes, rest, segmenting);
             match self.call(socket) {
                 Ok(messages) => {
                     let taken = self.counts.iter().take(messages.max(1)).sum::<usize>();
@@ -263,8 +272,10 @@ impl Outbox {
                     rest = rest.get(taken..).unwrap_or_default();
                 }
                 Err(libc::EINTR) => {}
-                Err(libc::EIO | libc::EINVAL) if self.counts.first().is_some_and(|&count| count > 1) => {
-                    self.segmenting = false;
+                // An interface without checksum offload says EIO; EINVAL may be about this message alone.
+                Err(error @ (libc::EIO | libc::EINVAL)) if self.counts.first() > Some(&1) => {
+                    segmenting = false;
+                    self.segmenting &= error != libc::EIO;
                 }
                 // The socket's buffer is full: what is left would find it full as well.
                 Err(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
@@ -282,14 +293,14 @@ impl Outbox {
     }
 
     /// Fills the arrays for `parcels`, then points the headers at them.
-    fn prepare(&mut self, bytes: &[u8], parcels: &[Parcel]) {
+    fn prepare(&mut self, bytes: &[u8], parcels: &[Parcel], segmenting: bool) {
         self.counts.clear();
         self.vectors.clear();
         self.envelopes.clear();
         self.headers.clear();
         let mut rest = parcels;
         while let [first, ..] = rest {
-            let count = if self.segmenting { run_length(rest) } else { 1 };
+            let count = if segmenting { run_length(rest) } else { 1 };
             let (run, after) = rest.split_at(count);
             let vectors = self.vectors.len();
             for parcel in run {

@@ -9,8 +9,7 @@ mod socket;
 mod tcp_info;
 
 pub(crate) use datagram::{
-    DATAGRAM_MAX, HEAD_MAX, Inbox, Outbox, Parcel, Received, Sent, dont_fragment,
-    prepare_datagrams,
+    HEAD_MAX, Inbox, Outbox, Parcel, Received, dont_fragment, prepare_datagrams,
 };
 pub(crate) use interfaces::local_addresses;
 pub(crate) use listen::{accept, defer_accept};
