@@ -346,8 +346,9 @@ pub(crate) fn channel_data(bytes: &[u8]) -> Option<(u16, usize)> {
         .then_some((u16::from_be_bytes([*a, *b]), length))
 }
 
-/// Channel numbers (RFC 8656 section 12).
-pub(crate) const CHANNELS: std::ops::RangeInclusive<u16> = 0x4000..=0x4fff;
+/// Channel numbers as RFC 5766 section 11 has them, because stock clients still choose any of these; RFC 8656 section 12
+/// ends at 0x4fff, to leave room for other protocols on a port, which this one does not share.
+pub(crate) const CHANNELS: std::ops::RangeInclusive<u16> = 0x4000..=0x7fff;
 
 #[cfg(test)]
 mod tests {
@@ -432,7 +433,7 @@ mod tests {
         assert_eq!(channel_data(b"\x40\x00\x00\x00"), Some((0x4000, 0)));
         assert_eq!(channel_data(b"\x40\x00\x00\x04abc"), None);
         assert_eq!(channel_data(b"\x40\x00\x00\x03abc\0\0\0\0"), None);
-        assert_eq!(channel_data(b"\x50\x00\x00\x00"), None);
+        assert_eq!(channel_data(b"\x80\x00\x00\x00"), None);
         assert_eq!(channel_data(b"\x40"), None);
     }
 
