@@ -28,6 +28,7 @@ mod shared;
 #[cfg(test)]
 mod stories;
 mod throttle;
+mod trial;
 mod wire;
 mod worker;
 
@@ -36,3 +37,4 @@ pub use counts::{UdpDrop, UdpMetrics, UdpRefusal, UdpTraffic};
 pub use credentials::{NoRelay, RelayCredentials, RelayUser, SharedSecret, relay_password};
 pub use peers::Network;
 pub use service::{UdpService, bind_udp};
+pub use trial::Trial;

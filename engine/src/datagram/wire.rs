@@ -225,6 +225,12 @@ impl Writer {
         self
     }
 
+    /// Attributes that are bytes already.
+    pub(crate) fn put_raw(mut self, attributes: &[u8]) -> Self {
+        self.0.extend_from_slice(attributes);
+        self
+    }
+
     /// An address as XOR-MAPPED-ADDRESS and its like have it.
     pub(crate) fn put_xor(self, kind: u16, address: SocketAddr) -> Self {
         let transaction = self.0.get(4..).and_then(|bytes| bytes.first_chunk()).copied();
