@@ -110,6 +110,7 @@ const PURE: &[&str] = &[
     "engine/src/datagram/forward.rs",
     "engine/src/datagram/nonce.rs",
     "engine/src/datagram/peers.rs",
+    "engine/src/datagram/requests.rs",
     "engine/src/datagram/server.rs",
     "engine/src/datagram/shared.rs",
     "engine/src/datagram/throttle.rs",
