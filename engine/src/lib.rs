@@ -9,6 +9,7 @@
 
 mod admission;
 mod config;
+mod datagram;
 mod event;
 mod gateway;
 mod id;
@@ -24,12 +25,15 @@ mod worker;
 
 pub use admission::{Admission, Admitted, Refusal, Verdict};
 pub use config::{EngineConfig, IoChoice};
+#[doc(hidden)]
+pub use datagram::Trial;
+pub use datagram::{
+    Network, NoRelay, RelayAddress, RelayCredentials, RelayUser, SharedSecret, UdpConfig, UdpDrop,
+    UdpMetrics, UdpRefusal, UdpService, UdpSockets, UdpTraffic, bind_udp, relay_password,
+};
 pub use event::{ForeignConnection, GatewayEvent};
 pub use gateway::hello;
-pub use gateway::{
-    Backend, BackendKind, ForeignPlace, Gateway, StartError, StunCounters, StunResponder,
-    bind_listeners,
-};
+pub use gateway::{Backend, BackendKind, ForeignPlace, Gateway, StartError, bind_listeners};
 pub use id::{LegSide, PairId};
 pub use limits::Limits;
 pub use outcome::{Cause, Outcome, Phase};
