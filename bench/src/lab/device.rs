@@ -3,9 +3,12 @@
 //! It stays what it is after the thread that opened it has left the namespace, and it vanishes when
 //! the descriptor is closed, by us or by our death.
 
+use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tun_rs::{DeviceBuilder, SyncDevice};
 
@@ -61,6 +64,7 @@ impl Device {
             let act = LabError::act(&format!("{what}: address {own}"));
             request(&address(index, own.ip, own.prefix)).map_err(act)?;
         }
+        plan.addresses.iter().try_for_each(|own| wait_until_local(own.ip))?;
         set_routes(index, &plan.routes)?;
         Ok(device)
     }
@@ -115,8 +119,32 @@ pub(super) fn set_routes(index: u32, routes: &[Subnet]) -> Result<(), LabError> 
 pub(super) fn exchange_address(index: u32, old: Subnet, new: Subnet) -> Result<(), LabError> {
     let removed = request(&remove_address(index, old.ip, old.prefix));
     removed.map_err(LabError::act(&format!("removing {old}")))?;
-    request(&address(index, new.ip, new.prefix)).map_err(LabError::act(&format!("adding {new}")))
+    let added = request(&address(index, new.ip, new.prefix));
+    added.map_err(LabError::act(&format!("adding {new}")))?;
+    wait_until_local(new.ip)
 }
+
+/// Waits until the calling thread's namespace takes packets for `ip`. The kernel adds an IPv6
+/// address's local route later, by a work queue that is slow when many namespaces are being made.
+fn wait_until_local(ip: IpAddr) -> Result<(), LabError> {
+    let IpAddr::V6(v6) = ip else { return Ok(()) };
+    // Destination and prefix length 128, in hexadecimal, of a line of ipv6_route.
+    let line = format!("{:032x} 80 ", v6.to_bits());
+    let what = format!("address {ip}");
+    let start = Instant::now();
+    while start.elapsed() < LOCAL_MAX {
+        let routes = fs::read_to_string("/proc/thread-self/net/ipv6_route");
+        if routes.map_err(LabError::act(&what))?.lines().any(|route| route.starts_with(&line)) {
+            return Ok(());
+        }
+        thread::sleep(LOCAL_POLL);
+    }
+    Err(LabError::act(&what)(format!("not local after {LOCAL_MAX:?}")))
+}
+
+/// It takes microseconds, or tenths of a second on a busy machine.
+const LOCAL_MAX: Duration = Duration::from_secs(10);
+const LOCAL_POLL: Duration = Duration::from_micros(200);
 
 /// The default routes of the families that have an address here.
 pub(super) fn default_routes(addresses: &[Subnet]) -> Vec<Subnet> {
