@@ -13,6 +13,7 @@ pub mod code;
 pub mod dial;
 pub mod invite;
 pub mod link;
+pub mod path_reason;
 pub mod reason;
 pub mod secret;
 pub mod ticket;

@@ -221,6 +221,9 @@ impl Agent {
             }
             LinkEvent::Message(ToAgent::WarmTickets { tickets }) => self.warm_up(tickets),
             LinkEvent::Message(ToAgent::Offer { session, leg }) => self.offered(*session, leg),
+            LinkEvent::Message(
+                ToAgent::Candidates { .. } | ToAgent::Relay { .. } | ToAgent::Explain { .. },
+            ) => {}
             LinkEvent::Message(ToAgent::End { session, code }) => self.sessions.end(&session, code),
         }
         Ok(())

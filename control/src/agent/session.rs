@@ -88,7 +88,7 @@ impl Sessions {
     }
 
     fn create(&self, offer: SessionOffer) -> Result<Live, Fault> {
-        let SessionOffer { id, user, resource, client_key, grant, client_address } = offer;
+        let SessionOffer { id, user, resource, client_key, grant, client_address, .. } = offer;
         let target = self.targets.get(&resource).ok_or_else(|| {
             Code::ResourceUnknown.because(format!("this agent does not offer `{resource}`"))
         })?;
@@ -208,6 +208,7 @@ mod tests {
 
     use super::*;
     use crate::secret::Secret;
+    use crate::wire::{Purpose, TransportPolicy};
 
     fn sessions(sessions_max: usize) -> (Sessions, mpsc::Receiver<SessionOver>) {
         let resources = [Resource::tcp("ssh", "127.0.0.1:22")];
@@ -224,6 +225,9 @@ mod tests {
             client_key: PublicKey(BASE64URL_NOPAD.encode(&client.public())),
             grant: Secret::new("sealed"),
             client_address: None,
+            transport: TransportPolicy::default(),
+            udp: None,
+            purpose: Purpose::Use,
         }
     }
 

@@ -8,6 +8,24 @@ use switchback_engine::{IoChoice, Limits, Tuning};
 use crate::broker::identity::{TlsFiles, is_host};
 use crate::broker::orchestrator::SessionLimits;
 use crate::code::{Code, Fault};
+use crate::secret::Secret;
+
+/// Where the ends of sessions relay their UDP (TURN, RFC 8656).
+#[derive(Clone, Debug, Default)]
+pub enum Relay {
+    /// At this gateway, on the UDP port of STUN.
+    #[default]
+    Own,
+    /// At another server that believes time-limited credentials made with `secret` (coturn: `use-auth-secret`).
+    Foreign {
+        /// Its `HOST:PORT`, UDP.
+        address: String,
+        /// coturn's `static-auth-secret`.
+        secret: Secret,
+    },
+    /// Nowhere.
+    Off,
+}
 
 /// Configuration of a [`crate::broker::Broker`].
 #[derive(Clone, Debug)]
@@ -33,6 +51,8 @@ pub struct ServeConfig {
     pub gateway_limits: Limits,
     /// How many sessions are granted.
     pub session_limits: SessionLimits,
+    /// Where UDP is relayed. Default: here.
+    pub relay: Relay,
 }
 
 impl ServeConfig {
@@ -49,6 +69,7 @@ impl ServeConfig {
             tuning: Tuning::default(),
             gateway_limits: Limits::default(),
             session_limits: SessionLimits::default(),
+            relay: Relay::default(),
         }
     }
 }

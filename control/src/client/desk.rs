@@ -199,6 +199,9 @@ impl Desk {
                 self.answer(request, Err(code.because(message)));
             }
             LinkEvent::Message(
+                ToClient::Candidates { .. } | ToClient::Relay { .. } | ToClient::Explain { .. },
+            ) => {}
+            LinkEvent::Message(
                 answer @ (ToClient::Granted { request, .. } | ToClient::Leg { request, .. }),
             ) => self.answer(request, Ok(answer)),
         }

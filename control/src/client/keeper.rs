@@ -190,7 +190,7 @@ impl Keeper {
 }
 
 async fn ask_ticket(desk: &Desk, grant: SealedGrant) -> Result<LegTicket, Fault> {
-    match desk.ask(|request| FromClient::Leg { request, grant }).await? {
+    match desk.ask(|request| FromClient::Leg { request, grant, udp: None }).await? {
         ToClient::Leg { ticket, .. } => Ok(ticket),
         _ => Err(Code::MessageMalformed.because("the broker answered another question")),
     }

@@ -28,7 +28,9 @@ pub use switchback_shortpath::SessionConfig;
 use crate::code::{Code, Fault};
 use crate::dial::{Backoff, BrokerAddress};
 use crate::invite::Invite;
-use crate::wire::{FromClient, LegTicket, PROTOCOL, PublicKey, SealedGrant, SessionId, ToClient};
+use crate::wire::{
+    FromClient, LegTicket, PROTOCOL, PublicKey, Purpose, SealedGrant, SessionId, ToClient,
+};
 use desk::{Desk, LinkState, Live};
 use keeper::{Keeper, Phase};
 
@@ -118,7 +120,14 @@ impl Client {
         let mut backoff = Backoff::new(OPEN_BACKOFF_FIRST, OPEN_BACKOFF_CAP);
         loop {
             let (resource, key) = (resource.to_owned(), key.clone());
-            let open = |request| FromClient::Open { request, protocol: PROTOCOL, resource, key };
+            let open = |request| FromClient::Open {
+                request,
+                protocol: PROTOCOL,
+                resource,
+                key,
+                udp: None,
+                purpose: Purpose::Use,
+            };
             let answer = timeout_at(start_by, self.desk.ask(open)).await;
             let fault = match answer.unwrap_or_else(|_| Err(last_fault(&self.desk.link()))) {
                 Ok(answer) => return Granted::of(answer),

@@ -19,6 +19,9 @@ mod sessions;
 mod special_tests;
 #[cfg(test)]
 mod tests;
+mod udp;
+#[cfg(test)]
+mod udp_tests;
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -26,15 +29,16 @@ use std::time::Instant;
 use switchback_engine::PairId;
 
 pub(crate) use agents::WARM_LEGS_MAX;
-pub(crate) use io::{How, Input, LinkId, Output, Registration, Reported, Wish};
+pub(crate) use io::{How, Input, LinkId, Notice, Output, Registration, Reported, Wish};
 pub(crate) use sessions::Snapshot;
+pub(crate) use udp::Explained;
 
 use self::agents::Agents;
 use self::legs::Pair;
 use self::sessions::{Session, Sessions};
 use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
-use crate::wire::{ClientAddress, SessionId};
+use crate::wire::{Candidate, ClientAddress, SessionId, TransportPolicy, UdpUse};
 
 /// How many sessions are granted.
 #[derive(Clone, Copy, Debug)]
@@ -93,13 +97,23 @@ impl Orchestrator {
             Input::AgentUp { link, registration } => self.agent_up(now, link, registration),
             Input::AgentDown { link } => self.agent_down(link),
             Input::Open { link, wish } => self.open(now, link, wish),
-            Input::Leg { link, request, grant, pair } => {
-                let answer = self.another_leg(now, link, &grant, pair);
+            Input::Leg { link, request, grant, pair, udp } => {
+                let answer = self.another_leg(now, link, &grant, pair, udp);
+                let session = grant.session;
                 self.out.push(match answer {
-                    Ok(pair) => Output::ClientLeg { link, request, pair },
+                    Ok((pair, udp)) => Output::ClientLeg { link, request, session, pair, udp },
                     Err(fault) => Output::RefuseClient { link, request, fault },
                 });
             }
+            Input::Network { link, candidates } => self.network(now, link, candidates),
+            Input::Candidates { link, session, candidates } => {
+                self.candidates(now, link, &session, &candidates);
+            }
+            Input::Moved { link, session, moved, direct } => {
+                self.moved(link, &session, moved, direct);
+            }
+            Input::Explain { session } => self.explain(&session),
+            Input::Paths { link, session, paths } => self.paths(now, link, &session, paths),
             Input::Warm { link, pairs } => self.warm(now, link, pairs),
             Input::Reports { link, reports } => {
                 reports.into_iter().for_each(|reported| self.report(now, link, reported));
@@ -129,9 +143,9 @@ impl Orchestrator {
         self.sessions.iter().filter(wanted).map(|session| session.snapshot(now)).collect()
     }
 
-    /// Whether `agent` is connected and offers `resource`.
-    pub(crate) fn offers(&self, agent: &str, resource: &str) -> bool {
-        self.agents.offers(agent, resource)
+    /// What may carry sessions of `resource` at `agent`, if it is connected.
+    pub(crate) fn transport(&self, agent: &str, resource: &str) -> Option<TransportPolicy> {
+        self.agents.service(agent, resource).map(|service| service.transport)
     }
 
     /// Names of the agents connected now.
@@ -178,7 +192,7 @@ impl Orchestrator {
             self.agent_down(old);
         }
         let grants = std::mem::take(&mut registration.sessions);
-        self.agents.insert(link, registration);
+        self.agents.insert(now, link, registration);
         self.out.push(Output::Registered { link });
         for grant in grants {
             self.known_again(now, link, &End::Agent, &grant);
@@ -199,15 +213,24 @@ impl Orchestrator {
     fn open(&mut self, now: Instant, link: LinkId, wish: Wish) {
         let Wish { request, pair, .. } = wish;
         match self.grant(now, link, wish) {
-            Ok((agent, grant)) => {
-                let pair = self.offer(now, agent, &grant, pair);
-                self.out.push(Output::Granted { link, request, grant: Box::new(grant), pair });
+            Ok((agent, grant, udp::Peering { transport, candidates })) => {
+                let (client, udp) = candidates.unzip();
+                let pair = self.offer(now, agent, &grant, pair, client);
+                let service = self.agents.service(&grant.agent, &grant.resource);
+                let kind = service.map(|service| service.kind).unwrap_or_default();
+                let grant = Box::new(grant);
+                self.out.push(Output::Granted { link, request, grant, pair, transport, udp, kind });
             }
             Err(fault) => self.out.push(Output::RefuseClient { link, request, fault }),
         }
     }
 
-    fn grant(&mut self, now: Instant, link: LinkId, wish: Wish) -> Result<(LinkId, Grant), Fault> {
+    fn grant(
+        &mut self,
+        now: Instant,
+        link: LinkId,
+        wish: Wish,
+    ) -> Result<(LinkId, Grant, udp::Peering), Fault> {
         let client = self.clients.get(&link).ok_or(Code::TokenInvalid)?;
         let (user, token) = (client.user.clone(), client.token.clone());
         self.check_room(&user)?;
@@ -217,6 +240,10 @@ impl Orchestrator {
         let served = |agent: &str| self.sessions.of_agent(agent);
         let (agent_link, agent) =
             self.agents.pick(&wish.resource, served).ok_or(Code::AgentOffline)?;
+        let peering = self.peering(agent_link, &wish.resource, wish.udp);
+        if peering.transport.udp == UdpUse::Require && peering.candidates.is_none() {
+            return Err(Code::DirectRequired.into());
+        }
         let grant = Grant {
             session: wish.session,
             user,
@@ -227,9 +254,10 @@ impl Orchestrator {
             client_key: wish.client_key,
             agent_key: agent.key.clone(),
             created_ms: wish.created_ms,
+            purpose: wish.purpose,
         };
         self.sessions.insert(Session::new(grant.clone(), Some(link), false, now));
-        Ok((agent_link, grant))
+        Ok((agent_link, grant, peering))
     }
 
     fn check_room(&self, user: &str) -> Result<(), Fault> {
@@ -248,7 +276,8 @@ impl Orchestrator {
         link: LinkId,
         grant: &Grant,
         pair: PairId,
-    ) -> Result<PairId, Fault> {
+        udp: Option<Vec<Candidate>>,
+    ) -> Result<(PairId, Option<Vec<Candidate>>), Fault> {
         let client = self.clients.get(&link).ok_or(Code::TokenInvalid)?;
         if client.user != grant.user {
             return Err(Code::GrantInvalid.because("the session belongs to another user"));
@@ -264,7 +293,8 @@ impl Orchestrator {
         if agent.key != grant.agent_key {
             return Err(Code::GrantInvalid.because("the agent has a new key since"));
         }
-        Ok(self.offer(now, agent_link, grant, pair))
+        let (client, udp) = self.peering(agent_link, &grant.resource, udp).candidates.unzip();
+        Ok((self.offer(now, agent_link, grant, pair, client), udp))
     }
 
     /// An end shows a session's grant: the registry learns of the session if it did not know, and that the end lives.

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use switchback_engine::PairId;
 
 use super::io::LinkId;
+use super::udp::UdpState;
 use crate::api::SessionState;
 use crate::broker::seal::Grant;
 use crate::code::Code;
-use crate::wire::{RttView, SessionId, SessionReport};
+use crate::wire::{PathLeg, RttView, SessionId, SessionReport};
 
 /// A session that no leg carries is forgotten after this without a word from either end: the default resume window
 /// of 60 s, and half of it again for ends whose clocks started later.
@@ -49,6 +50,7 @@ pub(super) struct Session {
     heard_at: Instant,
     from_client: Option<Heard>,
     from_agent: Option<Heard>,
+    pub(super) udp: UdpState,
 }
 
 /// What the API shows of a session, without the figures that only the gateway has.
@@ -62,6 +64,8 @@ pub(crate) struct Snapshot {
     pub(crate) state: SessionState,
     pub(crate) transport: Option<String>,
     pub(crate) end_to_end: Option<RttView>,
+    /// Every leg that is attached, as an end sees it.
+    pub(crate) paths: Vec<PathLeg>,
     pub(crate) client_to_target: u64,
     pub(crate) target_to_client: u64,
     pub(crate) channels: u32,
@@ -72,15 +76,15 @@ pub(crate) struct Snapshot {
 
 impl Session {
     /// A session just granted, or (`was_carried`) one that an end tells a restarted broker about.
-    pub(super) const fn new(
+    pub(super) fn new(
         grant: Grant,
         client: Option<LinkId>,
         was_carried: bool,
         now: Instant,
     ) -> Self {
         let (from_client, from_agent) = (None, None);
-        let legs = Vec::new();
-        Self { grant, client, legs, was_carried, heard_at: now, from_client, from_agent }
+        let (legs, udp) = (Vec::new(), UdpState::new(was_carried, now));
+        Self { grant, client, legs, was_carried, heard_at: now, from_client, from_agent, udp }
     }
 
     pub(super) const fn hear(&mut self, now: Instant) {
@@ -113,7 +117,9 @@ impl Session {
         if was_live && !self.is_live() {
             self.hear(now);
             for heard in [&mut self.from_client, &mut self.from_agent].into_iter().flatten() {
+                // One that goes on by UDP says so again within a second.
                 heard.report.transport = None;
+                heard.report.paths.clear();
             }
         }
     }
@@ -166,6 +172,7 @@ impl Session {
             state,
             transport,
             end_to_end: ends().find_map(|report| report.rtt),
+            paths: ends().next().map(|report| report.paths.clone()).unwrap_or_default(),
             client_to_target: most(|report| report.client_to_target),
             target_to_client: most(|report| report.target_to_client),
             channels: ends().next().map_or(0, |report| report.channels),

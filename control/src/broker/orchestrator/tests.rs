@@ -6,7 +6,7 @@ use switchback_engine::{LegSide, PairId};
 use super::*;
 use crate::api::SessionState;
 use crate::broker::orchestrator::sessions::SILENCE_MAX;
-use crate::wire::{PublicKey, Resource, SessionReport};
+use crate::wire::{PublicKey, Purpose, Resource, SessionReport};
 
 pub(super) const CLIENT: LinkId = LinkId(1);
 pub(super) const AGENT: LinkId = LinkId(2);
@@ -80,6 +80,8 @@ impl World {
             session: SessionId(format!("s{}", self.next)),
             pair,
             created_ms: 1,
+            udp: None,
+            purpose: Purpose::default(),
         };
         self.say(Input::Open { link, wish })
     }
@@ -90,7 +92,7 @@ impl World {
 
     pub(super) fn leg(&mut self, grant: &Grant) -> Vec<Output> {
         let pair = self.fresh_pair();
-        self.say(Input::Leg { link: CLIENT, request: 8, grant: grant.clone(), pair })
+        self.say(Input::Leg { link: CLIENT, request: 8, grant: grant.clone(), pair, udp: None })
     }
 
     fn warm(&mut self) -> PairId {
@@ -115,6 +117,7 @@ impl World {
             target_to_client: 20,
             channels: 3,
             resumes: 1,
+            paths: vec![],
         };
         let grant = with_grant.then(|| grant.clone());
         self.say(Input::Reports { link, reports: vec![Reported { report, grant }] })
@@ -159,7 +162,9 @@ fn a_session_connects_pauses_resumes_and_closes() {
     let out = world.leg(&grant);
     let (_, next, how) = offered(&out).unwrap();
     assert_eq!(how, How::Dial);
-    assert!(out.contains(&Output::ClientLeg { link: CLIENT, request: 8, pair: next }));
+    let session = grant.session.clone();
+    let leg = Output::ClientLeg { link: CLIENT, request: 8, session, pair: next, udp: None };
+    assert!(out.contains(&leg));
     world.say(Input::PairStarted { pair: next });
     assert_eq!(world.state(&grant), Some(SessionState::Active));
     let (session, code) = (grant.session.clone(), Code::SessionClosed);
@@ -320,7 +325,10 @@ fn one_name_belongs_to_one_key_while_it_is_connected() {
     let out = world.agent_up(LinkId(4), "lab", vec![]);
     assert!(out.contains(&Output::Close { link: AGENT }), "the same agent replaces its old link");
     world.say(Input::AgentDown { link: AGENT });
-    assert!(world.orchestrator.offers("lab", "ssh"), "the old link's end does not count");
+    assert!(
+        world.orchestrator.transport("lab", "ssh").is_some(),
+        "the old link's end does not count"
+    );
 }
 
 #[test]
@@ -354,7 +362,13 @@ fn nobody_speaks_for_anothers_session() {
         world.report(link, &grant, true);
     }
     let pair = world.fresh_pair();
-    let out = world.say(Input::Leg { link: LinkId(5), request: 1, grant: grant.clone(), pair });
+    let out = world.say(Input::Leg {
+        link: LinkId(5),
+        request: 1,
+        grant: grant.clone(),
+        pair,
+        udp: None,
+    });
     assert_eq!(refused(&out), Some(Code::GrantInvalid));
     assert_eq!(world.state(&grant), Some(SessionState::Connecting));
 }
