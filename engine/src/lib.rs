@@ -10,6 +10,7 @@
 mod admission;
 mod config;
 mod event;
+mod datagram;
 mod gateway;
 mod id;
 mod limits;
@@ -24,11 +25,14 @@ mod worker;
 
 pub use admission::{Admission, Admitted, Refusal, Verdict};
 pub use config::{EngineConfig, IoChoice};
+pub use datagram::{
+    Network, NoRelay, RelayAddress, RelayCredentials, RelayUser, SharedSecret, UdpConfig, UdpDrop,
+    UdpMetrics, UdpRefusal, UdpService, UdpSockets, UdpTraffic, bind_udp, relay_password,
+};
 pub use event::{ForeignConnection, GatewayEvent};
 pub use gateway::hello;
 pub use gateway::{
-    Backend, BackendKind, ForeignPlace, Gateway, StartError, StunCounters, StunResponder,
-    bind_listeners,
+    Backend, BackendKind, ForeignPlace, Gateway, StartError, bind_listeners,
 };
 pub use id::{LegSide, PairId};
 pub use limits::Limits;

@@ -6,8 +6,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use switchback_engine::{
-    Admission, Cause, EngineConfig, ForeignConnection, Gateway, GatewayEvent, Metrics, PairId,
-    StartError, StunCounters, StunResponder, Verdict, bind_listeners,
+    Admission, Cause, EngineConfig, ForeignConnection, Gateway, GatewayEvent, Metrics, NoRelay,
+    PairId, StartError, UdpConfig, UdpMetrics, UdpService, UdpSockets, Verdict, bind_listeners,
+    bind_udp,
 };
 
 use crate::broker::config::ServeConfig;
@@ -15,7 +16,7 @@ use crate::broker::hub::Hub;
 use crate::broker::limits::EVENTS_MAX;
 use crate::code::{Code, Fault};
 
-/// The gateway and the STUN responder; absent before the start and after the end.
+/// The gateway and the UDP service; absent before the start and after the end.
 #[derive(Default)]
 pub(crate) struct DataPlane {
     gateway: RwLock<Option<Gateway>>,
@@ -23,7 +24,7 @@ pub(crate) struct DataPlane {
 }
 
 struct Stun {
-    responder: StunResponder,
+    service: UdpService,
     /// A second handle, for who takes over.
     socket: UdpSocket,
 }
@@ -76,8 +77,8 @@ impl DataPlane {
         read(&self.gateway).as_ref().map(Gateway::metrics)
     }
 
-    pub(crate) fn stun(&self) -> Option<StunCounters> {
-        read(&self.stun).as_ref().map(|stun| stun.responder.counters())
+    pub(crate) fn stun(&self) -> Option<UdpMetrics> {
+        read(&self.stun).as_ref().map(|stun| stun.service.metrics())
     }
 
     /// Name of the readiness source, and why it was chosen.
@@ -128,8 +129,8 @@ impl Sockets {
     pub(crate) fn bind(address: SocketAddr, listeners: usize) -> Result<Self, Fault> {
         let mut sockets = Self { listeners: bind_tcp(address, listeners)?, stun: None };
         let address = sockets.address()?;
-        match UdpSocket::bind(address) {
-            Ok(stun) => sockets.stun = Some(stun),
+        match bind_udp(address, 1) {
+            Ok(stun) => sockets.stun = stun.into_iter().next(),
             Err(error) => {
                 tracing::warn!(%address, %error, "no STUN: the UDP port could not be had");
             }
@@ -230,10 +231,13 @@ pub(crate) fn start(
     let gateway = Gateway::start(listeners, engine(config), admission, foreign, events);
     DataPlane::set(&hub.data_plane.gateway, gateway.map_err(refused)?);
     if let Some(socket) = stun {
-        let responder = socket.try_clone().and_then(StunResponder::start);
-        let responder =
-            responder.map_err(|error| Code::Internal.because(format!("STUN: {error}")))?;
-        DataPlane::set(&hub.data_plane.stun, Stun { responder, socket });
+        let start = |primary| {
+            let sockets = UdpSockets { primary: vec![primary], alternate: Vec::new() };
+            UdpService::start(sockets, UdpConfig::default(), Arc::new(NoRelay))
+        };
+        let service = socket.try_clone().and_then(start);
+        let service = service.map_err(|error| Code::Internal.because(format!("UDP: {error}")))?;
+        DataPlane::set(&hub.data_plane.stun, Stun { service, socket });
     }
     Ok(())
 }

@@ -10,8 +10,6 @@ mod pairing;
 mod reception;
 mod sources;
 mod start;
-mod stun;
-mod stun_reply;
 
 pub use backend::{Backend, BackendKind};
 pub(crate) use caps::Places;
@@ -20,5 +18,5 @@ pub use listener::bind_listeners;
 pub(crate) use pairing::{Arrival, Pairing, Waiting};
 pub use reception::ForeignPlace;
 pub(crate) use reception::{Reception, new_leg};
+pub(crate) use sources::Source;
 pub use start::{Gateway, StartError};
-pub use stun::{StunCounters, StunResponder};

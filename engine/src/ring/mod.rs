@@ -1,4 +1,6 @@
-//! The kernel's doors: io_uring, pipes, socket options, TCP_INFO. The only folder with `unsafe`.
+//! The kernel's doors: io_uring, pipes, UDP batches, socket options, TCP_INFO. The only folder with `unsafe`.
+mod datagram;
+mod interfaces;
 mod listen;
 mod options;
 mod pipe;
@@ -6,6 +8,10 @@ mod poll;
 mod socket;
 mod tcp_info;
 
+pub(crate) use datagram::{
+    HEAD_MAX, Inbox, Outbox, Parcel, Received, dont_fragment, prepare_datagrams,
+};
+pub(crate) use interfaces::local_addresses;
 pub(crate) use listen::{accept, defer_accept};
 pub(crate) use options::{clear_option, set_option};
 pub(crate) use pipe::{Pipe, PipePool};

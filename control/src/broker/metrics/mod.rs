@@ -221,14 +221,27 @@ fn round_trips(page: &mut Page, metrics: &Metrics) {
 }
 
 fn stun(page: &mut Page, app: &App) {
-    let Some(stun) = app.hub.data_plane.stun() else { return };
-    page.family(
-        "switchback_stun_datagrams_total",
-        "counter",
-        "STUN datagrams, by what became of them.",
-    )
-    .sample(&[("result", "answered")], stun.answered)
-    .sample(&[("result", "unknown_attributes")], stun.unknown_attributes)
-    .sample(&[("result", "dropped")], stun.dropped)
-    .sample(&[("result", "send_error")], stun.send_errors);
+    let Some(udp) = app.hub.data_plane.stun() else { return };
+    page.family("switchback_stun_answers_total", "counter", "STUN binding requests answered.")
+        .sample(&[], udp.bindings_answered);
+    page.family("switchback_relay_allocations", "gauge", "TURN allocations.")
+        .sample(&[], udp.allocations);
+    page.family("switchback_relay_allocations_total", "counter", "TURN allocations made.")
+        .sample(&[], udp.allocations_total);
+    page.family("switchback_relay_packets_total", "counter", "Datagrams relayed by TURN.")
+        .sample(&[("to", "peer")], udp.to_peers.packets)
+        .sample(&[("to", "client")], udp.to_clients.packets);
+    page.family("switchback_relay_bytes_total", "counter", "Bytes relayed by TURN.")
+        .sample(&[("to", "peer")], udp.to_peers.bytes)
+        .sample(&[("to", "client")], udp.to_clients.bytes);
+    let about = "STUN and TURN requests answered with an error.";
+    page.family("switchback_udp_refusals_total", "counter", about);
+    for (reason, count) in &udp.refusals {
+        page.sample(&[("reason", reason.as_str())], *count);
+    }
+    let about = "Datagrams to the STUN and TURN port dropped without an answer.";
+    page.family("switchback_udp_drops_total", "counter", about);
+    for (reason, count) in &udp.drops {
+        page.sample(&[("reason", reason.as_str())], *count);
+    }
 }

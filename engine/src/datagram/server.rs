@@ -1,0 +1,548 @@
+//! The server of one worker: control messages in, answers out (RFC 8489, RFC 8656).
+//!
+//! Pure: sockets are opened and closed through [`RelaySockets`], the time comes with each call. Data takes the short way in
+//! `forward.rs`.
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::allocation::{Allocation, Made, PEERS_MAX, Tuple, Unbound};
+use super::binding::{self, Answer, Site, Sites};
+use super::counts::{Count, Counters, UdpDrop, UdpRefusal};
+use super::credentials::RelayCredentials;
+use super::nonce::Nonces;
+use super::peers::{Peers, Standing};
+use super::shared::{Over, Shared};
+use super::throttle::Throttle;
+use super::wire::{CHANNELS, Key, Stun, Writer, attribute, decode_address, kind};
+use super::{RelayAddress, UdpConfig};
+use crate::gateway::Source;
+
+/// The moment of a call, on the clocks that matter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Now {
+    pub(crate) instant: Instant,
+    /// Seconds since 1970, for the expiry of credentials alone: this clock may jump.
+    pub(crate) unix_s: u64,
+    /// Seconds since the service started, for nonces.
+    pub(crate) uptime_s: u32,
+}
+
+/// Where allocations get their sockets. Ids are small and used again.
+pub(crate) trait RelaySockets {
+    /// Opens a socket for an allocation; `None` if there is none to be had.
+    fn open(&mut self, wish: &Wish) -> Option<Opened>;
+    /// Closes an allocation's socket.
+    fn close(&mut self, id: usize);
+}
+
+/// What an Allocate request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) bind: IpAddr,
+    /// EVEN-PORT.
+    pub(crate) even: bool,
+    /// Its R bit: keep the next higher port for a later Allocate.
+    pub(crate) reserve: bool,
+    /// RESERVATION-TOKEN: the port that was kept.
+    pub(crate) token: Option<[u8; 8]>,
+    /// DONT-FRAGMENT.
+    pub(crate) whole: bool,
+}
+
+/// A socket for an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Opened {
+    pub(crate) id: usize,
+    pub(crate) port: u16,
+    /// Of the port that was kept, if it was asked for.
+    pub(crate) token: Option<[u8; 8]>,
+}
+
+/// What all workers' servers have in common.
+pub(crate) struct Common {
+    pub(crate) config: UdpConfig,
+    pub(crate) sites: Sites,
+    pub(crate) nonces: Nonces,
+    pub(crate) credentials: Arc<dyn RelayCredentials>,
+    pub(crate) shared: Shared,
+}
+
+/// One worker's allocations and answers.
+pub(crate) struct Server {
+    common: Arc<Common>,
+    pub(super) counters: Arc<Counters>,
+    throttle: Throttle,
+    peers: Peers,
+    by_client: HashMap<Tuple, usize>,
+    /// By the id of their socket.
+    allocations: Vec<Option<Box<Allocation>>>,
+}
+
+/// Who signed a request.
+struct Signer {
+    username: String,
+    /// Whose quota counts; known when the credentials were looked up.
+    owner: String,
+    key: Key,
+}
+
+/// A reply to be signed, or why there is none.
+type Outcome = Result<Writer, Refused>;
+
+enum Refused {
+    Plain(UdpRefusal),
+    Unknown(Vec<u16>),
+}
+
+impl From<UdpRefusal> for Refused {
+    fn from(why: UdpRefusal) -> Self {
+        Self::Plain(why)
+    }
+}
+
+/// Longest control message: a Binding request with PADDING of an MTU fits.
+const CONTROL_MAX: usize = 2048;
+/// Comprehension-required attributes that TURN requests may carry (RFC 8656 section 18).
+const KNOWN: [u16; 13] = [
+    attribute::USERNAME,
+    attribute::MESSAGE_INTEGRITY,
+    attribute::REALM,
+    attribute::NONCE,
+    attribute::CHANNEL_NUMBER,
+    attribute::LIFETIME,
+    attribute::XOR_PEER_ADDRESS,
+    attribute::REQUESTED_ADDRESS_FAMILY,
+    attribute::EVEN_PORT,
+    attribute::REQUESTED_TRANSPORT,
+    attribute::DONT_FRAGMENT,
+    attribute::RESERVATION_TOKEN,
+    attribute::MESSAGE_INTEGRITY_SHA256,
+];
+/// Listed in one refusal.
+const UNKNOWN_MAX: usize = 8;
+const UDP: u8 = 17;
+
+impl Server {
+    pub(crate) fn new(common: Arc<Common>, counters: Arc<Counters>, peers: Peers, now: Instant) -> Self {
+        let throttle = Throttle::new(common.config.answers_per_s, common.config.answers_burst, now);
+        let (by_client, allocations) = (HashMap::new(), Vec::new());
+        Self { common, counters, throttle, peers, by_client, allocations }
+    }
+
+    /// The host's addresses have changed.
+    pub(crate) fn set_peers(&mut self, peers: Peers) {
+        self.peers = peers;
+    }
+
+    /// Answers a control message; `None` if it gets none.
+    pub(crate) fn control(
+        &mut self,
+        now: Now,
+        at: Site,
+        tuple: Tuple,
+        bytes: &[u8],
+        sockets: &mut dyn RelaySockets,
+    ) -> Option<(Vec<u8>, Site)> {
+        if bytes.len() > CONTROL_MAX {
+            return self.dropped(UdpDrop::Oversized);
+        }
+        let Some(request) = Stun::parse(bytes) else { return self.dropped(UdpDrop::Malformed) };
+        match request.kind() {
+            kind::BINDING => self.binding(now, at, tuple, &request),
+            kind::ALLOCATE | kind::REFRESH | kind::CREATE_PERMISSION | kind::CHANNEL_BIND
+                if at == Site::PRIMARY =>
+            {
+                Some((self.turn(now, tuple, &request, sockets)?, at))
+            }
+            _ => self.dropped(UdpDrop::Malformed),
+        }
+    }
+
+    /// Frees allocations whose time has come. To be called every second or so; nothing is relayed for an allocation that is
+    /// over, called or not.
+    pub(crate) fn expire(&mut self, now: Instant, sockets: &mut dyn RelaySockets) {
+        for id in 0..self.allocations.len() {
+            if self.allocation(id).is_some_and(|allocation| allocation.expires <= now) {
+                self.free(id, sockets);
+            }
+        }
+    }
+
+    pub(super) fn allocation(&self, id: usize) -> Option<&Allocation> {
+        self.allocations.get(id)?.as_deref()
+    }
+
+    pub(super) fn find(&self, now: Instant, tuple: &Tuple) -> Option<usize> {
+        let id = *self.by_client.get(tuple)?;
+        self.allocation(id).filter(|allocation| allocation.expires > now).map(|_| id)
+    }
+
+    /// The port of a permitted peer may be sent to.
+    pub(super) fn port_is_open(&self, standing: Standing, port: u16) -> bool {
+        Peers::port_is_open(standing, port, |port| self.common.shared.is_relayed(port))
+    }
+
+    fn dropped<T>(&self, why: UdpDrop) -> Option<T> {
+        self.counters.add(Count::Dropped(why), 1);
+        None
+    }
+
+    fn pays(&mut self, now: Now, tuple: Tuple) -> bool {
+        let paid = self.throttle.take(Source::of(tuple.client), now.instant);
+        paid || self.dropped::<()>(UdpDrop::RateLimited).is_some()
+    }
+
+    fn binding(&mut self, now: Now, at: Site, tuple: Tuple, request: &Stun<'_>) -> Option<(Vec<u8>, Site)> {
+        if !self.pays(now, tuple) {
+            return None;
+        }
+        let port = self.common.sites[at.index()].map_or(0, |site| site.port());
+        let reached = SocketAddr::new(tuple.reached, port);
+        match binding::answer(request, tuple.client, at, reached, &self.common.sites) {
+            Answer::Success(bytes, from) => {
+                self.counters.add(Count::Binding, 1);
+                Some((bytes, from))
+            }
+            Answer::UnknownAttributes(bytes) => {
+                self.counters.add(Count::Refused(UdpRefusal::UnknownAttributes), 1);
+                Some((bytes, at))
+            }
+        }
+    }
+
+    fn turn(
+        &mut self,
+        now: Now,
+        tuple: Tuple,
+        request: &Stun<'_>,
+        sockets: &mut dyn RelaySockets,
+    ) -> Option<Vec<u8>> {
+        let known = self.find(now.instant, &tuple);
+        // Strangers pay before anything is computed for them, clients only for requests that fail.
+        if known.is_none() && !self.pays(now, tuple) {
+            return None;
+        }
+        let signer = match self.authenticate(now, tuple, known, request) {
+            Ok(signer) => signer,
+            Err(why) => {
+                let pays = known.is_none() || self.pays(now, tuple);
+                return pays.then(|| self.challenge(now, tuple, request, why));
+            }
+        };
+        let key = signer.key.clone();
+        let outcome = match request.unknown(&KNOWN).take(UNKNOWN_MAX).collect::<Vec<_>>() {
+            unknown if !unknown.is_empty() => Err(Refused::Unknown(unknown)),
+            _ => self.authenticated(now, tuple, known, signer, request, sockets),
+        };
+        let reply = outcome.unwrap_or_else(|refused| self.refuse(request, &refused)).sign(&key);
+        Some(finish(reply, request))
+    }
+
+    /// RFC 8489 section 9.2.4. The nonce is looked at first: it costs a stranger one hash, not three.
+    fn authenticate(
+        &self,
+        now: Now,
+        tuple: Tuple,
+        known: Option<usize>,
+        request: &Stun<'_>,
+    ) -> Result<Signer, UdpRefusal> {
+        if !request.is_signed() {
+            return Err(UdpRefusal::Challenged);
+        }
+        let (Some(username), Some(realm), Some(nonce)) = (
+            request.text(attribute::USERNAME),
+            request.text(attribute::REALM),
+            request.get(attribute::NONCE),
+        ) else {
+            return Err(UdpRefusal::BadRequest);
+        };
+        if !self.common.nonces.is_fresh(nonce, tuple.client, now.uptime_s) {
+            return Err(UdpRefusal::StaleNonce);
+        }
+        let allocation = known.and_then(|id| self.allocation(id));
+        let signer = match allocation.filter(|allocation| allocation.username == username) {
+            Some(Allocation { owner, key, .. }) => {
+                Signer { username: username.to_owned(), owner: owner.clone(), key: key.clone() }
+            }
+            None => {
+                let user = self.common.credentials.user(username, now.unix_s);
+                let user = user.ok_or(UdpRefusal::Unauthorized)?;
+                let key = Key::long_term(username, &self.common.config.realm, &user.password);
+                Signer { username: username.to_owned(), owner: user.name, key }
+            }
+        };
+        if realm == self.common.config.realm && request.verify(&signer.key) {
+            Ok(signer)
+        } else {
+            Err(UdpRefusal::Unauthorized)
+        }
+    }
+
+    /// A refusal that nobody can sign, with what the next try needs.
+    fn challenge(&self, now: Now, tuple: Tuple, request: &Stun<'_>, why: UdpRefusal) -> Vec<u8> {
+        self.counters.add(Count::Refused(why), 1);
+        let mut out = Writer::new(request.kind() + kind::ERROR, request.transaction());
+        out = out.put_error(why.code());
+        if why != UdpRefusal::BadRequest {
+            let nonce = self.common.nonces.mint(tuple.client, now.uptime_s);
+            out = out
+                .put(attribute::REALM, self.common.config.realm.as_bytes())
+                .put(attribute::NONCE, nonce.as_bytes());
+        }
+        finish(out, request)
+    }
+
+    fn refuse(&self, request: &Stun<'_>, refused: &Refused) -> Writer {
+        let why = match refused {
+            Refused::Plain(why) => *why,
+            Refused::Unknown(_) => UdpRefusal::UnknownAttributes,
+        };
+        self.counters.add(Count::Refused(why), 1);
+        let out = Writer::new(request.kind() + kind::ERROR, request.transaction()).put_error(why.code());
+        match refused {
+            Refused::Plain(_) => out,
+            Refused::Unknown(kinds) => out.put_unknown(kinds),
+        }
+    }
+
+    fn authenticated(
+        &mut self,
+        now: Now,
+        tuple: Tuple,
+        known: Option<usize>,
+        signer: Signer,
+        request: &Stun<'_>,
+        sockets: &mut dyn RelaySockets,
+    ) -> Outcome {
+        let success = Writer::new(request.kind() + kind::SUCCESS, request.transaction());
+        let Some(id) = known else {
+            return match request.kind() {
+                kind::ALLOCATE => self.allocate(now, tuple, signer, request, sockets),
+                _ => Err(UdpRefusal::AllocationMismatch.into()),
+            };
+        };
+        let allocation = self.allocation(id).ok_or(UdpRefusal::AllocationMismatch)?;
+        if allocation.username != signer.username {
+            return Err(UdpRefusal::WrongCredentials.into());
+        }
+        match request.kind() {
+            kind::ALLOCATE if allocation.transaction == request.transaction() => {
+                Ok(describe(allocation, success))
+            }
+            kind::REFRESH => self.refresh(now, id, request, success, sockets),
+            kind::CREATE_PERMISSION => self.create_permission(now, id, request, success),
+            kind::CHANNEL_BIND => self.channel_bind(now, id, request, success),
+            _ => Err(UdpRefusal::AllocationMismatch.into()),
+        }
+    }
+
+    /// RFC 8656 section 7.2.
+    fn allocate(
+        &mut self,
+        now: Now,
+        tuple: Tuple,
+        signer: Signer,
+        request: &Stun<'_>,
+        sockets: &mut dyn RelaySockets,
+    ) -> Outcome {
+        let (address, wish) = self.wish(tuple, request)?;
+        self.common.shared.enter(&signer.owner).map_err(|over| match over {
+            Over::User => UdpRefusal::QuotaReached,
+            Over::Total => UdpRefusal::InsufficientCapacity,
+        })?;
+        // An allocation that is over may not have been swept yet.
+        if let Some(id) = self.by_client.get(&tuple).copied() {
+            self.free(id, sockets);
+        }
+        let Some(opened) = sockets.open(&wish) else {
+            self.common.shared.leave(&signer.owner);
+            return Err(UdpRefusal::InsufficientCapacity.into());
+        };
+        let allocation = Allocation::new(
+            now.instant,
+            Made {
+                tuple,
+                username: signer.username,
+                owner: signer.owner,
+                key: signer.key,
+                transaction: request.transaction(),
+                relayed: SocketAddr::new(address.public, opened.port),
+                port: opened.port,
+                token: opened.token,
+                lifetime: self.lifetime(request),
+            },
+        );
+        let success = Writer::new(request.kind() + kind::SUCCESS, request.transaction());
+        let reply = describe(&allocation, success);
+        self.common.shared.set_relayed(opened.port, true);
+        self.by_client.insert(tuple, opened.id);
+        self.allocations.resize_with(self.allocations.len().max(opened.id + 1), || None);
+        self.allocations[opened.id] = Some(Box::new(allocation));
+        self.counters.add(Count::Allocated, 1);
+        Ok(reply)
+    }
+
+    fn wish(&self, tuple: Tuple, request: &Stun<'_>) -> Result<(RelayAddress, Wish), UdpRefusal> {
+        match request.word(attribute::REQUESTED_TRANSPORT) {
+            None => return Err(UdpRefusal::BadRequest),
+            Some([UDP, ..]) => {}
+            Some(_) => return Err(UdpRefusal::TransportNotSupported),
+        }
+        let even = request.get(attribute::EVEN_PORT).map(|value| value.first().is_some_and(|bits| bits >> 7 == 1));
+        let token = request.get(attribute::RESERVATION_TOKEN);
+        let token = token.map(|token| <[u8; 8]>::try_from(token).map_err(|_| UdpRefusal::BadRequest));
+        let token = token.transpose()?;
+        let family = request.get(attribute::REQUESTED_ADDRESS_FAMILY);
+        if token.is_some() && (even.is_some() || family.is_some()) {
+            return Err(UdpRefusal::BadRequest);
+        }
+        let address = match family {
+            None | Some([1, ..]) => self.relay_address(tuple, true),
+            Some([2, ..]) => self.relay_address(tuple, false),
+            Some(_) => None,
+        };
+        let address = address.ok_or(UdpRefusal::FamilyNotSupported)?;
+        let wish = Wish {
+            bind: address.bind,
+            even: even.is_some(),
+            reserve: even.unwrap_or(false),
+            token,
+            whole: request.get(attribute::DONT_FRAGMENT).is_some(),
+        };
+        Ok((address, wish))
+    }
+
+    fn relay_address(&self, tuple: Tuple, v4: bool) -> Option<RelayAddress> {
+        let reached = tuple.reached.to_canonical();
+        let own = (!reached.is_unspecified()).then_some(RelayAddress { bind: reached, public: reached });
+        let configured = self.common.config.relay_addresses.iter().copied();
+        configured.chain(own).find(|address| address.bind.is_ipv4() == v4)
+    }
+
+    /// RFC 8656 section 7.2: between the default and the maximum.
+    fn lifetime(&self, request: &Stun<'_>) -> Duration {
+        let config = &self.common.config;
+        let asked = request.word(attribute::LIFETIME).map_or(0, u32::from_be_bytes);
+        Duration::from_secs(asked.into()).clamp(config.lifetime_default, config.lifetime_max.max(config.lifetime_default))
+    }
+
+    fn refresh(
+        &mut self,
+        now: Now,
+        id: usize,
+        request: &Stun<'_>,
+        success: Writer,
+        sockets: &mut dyn RelaySockets,
+    ) -> Outcome {
+        if let Some(family) = request.get(attribute::REQUESTED_ADDRESS_FAMILY) {
+            let v4 = self.allocation(id).is_some_and(Allocation::is_v4);
+            if family.first() != Some(if v4 { &1 } else { &2 }) {
+                return Err(UdpRefusal::PeerFamilyMismatch.into());
+            }
+        }
+        if request.word(attribute::LIFETIME) == Some([0; 4]) {
+            self.free(id, sockets);
+            return Ok(success.put(attribute::LIFETIME, &[0; 4]));
+        }
+        let lifetime = self.lifetime(request);
+        if let Some(Some(allocation)) = self.allocations.get_mut(id) {
+            allocation.expires = now.instant + lifetime;
+        }
+        Ok(put_lifetime(success, lifetime))
+    }
+
+    /// RFC 8656 section 10.2: all addresses or none.
+    fn create_permission(&mut self, now: Now, id: usize, request: &Stun<'_>, success: Writer) -> Outcome {
+        let mut wanted = Vec::new();
+        for (kind, value) in request.attributes() {
+            if kind == attribute::XOR_PEER_ADDRESS {
+                let peer = decode_address(value, &request.transaction()).ok_or(UdpRefusal::BadRequest)?;
+                wanted.push((peer.ip(), self.standing(id, peer)?));
+            }
+        }
+        if wanted.is_empty() {
+            return Err(UdpRefusal::BadRequest.into());
+        }
+        if wanted.len() > PEERS_MAX {
+            return Err(UdpRefusal::InsufficientCapacity.into());
+        }
+        let Some(Some(allocation)) = self.allocations.get_mut(id) else {
+            return Err(UdpRefusal::AllocationMismatch.into());
+        };
+        for (ip, standing) in wanted {
+            allocation.permit(now.instant, ip, standing).map_err(refusal)?;
+        }
+        Ok(success)
+    }
+
+    /// RFC 8656 section 12.2.
+    fn channel_bind(&mut self, now: Now, id: usize, request: &Stun<'_>, success: Writer) -> Outcome {
+        let number = request.word(attribute::CHANNEL_NUMBER).map(|[a, b, ..]| u16::from_be_bytes([a, b]));
+        let peer = request.get(attribute::XOR_PEER_ADDRESS);
+        let peer = peer.and_then(|value| decode_address(value, &request.transaction()));
+        let (Some(number), Some(peer)) = (number.filter(|number| CHANNELS.contains(number)), peer) else {
+            return Err(UdpRefusal::BadRequest.into());
+        };
+        let standing = self.standing(id, peer)?;
+        if !self.port_is_open(standing, peer.port()) {
+            return Err(UdpRefusal::ForbiddenPeer.into());
+        }
+        let Some(Some(allocation)) = self.allocations.get_mut(id) else {
+            return Err(UdpRefusal::AllocationMismatch.into());
+        };
+        allocation.bind(now.instant, number, peer, standing).map_err(refusal)?;
+        Ok(success)
+    }
+
+    fn standing(&self, id: usize, peer: SocketAddr) -> Result<Standing, UdpRefusal> {
+        let v4 = self.allocation(id).is_some_and(Allocation::is_v4);
+        if peer.is_ipv4() != v4 {
+            return Err(UdpRefusal::PeerFamilyMismatch);
+        }
+        match self.peers.standing(peer.ip()) {
+            Standing::Forbidden => Err(UdpRefusal::ForbiddenPeer),
+            standing => Ok(standing),
+        }
+    }
+
+    fn free(&mut self, id: usize, sockets: &mut dyn RelaySockets) {
+        let Some(allocation) = self.allocations.get_mut(id).and_then(Option::take) else { return };
+        self.by_client.remove(&allocation.tuple);
+        self.common.shared.set_relayed(allocation.port, false);
+        self.common.shared.leave(&allocation.owner);
+        self.counters.add(Count::Freed, 1);
+        sockets.close(id);
+    }
+}
+
+fn refusal(unbound: Unbound) -> Refused {
+    match unbound {
+        Unbound::Conflict => UdpRefusal::BadRequest.into(),
+        Unbound::Full => UdpRefusal::InsufficientCapacity.into(),
+    }
+}
+
+/// The success response of an Allocate request.
+fn describe(allocation: &Allocation, out: Writer) -> Writer {
+    let client = allocation.tuple.client;
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    let out = out.put_xor(attribute::XOR_RELAYED_ADDRESS, allocation.relayed);
+    let out = put_lifetime(out, allocation.lifetime);
+    let out = out.put_xor(attribute::XOR_MAPPED_ADDRESS, client);
+    match allocation.token {
+        Some(token) => out.put(attribute::RESERVATION_TOKEN, &token),
+        None => out,
+    }
+}
+
+fn put_lifetime(out: Writer, lifetime: Duration) -> Writer {
+    let seconds = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX);
+    out.put(attribute::LIFETIME, &seconds.to_be_bytes())
+}
+
+/// With FINGERPRINT if the request has one: it may be needed to tell STUN from what else is on that port.
+fn finish(out: Writer, request: &Stun<'_>) -> Vec<u8> {
+    if request.has_fingerprint() { out.finish_with_fingerprint() } else { out.finish() }
+}
