@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::args::Global;
 use crate::output::human;
 use crate::stop::Stop;
+use crate::udp_args::UdpArgs;
 use crate::{account, output};
 
 /// How long the status line waits for the first round-trip time, which one PING gives.
@@ -54,6 +55,8 @@ pub(crate) struct ConnectArgs {
     /// which is how long the agent waits
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = resume_window)]
     resume_window: Duration,
+    #[command(flatten)]
+    udp: UdpArgs,
 }
 
 /// The agent's resume window: past it the agent's end of the session is gone, and waiting on would be in vain.
@@ -111,6 +114,7 @@ async fn open(
     let options = ClientOptions {
         start_within: args.start_timeout,
         session: SessionConfig { resume_window: args.resume_window, ..SessionConfig::default() },
+        udp: args.udp.options(),
     };
     let client = Client::connect_with(invite, options).await?;
     let session = client.open(&args.name).await?;

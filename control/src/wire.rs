@@ -13,7 +13,7 @@ use switchback_engine::Tuning;
 
 pub use udp::{
     CANDIDATES_MAX, Candidate, CandidateKind, IceCredentials, PathLeg, PathMove, PathPair,
-    PathReport, Purpose, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX, REPORT_REASONS_MAX,
+    PathReport, SessionPurpose, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX, REPORT_REASONS_MAX,
     RelayAccess, Standby, TransportPolicy, UdpAccess, UdpUse,
 };
 
@@ -271,8 +271,8 @@ pub struct SessionOffer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp: Option<Box<UdpAccess>>,
     /// What it is for.
-    #[serde(default, skip_serializing_if = "Purpose::is_default")]
-    pub purpose: Purpose,
+    #[serde(default, skip_serializing_if = "SessionPurpose::is_default")]
+    pub purpose: SessionPurpose,
 }
 
 /// How an agent's leg for an offer comes about.
@@ -321,8 +321,8 @@ pub enum FromClient {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         udp: Option<Vec<Candidate>>,
         /// What the session is for.
-        #[serde(default, skip_serializing_if = "Purpose::is_default")]
-        purpose: Purpose,
+        #[serde(default, skip_serializing_if = "SessionPurpose::is_default")]
+        purpose: SessionPurpose,
     },
     /// Asks for another leg for a session that was granted before.
     Leg {

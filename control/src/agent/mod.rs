@@ -27,6 +27,7 @@ use crate::dial::BrokerAddress;
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, register_grants};
 use crate::link::{self, Doubt, LinkEvent};
+use crate::udp::UdpOptions;
 use crate::wire::{
     AGENT_LINK, AgentLeg, FromAgent, LegTicket, PROTOCOL, Resource, SessionId, SessionOffer,
     ToAgent,
@@ -68,13 +69,16 @@ pub struct AgentOptions {
     pub sessions_max: usize,
     /// How sessions are held. The default gives a resume window of 60 s.
     pub session: SessionConfig,
+    /// How UDP is used.
+    pub udp: UdpOptions,
     /// Is told of every change of the agent's state.
     pub state: Option<watch::Sender<AgentState>>,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { sessions_max: 8192, session: SessionConfig::default(), state: None }
+        let (session, udp) = (SessionConfig::default(), UdpOptions::default());
+        Self { sessions_max: 8192, session, udp, state: None }
     }
 }
 
@@ -116,10 +120,17 @@ pub async fn run_with(
     let key = identity::load(&config.state_dir)?;
     let (over_sender, mut over) = mpsc::channel(EVENTS_MAX);
     let (gone_sender, mut gone) = mpsc::channel(EVENTS_MAX);
-    let AgentOptions { sessions_max, session, state } = options;
+    let AgentOptions { sessions_max, session, udp, state } = options;
     let doubt = Doubt::default();
     let sessions =
-        Sessions::new(key, &config.resources, session, sessions_max, over_sender, doubt.clone());
+        Sessions::new(
+            key,
+            &config.resources,
+            session,
+            (sessions_max, udp.enabled),
+            over_sender,
+            doubt.clone(),
+        );
     let mut agent = Agent {
         pool: WarmPool::new(config.warm_legs),
         name: config.name,
@@ -221,9 +232,8 @@ impl Agent {
             }
             LinkEvent::Message(ToAgent::WarmTickets { tickets }) => self.warm_up(tickets),
             LinkEvent::Message(ToAgent::Offer { session, leg }) => self.offered(*session, leg),
-            LinkEvent::Message(
-                ToAgent::Candidates { .. } | ToAgent::Relay { .. } | ToAgent::Explain { .. },
-            ) => {}
+            LinkEvent::Message(ToAgent::Explain { session }) => self.explain(session),
+            LinkEvent::Message(ToAgent::Candidates { .. } | ToAgent::Relay { .. }) => {}
             LinkEvent::Message(ToAgent::End { session, code }) => self.sessions.end(&session, code),
         }
         Ok(())
@@ -327,6 +337,12 @@ impl Agent {
     fn session_over(&mut self, over: SessionOver) {
         if self.sessions.forget(&over.id) {
             self.link.say_surely(over.id, over.code);
+        }
+    }
+
+    fn explain(&self, session: SessionId) {
+        if let Some(paths) = self.sessions.explain(&session) {
+            self.link.say(FromAgent::Paths { session, paths: Box::new(paths) });
         }
     }
 

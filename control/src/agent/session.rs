@@ -15,8 +15,10 @@ use crate::code::{Code, Fault};
 use crate::link::Doubt;
 use crate::link::report::figures;
 use crate::reason;
+use crate::udp::session::SessionUdp;
 use crate::wire::{
-    ClientAddress, PublicKey, Resource, SealedGrant, SessionId, SessionOffer, SessionReport,
+    ClientAddress, PathReport, PublicKey, Resource, SealedGrant, SessionId, SessionOffer,
+    SessionPurpose, SessionReport,
 };
 
 /// A session ended by itself or by its client.
@@ -32,6 +34,7 @@ pub(super) struct Sessions {
     targets: HashMap<String, Arc<Target>>,
     config: SessionConfig,
     sessions_max: usize,
+    udp_enabled: bool,
     live: HashMap<SessionId, Live>,
     over: mpsc::Sender<SessionOver>,
     doubt: Doubt,
@@ -44,6 +47,7 @@ struct Live {
     grant: SealedGrant,
     target: Arc<Target>,
     client_address: watch::Sender<Option<ClientAddress>>,
+    udp: Arc<SessionUdp>,
 }
 
 impl Sessions {
@@ -51,13 +55,13 @@ impl Sessions {
         key: SessionKey,
         resources: &[Resource],
         config: SessionConfig,
-        sessions_max: usize,
+        (sessions_max, udp_enabled): (usize, bool),
         over: mpsc::Sender<SessionOver>,
         doubt: Doubt,
     ) -> Self {
         let target = |resource: &Resource| (resource.name.clone(), Arc::new(resource.into()));
         let targets = resources.iter().map(target).collect();
-        Self { key, targets, config, sessions_max, live: HashMap::new(), over, doubt }
+        Self { key, targets, config, sessions_max, udp_enabled, live: HashMap::new(), over, doubt }
     }
 
     /// The session of an offer, as its leg must know it; created if it is new.
@@ -88,7 +92,9 @@ impl Sessions {
     }
 
     fn create(&self, offer: SessionOffer) -> Result<Live, Fault> {
-        let SessionOffer { id, user, resource, client_key, grant, client_address, .. } = offer;
+        let SessionOffer {
+            id, user, resource, client_key, grant, client_address, transport, purpose, ..
+        } = offer;
         let target = self.targets.get(&resource).ok_or_else(|| {
             Code::ResourceUnknown.because(format!("this agent does not offer `{resource}`"))
         })?;
@@ -101,9 +107,15 @@ impl Sessions {
         tracing::info!(session = %id, user, resource, "session offered");
         let (client_address, client) = watch::channel(client_address);
         let target = target.clone();
-        let service = Service { target: target.clone(), client };
+        let udp = Arc::new(SessionUdp::new(transport, self.udp_enabled));
+        let service = Service { target: target.clone(), client, purpose };
         tokio::spawn(follow(id, events, service, self.over.clone(), self.doubt.clone()));
-        Ok(Live { handle, tls, client_key, grant, target, client_address })
+        Ok(Live { handle, tls, client_key, grant, target, client_address, udp })
+    }
+
+    /// What this agent sees of a session's paths.
+    pub(super) fn explain(&self, id: &SessionId) -> Option<PathReport> {
+        self.live.get(id).map(|live| live.udp.report(&live.handle))
     }
 
     /// Ends a session at the broker's word; its last event then forgets it.
@@ -162,6 +174,7 @@ impl Live {
 struct Service {
     target: Arc<Target>,
     client: watch::Receiver<Option<ClientAddress>>,
+    purpose: SessionPurpose,
 }
 
 /// Connects a session's channels to their target until it is over.
@@ -175,6 +188,9 @@ async fn follow(
     let mut fault = Fault::from(Code::SessionClosed);
     while let Some(event) = events.recv().await {
         match event {
+            SessionEvent::Incoming(channel) if service.purpose == SessionPurpose::Echo => {
+                tokio::spawn(target::echo(channel));
+            }
             SessionEvent::Incoming(channel) => {
                 // Bounded by the session's own limit of channels.
                 let (id, target) = (id.clone(), service.target.clone());
@@ -208,13 +224,13 @@ mod tests {
 
     use super::*;
     use crate::secret::Secret;
-    use crate::wire::{Purpose, TransportPolicy};
+    use crate::wire::TransportPolicy;
 
     fn sessions(sessions_max: usize) -> (Sessions, mpsc::Receiver<SessionOver>) {
         let resources = [Resource::tcp("ssh", "127.0.0.1:22")];
         let (sender, over) = mpsc::channel(4);
         let (key, config) = (SessionKey::generate().unwrap(), SessionConfig::default());
-        (Sessions::new(key, &resources, config, sessions_max, sender, Doubt::default()), over)
+        (Sessions::new(key, &resources, config, (sessions_max, true), sender, Doubt::default()), over)
     }
 
     fn offer(id: &str, client: &SessionKey) -> SessionOffer {
@@ -227,7 +243,7 @@ mod tests {
             client_address: None,
             transport: TransportPolicy::default(),
             udp: None,
-            purpose: Purpose::Use,
+            purpose: SessionPurpose::Use,
         }
     }
 

@@ -85,6 +85,17 @@ pub(super) async fn serve(
     }
 }
 
+/// Sends back what a channel brings, without asking the service, until it ends.
+pub(super) async fn echo(channel: Channel) {
+    let (mut reader, mut writer) = channel.split();
+    while let Ok(Some(bytes)) = reader.read().await {
+        if writer.write(bytes).await.is_err() {
+            return;
+        }
+    }
+    writer.finish();
+}
+
 fn unreachable(target: &str, error: &io::Error) -> Fault {
     let code = match error.kind() {
         io::ErrorKind::ConnectionRefused => Code::TargetRefused,

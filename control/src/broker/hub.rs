@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
-use switchback_engine::{GatewayEvent, LegSide, PairId, PairMeter};
+use switchback_engine::{GatewayEvent, LegSide, PairId, PairMeter, RelayCredentials};
 use tokio::sync::mpsc;
 
 use crate::broker::clock;
@@ -216,6 +216,11 @@ impl Hub {
         let core = self.core();
         let session = core.orchestrator.session(id, Instant::now())?;
         Some(core.metered(session))
+    }
+
+    /// Whom the gateway relays for.
+    pub(crate) fn relay_credentials(&self) -> Arc<dyn RelayCredentials> {
+        self.udp.believer()
     }
 
     /// What both ends of a session said last when asked, and whether each can be asked.

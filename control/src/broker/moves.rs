@@ -72,11 +72,6 @@ pub(crate) fn label(told: &str) -> Option<&'static str> {
     KINDS.iter().map(|kind| kind.label()).find(|label| *label == told)
 }
 
-/// Whether a transport of this label leads from end to end without the gateway.
-pub(crate) fn is_direct(told: &str) -> bool {
-    [LegKind::UdpDirect, LegKind::UdpManaged].iter().any(|kind| kind.label() == told)
-}
-
 /// Every transport.
 pub(crate) const KINDS: [LegKind; 4] =
     [LegKind::TcpReverse, LegKind::UdpDirect, LegKind::UdpManaged, LegKind::UdpRelay];
@@ -105,7 +100,7 @@ mod tests {
         let sums = moves.sums();
         assert_eq!(sums.moves, BTreeMap::from([((direct, "better".to_owned()), 2)]));
         assert_eq!((sums.time_to_direct.len(), sums.stalls[direct].len()), (1, 2));
-        assert!(is_direct(direct) && !is_direct(LegKind::UdpRelay.label()));
+        assert!(crate::is_direct(direct) && !crate::is_direct(LegKind::UdpRelay.label()));
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! keeps nothing on disk; without the key, which stays in the data directory, they are as good as random. Relay passwords
 //! are what the widespread TURN REST form says, so that a stock TURN server that is given [`UdpKeys::turn_secret`]
 //! believes them too.
+use std::sync::Arc;
+
 use aws_lc_rs::hmac;
-use data_encoding::{BASE64, BASE64_NOPAD, HEXLOWER};
-use switchback_engine::LegSide;
+use data_encoding::{BASE64_NOPAD, HEXLOWER};
+use switchback_engine::{LegSide, NoRelay, RelayCredentials, SharedSecret, relay_password};
 
 use crate::broker::config::Relay;
 use crate::secret::Secret;
@@ -74,13 +76,16 @@ impl UdpKeys {
             Relay::Off => return None,
         };
         let username = format!("{}:{session}-{}", now + RELAY_TTL, side.as_str());
-        let password = Secret::new(relay_password(self.turn.reveal(), &username));
+        let password = Secret::new(relay_password(self.turn.reveal().as_bytes(), &username));
         Some(RelayAccess { server, username, password })
     }
 
-    /// What a TURN server must share with us (coturn: `static-auth-secret`).
-    pub(crate) fn turn_secret(&self) -> &Secret {
-        &self.turn
+    /// What makes this gateway's relay believe the credentials minted here, if it is the one that they are for.
+    pub(crate) fn believer(&self) -> Arc<dyn RelayCredentials> {
+        match self.relay {
+            Relay::Own => Arc::new(SharedSecret::new(self.turn.reveal().as_bytes())),
+            Relay::Foreign { .. } | Relay::Off => Arc::new(NoRelay),
+        }
     }
 
     /// 48 bits of name and 144 of password; RFC 8445 section 5.3 asks for 24 and 128.
@@ -103,12 +108,6 @@ impl std::fmt::Debug for UdpKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("UdpKeys(***)")
     }
-}
-
-/// `base64(HMAC-SHA1(secret, username))`.
-fn relay_password(secret: &str, username: &str) -> String {
-    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
-    BASE64.encode(hmac::sign(&key, username.as_bytes()).as_ref())
 }
 
 #[cfg(test)]
@@ -152,13 +151,17 @@ mod tests {
 
     #[test]
     fn relay_passwords_have_the_widespread_form() {
-        // `printf '1433895918:ninefingers' | openssl dgst -sha1 -hmac secret -binary | base64`
-        let known = relay_password("secret", "1433895918:ninefingers");
-        assert_eq!(known, "RpErf0iO2JTtX61dhCPdPvb+EmA=");
         let relay = keys(1).relay(&SessionId("s".into()), LegSide::Client, NOW).unwrap();
         assert_eq!(relay.username, format!("{}:s-client", NOW + RELAY_TTL));
-        let secret = keys(1).turn_secret().reveal().to_owned();
-        assert_eq!(relay.password.reveal(), relay_password(&secret, &relay.username));
+        let user = keys(1).believer().user(&relay.username, NOW).unwrap();
+        assert_eq!((&*user.password, &*user.name), (relay.password.reveal(), "s-client"));
+        assert_eq!(keys(2).believer().user(&relay.username, NOW + RELAY_TTL), None);
+        assert_ne!(keys(2).believer().user(&relay.username, NOW), Some(user));
+        let (address, secret) = ("turn.example:3478".to_owned(), Secret::new("north"));
+        let coturn = UdpKeys::new(&[1; 32], Relay::Foreign { address, secret });
+        let relay = coturn.relay(&SessionId("s".into()), LegSide::Client, NOW).unwrap();
+        assert_eq!(relay.server.as_deref(), Some("turn.example:3478"));
+        assert_eq!(relay.password.reveal(), relay_password(b"north", &relay.username));
         let none = UdpKeys::new(&[1; 32], Relay::Off);
         assert_eq!(none.relay(&SessionId("s".into()), LegSide::Client, NOW), None);
     }

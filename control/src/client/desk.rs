@@ -13,7 +13,8 @@ use crate::code::{Code, Fault};
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, figures};
 use crate::link::{self, Doubt, LinkEvent};
-use crate::wire::{CLIENT_LINK, FromClient, SealedGrant, SessionId, ToClient};
+use crate::udp::session::SessionUdp;
+use crate::wire::{CLIENT_LINK, FromClient, PathMove, SealedGrant, SessionId, ToClient};
 
 /// A broker answers in one round trip; a slow one is asked again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +42,8 @@ pub(super) struct Live {
     pub(super) grant: SealedGrant,
     /// Ends it.
     pub(super) end: mpsc::Sender<Ending>,
+    /// Its UDP.
+    pub(super) udp: Arc<SessionUdp>,
 }
 
 /// An order to end a session.
@@ -198,9 +201,8 @@ impl Desk {
             LinkEvent::Message(ToClient::Refused { request, code, message }) => {
                 self.answer(request, Err(code.because(message)));
             }
-            LinkEvent::Message(
-                ToClient::Candidates { .. } | ToClient::Relay { .. } | ToClient::Explain { .. },
-            ) => {}
+            LinkEvent::Message(ToClient::Explain { session }) => self.explain(session),
+            LinkEvent::Message(ToClient::Candidates { .. } | ToClient::Relay { .. }) => {}
             LinkEvent::Message(
                 answer @ (ToClient::Granted { request, .. } | ToClient::Leg { request, .. }),
             ) => self.answer(request, Ok(answer)),
@@ -223,6 +225,18 @@ impl Desk {
             }
             Err(fault) if request == 0 => tracing::warn!(%fault, "refused by the broker"),
             _ => {}
+        }
+    }
+
+    /// A session of ours went over to another transport.
+    pub(super) fn moved(&self, session: SessionId, moved: PathMove) {
+        self.tell(FromClient::Moved { session, moved: Box::new(moved) });
+    }
+
+    fn explain(&self, session: SessionId) {
+        let paths = lock(&self.sessions).get(&session).map(|live| live.udp.report(&live.handle));
+        if let Some(paths) = paths {
+            self.tell(FromClient::Paths { session, paths: Box::new(paths) });
         }
     }
 

@@ -18,6 +18,7 @@ use crate::client::legs::{Action, LegPlan};
 use crate::code::{Code, Fault};
 use crate::dial::leg;
 use crate::reason;
+use crate::udp::session::SessionUdp;
 use crate::wire::{FromClient, LegTicket, SealedGrant, SessionId, ToClient};
 
 /// From our close to the session layer's last word: it gives its own CLOSE 2 s.
@@ -45,6 +46,7 @@ pub(super) struct Keeper {
     pub(super) phase: watch::Sender<Phase>,
     /// Legs attached and not lost; the last is the newest.
     pub(super) legs: BTreeSet<LegId>,
+    pub(super) udp: Arc<SessionUdp>,
 }
 
 type Attempt = Pin<Box<dyn Future<Output = Result<TlsStream<TcpStream>, Fault>> + Send>>;

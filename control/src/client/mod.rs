@@ -4,6 +4,7 @@
 //! the session layer, and goes on while the link is down. When it dials its next leg is decided in `legs`, in pure code.
 
 mod desk;
+mod echo;
 mod keeper;
 mod legs;
 pub mod profile;
@@ -22,14 +23,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use echo::{EchoSender, PROBE_BYTES_MAX, PROBE_BYTES_MIN, echo};
 pub use session::{ClientSession, SessionFigures};
 pub use switchback_shortpath::SessionConfig;
 
 use crate::code::{Code, Fault};
 use crate::dial::{Backoff, BrokerAddress};
 use crate::invite::Invite;
+use crate::udp::UdpOptions;
+use crate::udp::session::SessionUdp;
 use crate::wire::{
-    FromClient, LegTicket, PROTOCOL, PublicKey, Purpose, SealedGrant, SessionId, ToClient,
+    FromClient, LegTicket, PROTOCOL, PublicKey, ResourceKind, SealedGrant, SessionId, SessionPurpose, ToClient,
+    TransportPolicy,
 };
 use desk::{Desk, LinkState, Live};
 use keeper::{Keeper, Phase};
@@ -46,11 +51,14 @@ pub struct ClientOptions {
     pub start_within: Duration,
     /// How sessions are held. The default gives a resume window of 60 s.
     pub session: SessionConfig,
+    /// How UDP is used.
+    pub udp: UdpOptions,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
-        Self { start_within: Duration::from_secs(20), session: SessionConfig::default() }
+        let (session, udp) = (SessionConfig::default(), UdpOptions::default());
+        Self { start_within: Duration::from_secs(20), session, udp }
     }
 }
 
@@ -101,10 +109,22 @@ impl Client {
     /// The broker's refusal, at once or, if it may pass, after [`ClientOptions::start_within`]; else what kept the first
     /// leg from coming.
     pub async fn open(&self, resource: &str) -> Result<ClientSession, Fault> {
+        self.open_for(resource, SessionPurpose::Use).await
+    }
+
+    /// Opens a session to the agent of a resource, which sends back what it gets instead of asking the service.
+    ///
+    /// # Errors
+    /// As [`Client::open`].
+    pub async fn open_echo(&self, resource: &str) -> Result<ClientSession, Fault> {
+        self.open_for(resource, SessionPurpose::Echo).await
+    }
+
+    async fn open_for(&self, resource: &str, purpose: SessionPurpose) -> Result<ClientSession, Fault> {
         let start_by = Instant::now() + self.options.start_within;
         let key =
             SessionKey::generate().map_err(|error| Code::Internal.because(error.to_string()))?;
-        let granted = self.ask(resource, &key, start_by).await?;
+        let granted = self.ask(resource, &key, purpose, start_by).await?;
         let session = self.start(&key, granted, start_by)?;
         session.carried().await?;
         Ok(session)
@@ -114,6 +134,7 @@ impl Client {
         &self,
         resource: &str,
         key: &SessionKey,
+        purpose: SessionPurpose,
         start_by: Instant,
     ) -> Result<Granted, Fault> {
         let key = PublicKey(BASE64URL_NOPAD.encode(&key.public()));
@@ -126,7 +147,7 @@ impl Client {
                 resource,
                 key,
                 udp: None,
-                purpose: Purpose::Use,
+                purpose,
             };
             let answer = timeout_at(start_by, self.desk.ask(open)).await;
             let fault = match answer.unwrap_or_else(|_| Err(last_fault(&self.desk.link()))) {
@@ -147,7 +168,7 @@ impl Client {
         granted: Granted,
         start_by: Instant,
     ) -> Result<ClientSession, Fault> {
-        let Granted { id, agent, agent_key, grant, ticket } = granted;
+        let Granted { id, agent, agent_key, grant, ticket, transport, kind } = granted;
         let tls = BASE64URL_NOPAD
             .decode(agent_key.0.as_bytes())
             .ok()
@@ -158,7 +179,13 @@ impl Client {
         let (phase, phases) = watch::channel(Phase::Starting);
         // One order is enough to end a session.
         let (orders, ordered) = mpsc::channel(1);
-        let live = Live { handle: handle.clone(), grant: grant.clone(), end: orders.clone() };
+        let udp = Arc::new(SessionUdp::new(transport, self.options.udp.enabled));
+        let live = Live {
+            handle: handle.clone(),
+            grant: grant.clone(),
+            end: orders.clone(),
+            udp: udp.clone(),
+        };
         self.desk.admit(id.clone(), live);
         let desk = self.desk.clone();
         let (guard, handle_kept) = (self.guard.clone(), handle.clone());
@@ -171,9 +198,11 @@ impl Client {
             handle: handle_kept,
             phase,
             legs: BTreeSet::new(),
+            udp: udp.clone(),
         };
         tokio::spawn(keeper.run(ticket, start_by, events, ordered));
-        Ok(ClientSession::new(id, agent, handle, phases, orders, self.guard.clone()))
+        let held = session::Held { id, agent, kind, handle, udp };
+        Ok(ClientSession::new(held, phases, orders, self.guard.clone()))
     }
 }
 
@@ -184,14 +213,16 @@ struct Granted {
     agent_key: PublicKey,
     grant: SealedGrant,
     ticket: LegTicket,
+    transport: TransportPolicy,
+    kind: ResourceKind,
 }
 
 impl Granted {
     fn of(answer: ToClient) -> Result<Self, Fault> {
         match answer {
-            ToClient::Granted { session, agent, agent_key, grant, ticket, .. } => {
-                Ok(Self { id: session, agent, agent_key, grant, ticket })
-            }
+            ToClient::Granted {
+                session, agent, agent_key, grant, ticket, transport, kind, ..
+            } => Ok(Self { id: session, agent, agent_key, grant, ticket, transport, kind }),
             _ => Err(Code::MessageMalformed.because("the broker answered another question")),
         }
     }

@@ -2,9 +2,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use switchback_shortpath::{RttFigures, SessionStats};
+use switchback_shortpath::{LegKind, RttFigures, SessionStats};
 
-use crate::wire::{RttView, SealedGrant, SessionId, SessionReport};
+use crate::wire::{PathLeg, RttView, SealedGrant, SessionId, SessionReport};
 
 /// Pause between reports.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -63,8 +63,19 @@ pub fn figures(
         target_to_client,
         channels: stats.channels,
         resumes: stats.legs_lost,
-        paths: Vec::new(),
+        paths: path_legs(stats),
     }
+}
+
+/// The legs of a session as messages carry them.
+#[must_use]
+pub fn path_legs(stats: &SessionStats) -> Vec<PathLeg> {
+    let carries = |leg: LegKind| PathLeg {
+        transport: leg.label().to_owned(),
+        carries: true,
+        rtt_us: stats.rtt.map(|rtt| rtt.smoothed_us),
+    };
+    stats.leg.map(carries).into_iter().collect()
 }
 
 /// The session layer's round-trip times as messages carry them.

@@ -134,7 +134,7 @@ impl Standby {
 /// What a session is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Purpose {
+pub enum SessionPurpose {
     /// To use the resource.
     #[default]
     Use,
@@ -142,7 +142,7 @@ pub enum Purpose {
     Echo,
 }
 
-impl Purpose {
+impl SessionPurpose {
     /// Whether it is the ordinary one.
     #[must_use]
     pub fn is_default(&self) -> bool {

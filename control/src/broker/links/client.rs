@@ -16,13 +16,12 @@ use crate::broker::clock;
 use crate::broker::door::Visitor;
 use crate::broker::http::{Caller, Refused, Upgrade};
 use crate::broker::limits::is_name;
-use crate::broker::moves;
 use crate::broker::orchestrator::{Input, LinkId, Output, Wish};
 use crate::broker::rate::{Bucket, LINK_MESSAGES};
 use crate::broker::store::Owner;
 use crate::code::{Code, Fault};
 use crate::wire::{
-    Candidate, ClientAddress, FromClient, PROTOCOL, PublicKey, Purpose, SealedGrant, SessionId,
+    Candidate, ClientAddress, FromClient, PROTOCOL, PublicKey, SessionPurpose, SealedGrant, SessionId,
 };
 
 /// Characters of a session id: 60 random bits.
@@ -69,7 +68,7 @@ struct Asked {
     resource: String,
     key: PublicKey,
     udp: Option<Vec<Candidate>>,
-    purpose: Purpose,
+    purpose: SessionPurpose,
 }
 
 struct Client {
@@ -118,7 +117,7 @@ impl Client {
             }
             FromClient::Moved { session, moved } => {
                 if udp::is_plain(&moved) {
-                    let direct = moves::is_direct(&moved.to);
+                    let direct = crate::is_direct(&moved.to);
                     self.app.hub.apply(Input::Moved { link, session, moved, direct });
                 }
             }

@@ -6,7 +6,7 @@ use switchback_engine::{LegSide, PairId, Tuning};
 use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
 use crate::wire::{
-    Candidate, ClientAddress, PathMove, PathReport, PublicKey, Purpose, Resource, ResourceKind,
+    Candidate, ClientAddress, PathMove, PathReport, PublicKey, SessionPurpose, Resource, ResourceKind,
     SessionId, SessionReport, TransportPolicy,
 };
 
@@ -46,7 +46,7 @@ pub(crate) struct Wish {
     pub(crate) created_ms: u64,
     /// Where the client is by UDP, found honest; `None` if it does without.
     pub(crate) udp: Option<Vec<Candidate>>,
-    pub(crate) purpose: Purpose,
+    pub(crate) purpose: SessionPurpose,
 }
 
 /// Something that happened.

@@ -6,7 +6,7 @@ use switchback_engine::{LegSide, PairId};
 use super::*;
 use crate::api::SessionState;
 use crate::broker::orchestrator::sessions::SILENCE_MAX;
-use crate::wire::{PublicKey, Purpose, Resource, SessionReport};
+use crate::wire::{PublicKey, SessionPurpose, Resource, SessionReport};
 
 pub(super) const CLIENT: LinkId = LinkId(1);
 pub(super) const AGENT: LinkId = LinkId(2);
@@ -81,7 +81,7 @@ impl World {
             pair,
             created_ms: 1,
             udp: None,
-            purpose: Purpose::default(),
+            purpose: SessionPurpose::default(),
         };
         self.say(Input::Open { link, wish })
     }

@@ -6,7 +6,7 @@ use super::*;
 use crate::broker::seal::Grant;
 use crate::broker::udp::RELAY_TTL;
 use crate::wire::{
-    CandidateKind, PathMove, PathReport, PublicKey, Purpose, Resource, ResourceKind, Standby,
+    CandidateKind, PathMove, PathReport, PublicKey, SessionPurpose, Resource, ResourceKind, Standby,
 };
 
 fn candidate(kind: CandidateKind, address: &str) -> Candidate {
@@ -50,7 +50,7 @@ fn open(world: &mut World, udp: Option<Vec<Candidate>>) -> Vec<Output> {
         pair,
         created_ms: 1,
         udp,
-        purpose: Purpose::Echo,
+        purpose: SessionPurpose::Echo,
     };
     world.say(Input::Open { link: CLIENT, wish })
 }
@@ -80,7 +80,7 @@ fn grant_and_offer_carry_the_other_ends_candidates() {
     assert_eq!(network(&mut world, &[host(1), relayed(2)]), []);
     let (agent, client, grant) = told(&open(&mut world, Some(vec![host(3)])));
     assert_eq!((agent, client), (Some(vec![host(3)]), Some(vec![host(1), relayed(2)])));
-    assert_eq!(grant.purpose, Purpose::Echo);
+    assert_eq!(grant.purpose, SessionPurpose::Echo);
     let pair = world.fresh_pair();
     let udp = Some(vec![host(4)]);
     let out = world.say(Input::Leg { link: CLIENT, request: 8, grant, pair, udp });

@@ -26,7 +26,7 @@ use crate::broker::{Broker, ServeConfig};
 use crate::code::Code;
 use crate::invite::{Invite, InviteKind};
 use crate::wire::{
-    AGENT_LINK, CLIENT_LINK, FromAgent, FromClient, LegTicket, PROTOCOL, PublicKey, Purpose,
+    AGENT_LINK, CLIENT_LINK, FromAgent, FromClient, LegTicket, PROTOCOL, PublicKey, SessionPurpose,
     Resource, SealedGrant, SessionId, ToAgent, ToClient,
 };
 
@@ -265,7 +265,7 @@ impl Link {
 
     pub(super) async fn open(&mut self, resource: &str) -> Result<Held, Code> {
         let (request, resource, key) = (7, resource.into(), key("client"));
-        let (udp, purpose) = (None, Purpose::Use);
+        let (udp, purpose) = (None, SessionPurpose::Use);
         let protocol = PROTOCOL;
         self.say(&FromClient::Open { request, protocol, resource, key, udp, purpose }).await;
         match self.hear().await {
