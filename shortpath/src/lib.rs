@@ -10,7 +10,8 @@
 //!   sockets. It dials nothing: the owner makes legs and attaches them.
 //!
 //! Byte offsets belong to channels, never to legs, so any leg may carry any frame: a planned move is "next frames go to
-//! the new leg", a failure is "re-send from the last acknowledgement", a duplicate is dropped by its offset.
+//! the new leg", a failure is "re-send from the last acknowledgement", a duplicate is dropped by its offset. What a leg is
+//! worth is judged by what the peer says has come on it.
 
 pub mod path;
 pub mod session;
@@ -18,11 +19,12 @@ pub mod shell;
 pub mod tls;
 
 pub use session::{
-    ChannelError, ChannelId, CloseReason, LegId, LegKind, OpenError, Role, RttFigures,
-    SessionConfig,
+    ChannelError, ChannelId, CloseReason, DatagramError, LegId, LegKind, LegState, MoveCause,
+    OpenError, PathFigures, Redundancy, Role, RttFigures, SessionConfig,
 };
 pub use shell::{
-    CarryEnd, CarryOutcome, Channel, ChannelReader, ChannelWriter, LinkState, SessionEvent,
-    SessionHandle, SessionStats, carry, carry_stdio,
+    CarryEnd, CarryOutcome, Channel, ChannelReader, ChannelWriter, DatagramFlow, FlowEnd,
+    FlowOutcome, LegStats, LinkState, MoveStats, SessionEvent, SessionHandle, SessionStats, carry,
+    carry_datagrams, carry_stdio,
 };
 pub use tls::{KeyError, SessionKey, client_config, server_config};
