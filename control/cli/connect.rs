@@ -111,6 +111,8 @@ async fn open(
     let options = ClientOptions {
         start_within: args.start_timeout,
         session: SessionConfig { resume_window: args.resume_window, ..SessionConfig::default() },
+        // This process opens one session.
+        ready_max: 0,
     };
     let client = Client::connect_with(invite, options).await?;
     let session = client.open(&args.name).await?;

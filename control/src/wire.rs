@@ -130,6 +130,11 @@ pub enum FromAgent {
         /// One per session.
         sessions: Vec<SessionReport>,
     },
+    /// The client of a ready session opened its first channel: from now on it is a session like any other.
+    Begun {
+        /// Which.
+        session: SessionId,
+    },
     /// A session is over at the agent.
     Ended {
         /// Which.
@@ -164,6 +169,11 @@ pub enum ToAgent {
         /// How the leg comes about.
         leg: AgentLeg,
     },
+    /// The client of a ready session says that it is used from now on.
+    Begun {
+        /// Which.
+        session: SessionId,
+    },
     /// End this session now.
     End {
         /// Which.
@@ -189,6 +199,13 @@ pub struct SessionOffer {
     /// Where its client is now, for a resource with [`Resource::proxy`]; absent if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_address: Option<ClientAddress>,
+    /// Nobody uses it yet: `begun` is due when its client opens a channel, unless the broker says so before.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ready: bool,
+}
+
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// How an agent's leg for an offer comes about.
@@ -233,6 +250,9 @@ pub enum FromClient {
         resource: String,
         /// The client's key for this session.
         key: PublicKey,
+        /// To be held ready, and to begin with its first channel.
+        #[serde(default, skip_serializing_if = "is_false")]
+        ready: bool,
     },
     /// Asks for another leg for a session that was granted before.
     Leg {
@@ -240,6 +260,11 @@ pub enum FromClient {
         request: u64,
         /// The session's proof.
         grant: SealedGrant,
+    },
+    /// A ready session is used from now on.
+    Begun {
+        /// Which.
+        session: SessionId,
     },
     /// Figures of sessions that moved since the last report.
     Report {

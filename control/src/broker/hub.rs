@@ -239,8 +239,8 @@ impl Hub {
                 let tickets = tickets.collect();
                 self.send(core, link, &ToAgent::WarmTickets { tickets });
             }
-            Output::Offer { link, grant, pair, how, client_address } => {
-                let message = self.offer(&grant, pair, how, client_address);
+            Output::Offer { link, grant, pair, how, client_address, ready } => {
+                let message = self.offer(&grant, pair, how, client_address, ready);
                 self.send(core, link, &message);
             }
             Output::Tune { pair, tuning } => {
@@ -264,6 +264,9 @@ impl Hub {
                 let Fault { code, detail: message } = fault;
                 self.send(core, link, &ToAgent::Refused { code, message });
             }
+            Output::BegunAtAgent { link, session } => {
+                self.send(core, link, &ToAgent::Begun { session });
+            }
             Output::EndAtAgent { link, session, code } => {
                 self.send(core, link, &ToAgent::End { session, code });
             }
@@ -272,6 +275,11 @@ impl Hub {
             }
             Output::Close { link } => self.queue(core, link, Outgoing::Close),
             Output::EndPair { pair } => self.data_plane.end_pair(pair),
+            Output::Began { grant } => {
+                self.counters.sessions_granted.add();
+                let Grant { session, user, resource, agent, .. } = *grant;
+                tracing::info!(%session, user, resource, agent, "session granted");
+            }
             Output::SessionOver { session, code } => {
                 self.counters.sessions_over.add(code);
                 tracing::info!(%session, %code, "session over");
@@ -285,6 +293,7 @@ impl Hub {
         pair: PairId,
         how: How,
         client_address: Option<ClientAddress>,
+        ready: bool,
     ) -> ToAgent {
         let session = Box::new(SessionOffer {
             id: grant.session.clone(),
@@ -293,6 +302,7 @@ impl Hub {
             client_key: grant.client_key.clone(),
             grant: self.seal.seal(grant, clock::random()),
             client_address,
+            ready,
         });
         let leg = match how {
             How::Dial => AgentLeg::Dial { ticket: self.ticket(pair, LegSide::Agent, false) },
@@ -302,13 +312,10 @@ impl Hub {
     }
 
     fn granted(&self, request: u64, grant: &Grant, pair: PairId) -> ToClient {
-        self.counters.sessions_granted.add();
-        let Grant { session, user, resource, agent, .. } = grant;
-        tracing::info!(%session, user, resource, agent, "session granted");
         ToClient::Granted {
             request,
-            session: session.clone(),
-            agent: agent.clone(),
+            session: grant.session.clone(),
+            agent: grant.agent.clone(),
             agent_key: grant.agent_key.clone(),
             grant: self.seal.seal(grant, clock::random()),
             ticket: self.ticket(pair, LegSide::Client, false),

@@ -7,6 +7,7 @@ mod desk;
 mod keeper;
 mod legs;
 pub mod profile;
+mod ready;
 mod session;
 mod stdio;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use crate::invite::Invite;
 use crate::wire::{FromClient, LegTicket, PROTOCOL, PublicKey, SealedGrant, SessionId, ToClient};
 use desk::{Desk, LinkState, Live};
 use keeper::{Keeper, Phase};
+use ready::Shelf;
 
 /// Pauses between requests for a session that is refused for now.
 const OPEN_BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -44,11 +46,16 @@ pub struct ClientOptions {
     pub start_within: Duration,
     /// How sessions are held. The default gives a resume window of 60 s.
     pub session: SessionConfig,
+    /// Resources for which a session is held ready after they were opened once, or by [`Client::prepare`]: one each, for ten
+    /// minutes after the last use. The next [`Client::open`] takes it and waits for nobody. Default 4; each costs a pair at
+    /// the gateway, which idles. 0 is right for a client that opens each resource once.
+    pub ready_max: usize,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
-        Self { start_within: Duration::from_secs(20), session: SessionConfig::default() }
+        let (start_within, session) = (Duration::from_secs(20), SessionConfig::default());
+        Self { start_within, session, ready_max: 4 }
     }
 }
 
@@ -58,6 +65,7 @@ pub struct Client {
     desk: Arc<Desk>,
     options: ClientOptions,
     guard: Arc<DropGuard>,
+    shelf: Arc<Shelf>,
 }
 
 impl Client {
@@ -90,20 +98,36 @@ impl Client {
             }
         };
         timeout_at(deadline, known).await.unwrap_or_else(|_| Err(last_fault(&desk.link())))?;
-        Ok(Self { desk, options, guard })
+        let shelf = Arc::new(Shelf::new(options.ready_max));
+        Ok(Self { desk, options, guard, shelf })
     }
 
-    /// Opens a session to a resource of the feed and waits for its first leg.
+    /// Has a session to `resource` held ready, ahead of its first use. Does not wait for it.
+    pub fn prepare(&self, resource: &str) {
+        ready::keep(self, resource);
+    }
+
+    /// Opens a session to a resource of the feed: one that is held ready, at once, or else a new one, after its first leg.
     ///
     /// # Errors
     /// The broker's refusal, at once or, if it may pass, after [`ClientOptions::start_within`]; else what kept the first
     /// leg from coming.
     pub async fn open(&self, resource: &str) -> Result<ClientSession, Fault> {
+        if let Some(session) = self.shelf.take(resource) {
+            self.desk.begin(session.id());
+            return Ok(session);
+        }
+        let session = self.make(resource, false).await?;
+        self.prepare(resource);
+        Ok(session)
+    }
+
+    async fn make(&self, resource: &str, ready: bool) -> Result<ClientSession, Fault> {
         let start_by = Instant::now() + self.options.start_within;
         let key =
             SessionKey::generate().map_err(|error| Code::Internal.because(error.to_string()))?;
-        let granted = self.ask(resource, &key, start_by).await?;
-        let session = self.start(&key, granted, start_by)?;
+        let granted = self.ask(resource, &key, ready, start_by).await?;
+        let session = self.start(&key, granted, ready, start_by)?;
         session.carried().await?;
         Ok(session)
     }
@@ -112,13 +136,15 @@ impl Client {
         &self,
         resource: &str,
         key: &SessionKey,
+        ready: bool,
         start_by: Instant,
     ) -> Result<Granted, Fault> {
         let key = PublicKey(BASE64URL_NOPAD.encode(&key.public()));
         let mut backoff = Backoff::new(OPEN_BACKOFF_FIRST, OPEN_BACKOFF_CAP);
         loop {
             let (resource, key) = (resource.to_owned(), key.clone());
-            let open = |request| FromClient::Open { request, protocol: PROTOCOL, resource, key };
+            let protocol = PROTOCOL;
+            let open = |request| FromClient::Open { request, protocol, resource, key, ready };
             let answer = timeout_at(start_by, self.desk.ask(open)).await;
             let fault = match answer.unwrap_or_else(|_| Err(last_fault(&self.desk.link()))) {
                 Ok(answer) => return Granted::of(answer),
@@ -136,6 +162,7 @@ impl Client {
         &self,
         key: &SessionKey,
         granted: Granted,
+        ready: bool,
         start_by: Instant,
     ) -> Result<ClientSession, Fault> {
         let Granted { id, agent, agent_key, grant, ticket } = granted;
@@ -149,7 +176,8 @@ impl Client {
         let (phase, phases) = watch::channel(Phase::Starting);
         // One order is enough to end a session.
         let (orders, ordered) = mpsc::channel(1);
-        let live = Live { handle: handle.clone(), grant: grant.clone(), end: orders.clone() };
+        let live =
+            Live { handle: handle.clone(), grant: grant.clone(), end: orders.clone(), ready };
         self.desk.admit(id.clone(), live);
         let desk = self.desk.clone();
         let (guard, handle_kept) = (self.guard.clone(), handle.clone());

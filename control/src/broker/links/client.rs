@@ -91,8 +91,8 @@ impl Client {
     async fn obey(&mut self, message: FromClient) {
         let link = self.link;
         match message {
-            FromClient::Open { request, protocol, resource, key } => {
-                let asked = self.open(request, protocol, resource, key).await;
+            FromClient::Open { request, protocol, resource, key, ready } => {
+                let asked = self.open(request, protocol, resource, key, ready).await;
                 self.answer(request, asked);
             }
             FromClient::Leg { request, grant } => {
@@ -102,6 +102,9 @@ impl Client {
             FromClient::Report { sessions } => {
                 let end = |session, code| Output::EndAtClient { link, session, code };
                 take_in(&self.app, link, sessions, end).await;
+            }
+            FromClient::Begun { session } => {
+                self.app.hub.apply(Input::Begun { link, session });
             }
             FromClient::Ended { session, code } => {
                 self.app.hub.apply(Input::Ended { link, session, code });
@@ -123,6 +126,7 @@ impl Client {
         protocol: u32,
         resource: String,
         client_key: PublicKey,
+        ready: bool,
     ) -> Result<(), Fault> {
         self.app.charge(&self.owner.name)?;
         if protocol != PROTOCOL {
@@ -139,6 +143,7 @@ impl Client {
                 request,
                 resource: resource.clone(),
                 client_key: client_key.clone(),
+                ready,
                 session: SessionId(clock::random_name(SESSION_CHARS)),
                 pair: PairId(clock::random()),
                 created_ms: clock::unix_ms(),

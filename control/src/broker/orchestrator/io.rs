@@ -37,6 +37,8 @@ pub(crate) struct Wish {
     pub(crate) request: u64,
     pub(crate) resource: String,
     pub(crate) client_key: PublicKey,
+    /// To be held ready rather than used now.
+    pub(crate) ready: bool,
     /// Unguessable and unused, like `pair`.
     pub(crate) session: SessionId,
     pub(crate) pair: PairId,
@@ -82,6 +84,11 @@ pub(crate) enum Input {
     Reports {
         link: LinkId,
         reports: Vec<Reported>,
+    },
+    /// A ready session is used: from the client as it takes it, from the agent at the first channel.
+    Begun {
+        link: LinkId,
+        session: SessionId,
     },
     /// From either end.
     Ended {
@@ -143,6 +150,8 @@ pub(crate) enum Output {
         how: How,
         /// For a resource whose service is told.
         client_address: Option<ClientAddress>,
+        /// The agent is to say when it begins.
+        ready: bool,
     },
     /// The client's leg of this pair, whose ticket comes next, brings this for both legs.
     Tune {
@@ -169,6 +178,10 @@ pub(crate) enum Output {
         link: LinkId,
         fault: Fault,
     },
+    BegunAtAgent {
+        link: LinkId,
+        session: SessionId,
+    },
     EndAtAgent {
         link: LinkId,
         session: SessionId,
@@ -187,7 +200,11 @@ pub(crate) enum Output {
     EndPair {
         pair: PairId,
     },
-    /// The registry forgot the session, for the log.
+    /// A session begins to be used, for the log.
+    Began {
+        grant: Box<Grant>,
+    },
+    /// The registry forgot a session that had begun, for the log.
     SessionOver {
         session: SessionId,
         code: Code,

@@ -265,7 +265,8 @@ impl Link {
 
     pub(super) async fn open(&mut self, resource: &str) -> Result<Held, Code> {
         let (request, resource, key) = (7, resource.into(), key("client"));
-        self.say(&FromClient::Open { request, protocol: PROTOCOL, resource, key }).await;
+        self.say(&FromClient::Open { request, protocol: PROTOCOL, resource, key, ready: false })
+            .await;
         match self.hear().await {
             ToClient::Granted { request: 7, session, grant, ticket, .. } => {
                 Ok(Held { session, grant, ticket })
