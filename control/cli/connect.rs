@@ -115,6 +115,8 @@ async fn open(
         start_within: args.start_timeout,
         session: SessionConfig { resume_window: args.resume_window, ..SessionConfig::default() },
         udp: args.udp.options(),
+        // This process opens one session.
+        ready_max: 0,
     };
     let client = Client::connect_with(invite, options).await?;
     let session = client.open(&args.name).await?;

@@ -167,6 +167,11 @@ pub enum FromAgent {
         /// One per session.
         sessions: Vec<SessionReport>,
     },
+    /// The client of a ready session opened its first channel: from now on it is a session like any other.
+    Begun {
+        /// Which.
+        session: SessionId,
+    },
     /// A session is over at the agent.
     Ended {
         /// Which.
@@ -219,6 +224,11 @@ pub enum ToAgent {
         session: Box<SessionOffer>,
         /// How the leg comes about.
         leg: AgentLeg,
+    },
+    /// The client of a ready session says that it is used from now on.
+    Begun {
+        /// Which.
+        session: SessionId,
     },
     /// End this session now.
     End {
@@ -273,6 +283,13 @@ pub struct SessionOffer {
     /// What it is for.
     #[serde(default, skip_serializing_if = "SessionPurpose::is_default")]
     pub purpose: SessionPurpose,
+    /// Nobody uses it yet: `begun` is due when its client opens a channel, unless the broker says so before.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ready: bool,
+}
+
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// How an agent's leg for an offer comes about.
@@ -323,6 +340,9 @@ pub enum FromClient {
         /// What the session is for.
         #[serde(default, skip_serializing_if = "SessionPurpose::is_default")]
         purpose: SessionPurpose,
+        /// To be held ready, and to begin with its first channel.
+        #[serde(default, skip_serializing_if = "is_false")]
+        ready: bool,
     },
     /// Asks for another leg for a session that was granted before.
     Leg {
@@ -333,6 +353,11 @@ pub enum FromClient {
         /// Where the client can be reached by UDP now; absent if it does without.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         udp: Option<Vec<Candidate>>,
+    },
+    /// A ready session is used from now on.
+    Begun {
+        /// Which.
+        session: SessionId,
     },
     /// Figures of sessions that moved since the last report.
     Report {

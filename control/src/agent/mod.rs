@@ -34,7 +34,7 @@ use crate::wire::{
 };
 use legs::{Purpose, WarmGone};
 use pool::WarmPool;
-use session::{SessionOver, Sessions};
+use session::{News, SessionOver, Sessions};
 
 /// Warm legs kept when nobody says otherwise: a burst of four sessions starts without a dial, for four idle sockets.
 pub const WARM_LEGS_DEFAULT: u32 = 4;
@@ -118,7 +118,7 @@ pub async fn run_with(
     config.resources.iter().try_for_each(probe_tuning)?;
     let home: Arc<str> = BrokerAddress::of(&config.invite)?.host_port().into();
     let key = identity::load(&config.state_dir)?;
-    let (over_sender, mut over) = mpsc::channel(EVENTS_MAX);
+    let (news_sender, mut news) = mpsc::channel(EVENTS_MAX);
     let (gone_sender, mut gone) = mpsc::channel(EVENTS_MAX);
     let AgentOptions { sessions_max, session, udp, state } = options;
     let doubt = Doubt::default();
@@ -128,7 +128,7 @@ pub async fn run_with(
             &config.resources,
             session,
             (sessions_max, udp.enabled),
-            over_sender,
+            news_sender,
             doubt.clone(),
         );
     let mut agent = Agent {
@@ -162,14 +162,17 @@ pub async fn run_with(
                 None => break Ok(()),
             },
             Some(warm_gone) = gone.recv() => agent.warm_gone(&warm_gone),
-            Some(session_over) = over.recv() => agent.session_over(session_over),
+            Some(news) = news.recv() => match news {
+                News::Begun(session) => agent.session_begun(session),
+                News::Over(over) => agent.session_over(over),
+            },
             _ = tick.tick() => agent.report(),
             () = sleep_until(warm_at.unwrap_or_else(Instant::now)), if warm_at.is_some() => {}
             () = stop.cancelled() => break Ok(()),
         }
     };
     drop(events);
-    agent.stop(&mut over).await;
+    agent.stop(&mut news).await;
     link_stop.cancel();
     let link = link.await.unwrap_or_else(|_| Err(Code::Internal.because("the link's task died")));
     ended.and(link)
@@ -220,6 +223,7 @@ impl Agent {
                 self.link.queue = None;
                 self.pool.link_down();
                 self.warm.clear();
+                self.sessions.end_ready();
                 self.state.send_if_modified(|state| {
                     state.registered = false;
                     state.fault = Some(fault);
@@ -234,6 +238,9 @@ impl Agent {
             LinkEvent::Message(ToAgent::Offer { session, leg }) => self.offered(*session, leg),
             LinkEvent::Message(ToAgent::Explain { session }) => self.explain(session),
             LinkEvent::Message(ToAgent::Candidates { .. } | ToAgent::Relay { .. }) => {}
+            LinkEvent::Message(ToAgent::Begun { session }) => {
+                self.sessions.begin(&session);
+            }
             LinkEvent::Message(ToAgent::End { session, code }) => self.sessions.end(&session, code),
         }
         Ok(())
@@ -334,6 +341,15 @@ impl Agent {
         }
     }
 
+    /// What the broker cannot be told of must not be used: rights and limits are its business.
+    fn session_begun(&mut self, session: SessionId) {
+        if self.sessions.begin(&session)
+            && !self.link.say(FromAgent::Begun { session: session.clone() })
+        {
+            self.sessions.end(&session, Code::BrokerUnreachable);
+        }
+    }
+
     fn session_over(&mut self, over: SessionOver) {
         if self.sessions.forget(&over.id) {
             self.link.say_surely(over.id, over.code);
@@ -360,10 +376,10 @@ impl Agent {
     }
 
     /// Closes all sessions, and tells their clients if that can be done in time.
-    async fn stop(mut self, over: &mut mpsc::Receiver<SessionOver>) {
+    async fn stop(mut self, news: &mut mpsc::Receiver<News>) {
         self.sessions.end_all();
         drop(self);
-        let last_words = async { while over.recv().await.is_some() {} };
+        let last_words = async { while news.recv().await.is_some() {} };
         // Those not told learn it from the broker, or from their resume window.
         let _ = timeout(STOP_TIMEOUT, last_words).await;
     }

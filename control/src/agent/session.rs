@@ -1,5 +1,5 @@
 //! The agent's end of the sessions it serves.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use data_encoding::BASE64URL_NOPAD;
@@ -21,11 +21,23 @@ use crate::wire::{
     SessionPurpose, SessionReport,
 };
 
+/// Part of an agent's sessions that may be ready ones: most of its room is for those in use.
+const READY_PART: usize = 4;
+
 /// A session ended by itself or by its client.
 #[derive(Debug)]
 pub(super) struct SessionOver {
     pub(super) id: SessionId,
     pub(super) code: Code,
+}
+
+/// What a session tells its agent, in order.
+#[derive(Debug)]
+pub(super) enum News {
+    /// A ready session is being used.
+    Begun(SessionId),
+    /// It is over.
+    Over(SessionOver),
 }
 
 /// The live sessions.
@@ -36,7 +48,9 @@ pub(super) struct Sessions {
     sessions_max: usize,
     udp_enabled: bool,
     live: HashMap<SessionId, Live>,
-    over: mpsc::Sender<SessionOver>,
+    /// Of those, the ones that nobody uses yet.
+    ready: HashSet<SessionId>,
+    news: mpsc::Sender<News>,
     doubt: Doubt,
 }
 
@@ -56,12 +70,13 @@ impl Sessions {
         resources: &[Resource],
         config: SessionConfig,
         (sessions_max, udp_enabled): (usize, bool),
-        over: mpsc::Sender<SessionOver>,
+        news: mpsc::Sender<News>,
         doubt: Doubt,
     ) -> Self {
         let target = |resource: &Resource| (resource.name.clone(), Arc::new(resource.into()));
         let targets = resources.iter().map(target).collect();
-        Self { key, targets, config, sessions_max, udp_enabled, live: HashMap::new(), over, doubt }
+        let (live, ready) = (HashMap::new(), HashSet::new());
+        Self { key, targets, config, sessions_max, udp_enabled, live, ready, news, doubt }
     }
 
     /// The session of an offer, as its leg must know it; created if it is new.
@@ -85,15 +100,22 @@ impl Sessions {
         if self.live.len() >= self.sessions_max {
             return Err(Code::SessionLimit.because("this agent serves as many as it may"));
         }
+        let ready = offer.ready;
+        if ready && self.ready.len() >= self.sessions_max.div_ceil(READY_PART) {
+            return Err(Code::SessionLimit.because("this agent holds as many ready as it may"));
+        }
         let live = self.create(offer)?;
         let purpose = live.purpose(id.clone());
+        if ready {
+            self.ready.insert(id.clone());
+        }
         self.live.insert(id, live);
         Ok(purpose)
     }
 
     fn create(&self, offer: SessionOffer) -> Result<Live, Fault> {
         let SessionOffer {
-            id, user, resource, client_key, grant, client_address, transport, purpose, ..
+            id, user, resource, client_key, grant, client_address, transport, purpose, ready, ..
         } = offer;
         let target = self.targets.get(&resource).ok_or_else(|| {
             Code::ResourceUnknown.because(format!("this agent does not offer `{resource}`"))
@@ -104,12 +126,12 @@ impl Sessions {
             .and_then(|spki| server_config(&self.key, &spki).ok())
             .ok_or_else(|| Code::MessageMalformed.because("the client's key is malformed"))?;
         let (handle, events) = SessionHandle::start(Role::Agent, &id.0, self.config.clone());
-        tracing::info!(session = %id, user, resource, "session offered");
+        tracing::info!(session = %id, user, resource, ready, "session offered");
         let (client_address, client) = watch::channel(client_address);
         let target = target.clone();
         let udp = Arc::new(SessionUdp::new(transport, self.udp_enabled));
-        let service = Service { target: target.clone(), client, purpose };
-        tokio::spawn(follow(id, events, service, self.over.clone(), self.doubt.clone()));
+        let service = Service { target: target.clone(), client, purpose, ready };
+        tokio::spawn(follow(id, events, service, self.news.clone(), self.doubt.clone()));
         Ok(Live { handle, tls, client_key, grant, target, client_address, udp })
     }
 
@@ -118,8 +140,21 @@ impl Sessions {
         self.live.get(id).map(|live| live.udp.report(&live.handle))
     }
 
+    /// A ready session is used from now on; false if it was before, or is over by now.
+    pub(super) fn begin(&mut self, id: &SessionId) -> bool {
+        self.ready.remove(id)
+    }
+
+    /// Ends the sessions that nobody uses: the broker, whose word they wait on, is out of reach.
+    pub(super) fn end_ready(&mut self) {
+        for id in std::mem::take(&mut self.ready) {
+            self.end(&id, Code::BrokerUnreachable);
+        }
+    }
+
     /// Ends a session at the broker's word; its last event then forgets it.
     pub(super) fn end(&mut self, id: &SessionId, code: Code) {
+        self.ready.remove(id);
         if let Some(live) = self.live.remove(id) {
             tracing::info!(session = %id, %code, "session ended by the broker");
             live.handle.close(reason::to_wire(code));
@@ -135,11 +170,13 @@ impl Sessions {
 
     /// Forgets a session that is over; false if it was forgotten before.
     pub(super) fn forget(&mut self, id: &SessionId) -> bool {
+        self.ready.remove(id);
         self.live.remove(id).is_some()
     }
 
+    /// Sessions in use.
     pub(super) fn len(&self) -> usize {
-        self.live.len()
+        self.live.len() - self.ready.len()
     }
 
     /// The agent's public key.
@@ -149,16 +186,20 @@ impl Sessions {
 
     /// Proof of every live session.
     pub(super) fn grants(&self) -> impl Iterator<Item = SealedGrant> {
-        self.live.values().map(|live| live.grant.clone())
+        self.in_use().map(|(_, live)| live.grant.clone())
     }
 
     /// Figures and proof of every live session.
     pub(super) fn figures(&self) -> impl Iterator<Item = (SessionReport, SealedGrant)> {
-        self.live.iter().map(|(id, live)| {
+        self.in_use().map(|(id, live)| {
             let stats = live.handle.stats();
             let report = figures(id.clone(), &stats, stats.bytes_received, stats.bytes_sent);
             (report, live.grant.clone())
         })
+    }
+
+    fn in_use(&self) -> impl Iterator<Item = (&SessionId, &Live)> {
+        self.live.iter().filter(|(id, _)| !self.ready.contains(*id))
     }
 }
 
@@ -175,14 +216,16 @@ struct Service {
     target: Arc<Target>,
     client: watch::Receiver<Option<ClientAddress>>,
     purpose: SessionPurpose,
+    /// Its use is yet to be told.
+    ready: bool,
 }
 
 /// Connects a session's channels to their target until it is over.
 async fn follow(
     id: SessionId,
     mut events: mpsc::Receiver<SessionEvent>,
-    service: Service,
-    over: mpsc::Sender<SessionOver>,
+    mut service: Service,
+    news: mpsc::Sender<News>,
     doubt: Doubt,
 ) {
     let mut fault = Fault::from(Code::SessionClosed);
@@ -192,6 +235,10 @@ async fn follow(
                 tokio::spawn(target::echo(channel));
             }
             SessionEvent::Incoming(channel) => {
+                if std::mem::take(&mut service.ready) {
+                    // The agent is stopping.
+                    let _ = news.send(News::Begun(id.clone())).await;
+                }
                 // Bounded by the session's own limit of channels.
                 let (id, target) = (id.clone(), service.target.clone());
                 let client = *service.client.borrow();
@@ -215,7 +262,7 @@ async fn follow(
     }
     tracing::info!(session = %id, %fault, "session over");
     // The agent is stopping.
-    let _ = over.send(SessionOver { id, code: fault.code }).await;
+    let _ = news.send(News::Over(SessionOver { id, code: fault.code })).await;
 }
 
 #[cfg(test)]
@@ -226,7 +273,7 @@ mod tests {
     use crate::secret::Secret;
     use crate::wire::TransportPolicy;
 
-    fn sessions(sessions_max: usize) -> (Sessions, mpsc::Receiver<SessionOver>) {
+    fn sessions(sessions_max: usize) -> (Sessions, mpsc::Receiver<News>) {
         let resources = [Resource::tcp("ssh", "127.0.0.1:22")];
         let (sender, over) = mpsc::channel(4);
         let (key, config) = (SessionKey::generate().unwrap(), SessionConfig::default());
@@ -244,7 +291,25 @@ mod tests {
             transport: TransportPolicy::default(),
             udp: None,
             purpose: SessionPurpose::Use,
+            ready: false,
         }
+    }
+
+    #[tokio::test]
+    async fn ready_sessions_are_bounded_uncounted_and_end_with_the_link() {
+        let (mut sessions, _over) = sessions(8);
+        let client = SessionKey::generate().unwrap();
+        let ready = |id| SessionOffer { ready: true, ..offer(id, &client) };
+        sessions.accept(ready("a")).unwrap();
+        sessions.accept(ready("b")).unwrap();
+        assert_eq!(sessions.accept(ready("c")).err().unwrap().code, Code::SessionLimit);
+        assert_eq!((sessions.len(), sessions.grants().count()), (0, 0));
+        assert!(sessions.begin(&SessionId("a".into())));
+        assert!(!sessions.begin(&SessionId("a".into())), "it began before");
+        assert_eq!((sessions.len(), sessions.figures().count()), (1, 1));
+        sessions.end_ready();
+        assert!(!sessions.begin(&SessionId("b".into())), "it is over");
+        assert_eq!((sessions.len(), sessions.live.len()), (1, 1));
     }
 
     #[tokio::test]
@@ -298,7 +363,7 @@ mod tests {
         drop(sessions.accept(offer("a", &client)).unwrap());
         sessions.end(&SessionId("a".into()), Code::SessionKilled);
         assert_eq!((sessions.len(), sessions.grants().count()), (0, 0));
-        let last = over.recv().await.unwrap();
+        let Some(News::Over(last)) = over.recv().await else { panic!("its last word") };
         assert_eq!((last.id.0.as_str(), last.code), ("a", Code::SessionKilled));
         assert!(!sessions.forget(&last.id));
     }

@@ -25,6 +25,10 @@ use crate::wire::{
     ToClient, TransportPolicy, UdpAccess,
 };
 
+/// What an agent is told with an offer: its client's address, what may carry the session, the client's candidates, and
+/// whether the session is only held ready.
+type Told = (Option<ClientAddress>, TransportPolicy, Option<Vec<Candidate>>, bool);
+
 /// Something for a link to do.
 #[derive(Debug)]
 pub(crate) enum Outgoing {
@@ -257,8 +261,9 @@ impl Hub {
                 let tickets = tickets.collect();
                 self.send(core, link, &ToAgent::WarmTickets { tickets });
             }
-            Output::Offer { link, grant, pair, how, client_address, transport, udp } => {
-                let message = self.offer(&grant, pair, how, client_address, (transport, udp));
+            Output::Offer { link, grant, pair, how, client_address, transport, udp, ready } => {
+                let told = (client_address, transport, udp, ready);
+                let message = self.offer(&grant, pair, how, told);
                 self.send(core, link, &message);
             }
             Output::Tune { pair, tuning } => {
@@ -288,6 +293,9 @@ impl Hub {
                 let Fault { code, detail: message } = fault;
                 self.send(core, link, &ToAgent::Refused { code, message });
             }
+            Output::BegunAtAgent { link, session } => {
+                self.send(core, link, &ToAgent::Begun { session });
+            }
             Output::EndAtAgent { link, session, code } => {
                 self.send(core, link, &ToAgent::End { session, code });
             }
@@ -296,6 +304,11 @@ impl Hub {
             }
             Output::Close { link } => self.queue(core, link, Outgoing::Close),
             Output::EndPair { pair } => self.data_plane.end_pair(pair),
+            Output::Began { grant } => {
+                self.counters.sessions_granted.add();
+                let Grant { session, user, resource, agent, .. } = *grant;
+                tracing::info!(%session, user, resource, agent, "session granted");
+            }
             Output::SessionOver { session, code } => {
                 self.counters.sessions_over.add(code);
                 tracing::info!(%session, %code, "session over");
@@ -308,8 +321,7 @@ impl Hub {
         grant: &Grant,
         pair: PairId,
         how: How,
-        client_address: Option<ClientAddress>,
-        (transport, udp): (TransportPolicy, Option<Vec<Candidate>>),
+        (client_address, transport, udp, ready): Told,
     ) -> ToAgent {
         let session = Box::new(SessionOffer {
             id: grant.session.clone(),
@@ -321,6 +333,7 @@ impl Hub {
             transport,
             udp: self.udp_access(&grant.session, LegSide::Agent, udp),
             purpose: grant.purpose,
+            ready,
         });
         let leg = match how {
             How::Dial => AgentLeg::Dial { ticket: self.ticket(pair, LegSide::Agent, false) },
@@ -383,13 +396,10 @@ impl Hub {
         (transport, udp): (TransportPolicy, Option<Vec<Candidate>>),
         kind: ResourceKind,
     ) -> ToClient {
-        self.counters.sessions_granted.add();
-        let Grant { session, user, resource, agent, .. } = grant;
-        tracing::info!(%session, user, resource, agent, "session granted");
         ToClient::Granted {
             request,
-            session: session.clone(),
-            agent: agent.clone(),
+            session: grant.session.clone(),
+            agent: grant.agent.clone(),
             agent_key: grant.agent_key.clone(),
             grant: self.seal.seal(grant, clock::random()),
             ticket: self.ticket(pair, LegSide::Client, false),

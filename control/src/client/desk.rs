@@ -44,6 +44,8 @@ pub(super) struct Live {
     pub(super) end: mpsc::Sender<Ending>,
     /// Its UDP.
     pub(super) udp: Arc<SessionUdp>,
+    /// Nobody uses it yet, so there is nothing to report.
+    pub(super) ready: bool,
 }
 
 /// An order to end a session.
@@ -142,6 +144,14 @@ impl Desk {
     /// A session begins to live.
     pub(super) fn admit(&self, id: SessionId, live: Live) {
         lock(&self.sessions).insert(id, live);
+    }
+
+    /// A ready session is used from now on. If that cannot be said now, the agent says it.
+    pub(super) fn begin(&self, id: &SessionId) {
+        if let Some(live) = lock(&self.sessions).get_mut(id) {
+            live.ready = false;
+        }
+        self.tell(FromClient::Begun { session: id.clone() });
     }
 
     /// A session is over; unless the broker said so itself, it is told when the link is up.
@@ -250,7 +260,7 @@ impl Desk {
     fn report(&self, reporter: &mut Reporter) {
         let LinkState::Up(queue) = &*self.link.borrow() else { return };
         let sessions = lock(&self.sessions);
-        let live = sessions.iter().map(|(id, live)| {
+        let live = sessions.iter().filter(|(_, live)| !live.ready).map(|(id, live)| {
             let stats = live.handle.stats();
             (
                 figures(id.clone(), &stats, stats.bytes_sent, stats.bytes_received),

@@ -8,6 +8,7 @@ mod echo;
 mod keeper;
 mod legs;
 pub mod profile;
+mod ready;
 mod session;
 mod stdio;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use crate::wire::{
 };
 use desk::{Desk, LinkState, Live};
 use keeper::{Keeper, Phase};
+use ready::Shelf;
 
 /// Pauses between requests for a session that is refused for now.
 const OPEN_BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -53,12 +55,16 @@ pub struct ClientOptions {
     pub session: SessionConfig,
     /// How UDP is used.
     pub udp: UdpOptions,
+    /// Resources for which a session is held ready after they were opened once, or by [`Client::prepare`]: one each, for ten
+    /// minutes after the last use. The next [`Client::open`] takes it and waits for nobody. Default 4; each costs a pair at
+    /// the gateway, which idles. 0 is right for a client that opens each resource once.
+    pub ready_max: usize,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
         let (session, udp) = (SessionConfig::default(), UdpOptions::default());
-        Self { start_within: Duration::from_secs(20), session, udp }
+        Self { start_within: Duration::from_secs(20), session, udp, ready_max: 4 }
     }
 }
 
@@ -68,6 +74,7 @@ pub struct Client {
     desk: Arc<Desk>,
     options: ClientOptions,
     guard: Arc<DropGuard>,
+    shelf: Arc<Shelf>,
 }
 
 impl Client {
@@ -100,16 +107,28 @@ impl Client {
             }
         };
         timeout_at(deadline, known).await.unwrap_or_else(|_| Err(last_fault(&desk.link())))?;
-        Ok(Self { desk, options, guard })
+        let shelf = Arc::new(Shelf::new(options.ready_max));
+        Ok(Self { desk, options, guard, shelf })
     }
 
-    /// Opens a session to a resource of the feed and waits for its first leg.
+    /// Has a session to `resource` held ready, ahead of its first use. Does not wait for it.
+    pub fn prepare(&self, resource: &str) {
+        ready::keep(self, resource);
+    }
+
+    /// Opens a session to a resource of the feed: one that is held ready, at once, or else a new one, after its first leg.
     ///
     /// # Errors
     /// The broker's refusal, at once or, if it may pass, after [`ClientOptions::start_within`]; else what kept the first
     /// leg from coming.
     pub async fn open(&self, resource: &str) -> Result<ClientSession, Fault> {
-        self.open_for(resource, SessionPurpose::Use).await
+        if let Some(session) = self.shelf.take(resource) {
+            self.desk.begin(session.id());
+            return Ok(session);
+        }
+        let session = self.make(resource, SessionPurpose::Use, false).await?;
+        self.prepare(resource);
+        Ok(session)
     }
 
     /// Opens a session to the agent of a resource, which sends back what it gets instead of asking the service.
@@ -117,15 +136,20 @@ impl Client {
     /// # Errors
     /// As [`Client::open`].
     pub async fn open_echo(&self, resource: &str) -> Result<ClientSession, Fault> {
-        self.open_for(resource, SessionPurpose::Echo).await
+        self.make(resource, SessionPurpose::Echo, false).await
     }
 
-    async fn open_for(&self, resource: &str, purpose: SessionPurpose) -> Result<ClientSession, Fault> {
+    async fn make(
+        &self,
+        resource: &str,
+        purpose: SessionPurpose,
+        ready: bool,
+    ) -> Result<ClientSession, Fault> {
         let start_by = Instant::now() + self.options.start_within;
         let key =
             SessionKey::generate().map_err(|error| Code::Internal.because(error.to_string()))?;
-        let granted = self.ask(resource, &key, purpose, start_by).await?;
-        let session = self.start(&key, granted, start_by)?;
+        let granted = self.ask(resource, &key, (purpose, ready), start_by).await?;
+        let session = self.start(&key, granted, ready, start_by)?;
         session.carried().await?;
         Ok(session)
     }
@@ -134,7 +158,7 @@ impl Client {
         &self,
         resource: &str,
         key: &SessionKey,
-        purpose: SessionPurpose,
+        (purpose, ready): (SessionPurpose, bool),
         start_by: Instant,
     ) -> Result<Granted, Fault> {
         let key = PublicKey(BASE64URL_NOPAD.encode(&key.public()));
@@ -148,6 +172,7 @@ impl Client {
                 key,
                 udp: None,
                 purpose,
+                ready,
             };
             let answer = timeout_at(start_by, self.desk.ask(open)).await;
             let fault = match answer.unwrap_or_else(|_| Err(last_fault(&self.desk.link()))) {
@@ -166,6 +191,7 @@ impl Client {
         &self,
         key: &SessionKey,
         granted: Granted,
+        ready: bool,
         start_by: Instant,
     ) -> Result<ClientSession, Fault> {
         let Granted { id, agent, agent_key, grant, ticket, transport, kind } = granted;
@@ -185,6 +211,7 @@ impl Client {
             grant: grant.clone(),
             end: orders.clone(),
             udp: udp.clone(),
+            ready,
         };
         self.desk.admit(id.clone(), live);
         let desk = self.desk.clone();

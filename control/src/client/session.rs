@@ -109,6 +109,16 @@ impl ClientSession {
         self.0.held.udp.watch()
     }
 
+    /// How far it is, to watch without holding it.
+    pub(super) fn phase(&self) -> watch::Receiver<Phase> {
+        self.0.phase.clone()
+    }
+
+    /// Whether a leg carries it now.
+    pub(super) fn is_carried(&self) -> bool {
+        self.over().is_none() && self.0.handle.stats().leg.is_some()
+    }
+
     /// Its figures.
     #[must_use]
     pub fn stats(&self) -> SessionFigures {

@@ -42,7 +42,7 @@ impl OtherSide {
     async fn grant(start_within: Duration) -> (Self, Opening) {
         let broker = FakeBroker::start().await;
         let invite = broker.invite(InviteKind::Login);
-        let options = ClientOptions { start_within, ..ClientOptions::default() };
+        let options = ClientOptions { start_within, ready_max: 0, ..ClientOptions::default() };
         let opening =
             tokio::spawn(
                 async move { Client::connect_with(invite, options).await?.open("ssh").await },

@@ -120,6 +120,9 @@ impl Agent {
                 let end = |session, code| Output::EndAtAgent { link, session, code };
                 super::reports::take_in(&self.app, link, sessions, end).await;
             }
+            (FromAgent::Begun { session }, true) => {
+                self.app.hub.apply(Input::Begun { link, session });
+            }
             (FromAgent::Ended { session, code }, true) => {
                 self.app.hub.apply(Input::Ended { link, session, code });
             }

@@ -69,6 +69,7 @@ struct Asked {
     key: PublicKey,
     udp: Option<Vec<Candidate>>,
     purpose: SessionPurpose,
+    ready: bool,
 }
 
 struct Client {
@@ -102,8 +103,8 @@ impl Client {
     async fn obey(&mut self, message: FromClient) {
         let link = self.link;
         match message {
-            FromClient::Open { request, protocol, resource, key, udp, purpose } => {
-                let asked = Asked { request, resource, key, udp: self.admit(udp), purpose };
+            FromClient::Open { request, protocol, resource, key, udp, purpose, ready } => {
+                let asked = Asked { request, resource, key, udp: self.admit(udp), purpose, ready };
                 let answer = self.open(protocol, asked).await;
                 self.answer(request, answer);
             }
@@ -129,6 +130,9 @@ impl Client {
                 let end = |session, code| Output::EndAtClient { link, session, code };
                 take_in(&self.app, link, sessions, end).await;
             }
+            FromClient::Begun { session } => {
+                self.app.hub.apply(Input::Begun { link, session });
+            }
             FromClient::Ended { session, code } => {
                 self.app.hub.apply(Input::Ended { link, session, code });
             }
@@ -149,7 +153,7 @@ impl Client {
     }
 
     async fn open(&self, protocol: u32, asked: Asked) -> Result<(), Fault> {
-        let Asked { request, resource, key: client_key, udp, purpose } = asked;
+        let Asked { request, resource, key: client_key, udp, purpose, ready } = asked;
         self.app.charge(&self.owner.name)?;
         if protocol != PROTOCOL {
             let detail = format!("the client speaks version {protocol}, this broker {PROTOCOL}");
@@ -165,6 +169,7 @@ impl Client {
                 request,
                 resource: resource.clone(),
                 client_key: client_key.clone(),
+                ready,
                 session: SessionId(clock::random_name(SESSION_CHARS)),
                 pair: PairId(clock::random()),
                 created_ms: clock::unix_ms(),

@@ -40,6 +40,8 @@ pub(crate) struct Wish {
     pub(crate) request: u64,
     pub(crate) resource: String,
     pub(crate) client_key: PublicKey,
+    /// To be held ready rather than used now.
+    pub(crate) ready: bool,
     /// Unguessable and unused, like `pair`.
     pub(crate) session: SessionId,
     pub(crate) pair: PairId,
@@ -119,6 +121,11 @@ pub(crate) enum Input {
         link: LinkId,
         reports: Vec<Reported>,
     },
+    /// A ready session is used: from the client as it takes it, from the agent at the first channel.
+    Begun {
+        link: LinkId,
+        session: SessionId,
+    },
     /// From either end.
     Ended {
         link: LinkId,
@@ -193,6 +200,8 @@ pub(crate) enum Output {
         transport: TransportPolicy,
         /// The client's; `None`: no UDP.
         udp: Option<Vec<Candidate>>,
+        /// The agent is to say when it begins.
+        ready: bool,
     },
     /// The client's leg of this pair, whose ticket comes next, brings this for both legs.
     Tune {
@@ -242,6 +251,10 @@ pub(crate) enum Output {
         link: LinkId,
         fault: Fault,
     },
+    BegunAtAgent {
+        link: LinkId,
+        session: SessionId,
+    },
     EndAtAgent {
         link: LinkId,
         session: SessionId,
@@ -260,7 +273,11 @@ pub(crate) enum Output {
     EndPair {
         pair: PairId,
     },
-    /// The registry forgot the session, for the log.
+    /// A session begins to be used, for the log.
+    Began {
+        grant: Box<Grant>,
+    },
+    /// The registry forgot a session that had begun, for the log.
     SessionOver {
         session: SessionId,
         code: Code,

@@ -5,7 +5,7 @@ use switchback_engine::{LegSide, PairId};
 
 use super::Orchestrator;
 use super::io::{How, LinkId, Output};
-use super::sessions::{LEGS_MAX, Leg};
+use super::sessions::{LEGS_MAX, Leg, Session};
 use crate::broker::seal::Grant;
 use crate::code::Code;
 use crate::ticket::{DIAL_PATIENCE, TICKET_TTL};
@@ -94,9 +94,18 @@ impl Orchestrator {
             let client = self.sessions.get(&grant.session)?.client?;
             self.clients.get(&client)?.address
         });
+        let ready = self.sessions.get(&grant.session).is_some_and(|session| session.ready);
         let grant = Box::new(grant.clone());
-        let link = agent;
-        self.out.push(Output::Offer { link, grant, pair, how, client_address, transport, udp });
+        self.out.push(Output::Offer {
+            link: agent,
+            grant,
+            pair,
+            how,
+            client_address,
+            transport,
+            udp,
+            ready,
+        });
     }
 
     pub(super) fn warm(&mut self, now: Instant, link: LinkId, mut pairs: Vec<PairId>) {
@@ -222,25 +231,32 @@ impl Orchestrator {
     pub(super) fn cut_session(&mut self, now: Instant, id: &SessionId, code: Code) {
         let Some(session) = self.sessions.remove(id) else { return };
         session.legs.iter().for_each(|leg| self.cut(now, leg.pair));
-        self.bury(now, id, code);
+        self.bury(now, &session, code);
     }
 
     /// Forgets a session whose ends said goodbye; its live legs may deliver what is under way.
     pub(super) fn drain_session(&mut self, now: Instant, id: &SessionId, code: Code) {
         let Some(session) = self.sessions.remove(id) else { return };
-        for leg in session.legs {
+        for leg in &session.legs {
             if leg.live {
                 self.drain(now, leg.pair);
             } else {
                 self.cut(now, leg.pair);
             }
         }
-        self.bury(now, id, code);
+        self.bury(now, &session, code);
     }
 
-    fn bury(&mut self, now: Instant, id: &SessionId, code: Code) {
-        self.sessions.bury(id.clone(), code, now);
-        self.out.push(Output::SessionOver { session: id.clone(), code });
+    fn bury(&mut self, now: Instant, session: &Session, code: Code) {
+        self.sessions.bury(session.grant.session.clone(), code, now);
+        self.say_over(session, code);
+    }
+
+    /// One that never began was never heard of either.
+    fn say_over(&mut self, session: &Session, code: Code) {
+        if !session.ready {
+            self.out.push(Output::SessionOver { session: session.grant.session.clone(), code });
+        }
     }
 
     pub(super) fn tick(&mut self, now: Instant) {
@@ -252,8 +268,9 @@ impl Orchestrator {
         for id in self.sessions.ids_where(|session| session.is_lost(now)) {
             let Some(session) = self.sessions.remove(&id) else { continue };
             session.legs.iter().for_each(|leg| self.cut(now, leg.pair));
-            self.out.push(Output::SessionOver { session: id, code: Code::SessionLost });
+            self.say_over(&session, Code::SessionLost);
         }
+        self.end_old_ready(now);
     }
 
     fn expire_pairs(&mut self, now: Instant) {

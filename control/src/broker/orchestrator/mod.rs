@@ -5,8 +5,9 @@
 //! made of it.
 //!
 //! A session: granted by `Open` → *connecting* → a pair starts → *active* → its last pair ends → *paused* → a `Leg`
-//! brings another pair → *active* ... It leaves the registry when an end says so, when it is killed, or when nothing
-//! carries it and neither end was heard of for `SILENCE_MAX`. That a link drops ends nothing.
+//! brings another pair → *active* ... One that is asked for ahead of its use is *ready* until its agent says that it began
+//! (`ready`). It leaves the registry when an end says so, when it is killed, or when nothing carries it and neither end was
+//! heard of for `SILENCE_MAX`. That a link drops ends nothing but ready ones.
 
 mod agents;
 mod endings;
@@ -14,6 +15,7 @@ mod io;
 mod legs;
 #[cfg(test)]
 mod random_tests;
+mod ready;
 mod sessions;
 #[cfg(test)]
 mod special_tests;
@@ -93,9 +95,9 @@ impl Orchestrator {
             Input::ClientUp { link, user, token, address } => {
                 self.clients.insert(link, Client { user, token, address });
             }
-            Input::ClientDown { link } => self.client_down(link),
+            Input::ClientDown { link } => self.client_down(now, link),
             Input::AgentUp { link, registration } => self.agent_up(now, link, registration),
-            Input::AgentDown { link } => self.agent_down(link),
+            Input::AgentDown { link } => self.agent_down(now, link),
             Input::Open { link, wish } => self.open(now, link, wish),
             Input::Leg { link, request, grant, pair, udp } => {
                 let answer = self.another_leg(now, link, &grant, pair, udp);
@@ -118,6 +120,7 @@ impl Orchestrator {
             Input::Reports { link, reports } => {
                 reports.into_iter().for_each(|reported| self.report(now, link, reported));
             }
+            Input::Begun { link, session } => self.begun(now, link, &session),
             Input::Ended { link, session, code } => self.ended(now, link, &session, code),
             Input::Kill { session, code } => self.kill(now, &session, code),
             Input::TokenRevoked { token } => self.token_revoked(now, &token),
@@ -134,12 +137,15 @@ impl Orchestrator {
     // --- what the shell asks ---
 
     pub(crate) fn session(&self, id: &SessionId, now: Instant) -> Option<Snapshot> {
-        self.sessions.get(id).map(|session| session.snapshot(now))
+        let session = self.sessions.get(id).filter(|session| !session.ready)?;
+        Some(session.snapshot(now))
     }
 
     /// Every session, or those of one user.
     pub(crate) fn sessions(&self, user: Option<&str>, now: Instant) -> Vec<Snapshot> {
-        let wanted = |session: &&Session| user.is_none_or(|user| session.grant.user == user);
+        let wanted = |session: &&Session| {
+            !session.ready && user.is_none_or(|user| session.grant.user == user)
+        };
         self.sessions.iter().filter(wanted).map(|session| session.snapshot(now)).collect()
     }
 
@@ -170,13 +176,14 @@ impl Orchestrator {
 
     // --- links ---
 
-    fn client_down(&mut self, link: LinkId) {
+    fn client_down(&mut self, now: Instant, link: LinkId) {
         if self.clients.remove(&link).is_none() {
             return;
         }
         for session in self.sessions.iter_mut().filter(|session| session.client == Some(link)) {
             session.client = None;
         }
+        self.end_ready_without_client(now);
     }
 
     fn agent_up(&mut self, now: Instant, link: LinkId, mut registration: Registration) {
@@ -189,7 +196,7 @@ impl Orchestrator {
                 return;
             }
             self.out.push(Output::Close { link: old });
-            self.agent_down(old);
+            self.agent_down(now, old);
         }
         let grants = std::mem::take(&mut registration.sessions);
         self.agents.insert(now, link, registration);
@@ -200,8 +207,9 @@ impl Orchestrator {
     }
 
     /// Without its link an agent cannot be told to use a warm leg, so those go.
-    fn agent_down(&mut self, link: LinkId) {
+    fn agent_down(&mut self, now: Instant, link: LinkId) {
         let Some(agent) = self.agents.remove(link) else { return };
+        self.end_ready_of_agent(now, &agent.name);
         for pair in agent.warm_pairs() {
             self.pairs.remove(&pair);
             self.out.push(Output::EndPair { pair });
@@ -211,7 +219,7 @@ impl Orchestrator {
     // --- sessions ---
 
     fn open(&mut self, now: Instant, link: LinkId, wish: Wish) {
-        let Wish { request, pair, .. } = wish;
+        let Wish { request, pair, ready, .. } = wish;
         match self.grant(now, link, wish) {
             Ok((agent, grant, udp::Peering { transport, candidates })) => {
                 let (client, udp) = candidates.unzip();
@@ -219,6 +227,9 @@ impl Orchestrator {
                 let service = self.agents.service(&grant.agent, &grant.resource);
                 let kind = service.map(|service| service.kind).unwrap_or_default();
                 let grant = Box::new(grant);
+                if !ready {
+                    self.out.push(Output::Began { grant: grant.clone() });
+                }
                 self.out.push(Output::Granted { link, request, grant, pair, transport, udp, kind });
             }
             Err(fault) => self.out.push(Output::RefuseClient { link, request, fault }),
@@ -233,7 +244,7 @@ impl Orchestrator {
     ) -> Result<(LinkId, Grant, udp::Peering), Fault> {
         let client = self.clients.get(&link).ok_or(Code::TokenInvalid)?;
         let (user, token) = (client.user.clone(), client.token.clone());
-        self.check_room(&user)?;
+        if wish.ready { self.check_ready_room(&user) } else { self.check_room(&user) }?;
         if self.sessions.get(&wish.session).is_some() {
             return Err(Code::Internal.because("two sessions of one id"));
         }
@@ -256,12 +267,13 @@ impl Orchestrator {
             created_ms: wish.created_ms,
             purpose: wish.purpose,
         };
-        self.sessions.insert(Session::new(grant.clone(), Some(link), false, now));
+        let session = Session::new(grant.clone(), Some(link), false, now);
+        self.sessions.insert(if wish.ready { session.held_ready() } else { session });
         Ok((agent_link, grant, peering))
     }
 
     fn check_room(&self, user: &str) -> Result<(), Fault> {
-        if self.sessions.len() >= self.limits.total_max {
+        if self.sessions.in_use() >= self.limits.total_max {
             return Err(Code::SessionLimit.because("the broker holds as many sessions as it may"));
         }
         if self.sessions.of_user(user) >= self.limits.per_user_max {

@@ -46,6 +46,9 @@ pub(super) struct Session {
     pub(super) client: Option<LinkId>,
     /// Oldest first.
     pub(super) legs: Vec<Leg>,
+    /// Held for later use: counted and shown nowhere until it begins.
+    pub(super) ready: bool,
+    created_at: Instant,
     was_carried: bool,
     heard_at: Instant,
     from_client: Option<Heard>,
@@ -84,7 +87,27 @@ impl Session {
     ) -> Self {
         let (from_client, from_agent) = (None, None);
         let (legs, udp) = (Vec::new(), UdpState::new(was_carried, now));
-        Self { grant, client, legs, was_carried, heard_at: now, from_client, from_agent, udp }
+        Self {
+            grant,
+            client,
+            legs,
+            ready: false,
+            created_at: now,
+            was_carried,
+            heard_at: now,
+            from_client,
+            from_agent,
+            udp,
+        }
+    }
+
+    /// The same, held ready.
+    pub(super) fn held_ready(self) -> Self {
+        Self { ready: true, ..self }
+    }
+
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.created_at)
     }
 
     pub(super) const fn hear(&mut self, now: Instant) {
@@ -188,13 +211,17 @@ pub(super) struct Sessions {
     table: HashMap<SessionId, Session>,
     by_user: HashMap<String, usize>,
     by_agent: HashMap<String, usize>,
+    ready_by_user: HashMap<String, usize>,
+    ready: usize,
     tombstones: HashMap<SessionId, Code>,
     tombstone_order: VecDeque<(Instant, SessionId)>,
 }
 
 impl Sessions {
     pub(super) fn insert(&mut self, session: Session) {
-        *self.by_user.entry(session.grant.user.clone()).or_default() += 1;
+        let by_user = if session.ready { &mut self.ready_by_user } else { &mut self.by_user };
+        *by_user.entry(session.grant.user.clone()).or_default() += 1;
+        self.ready += usize::from(session.ready);
         *self.by_agent.entry(session.grant.agent.clone()).or_default() += 1;
         let replaced = self.table.insert(session.grant.session.clone(), session);
         debug_assert!(replaced.is_none(), "session ids are unique");
@@ -202,7 +229,12 @@ impl Sessions {
 
     pub(super) fn remove(&mut self, id: &SessionId) -> Option<Session> {
         let session = self.table.remove(id)?;
-        decrement(&mut self.by_user, &session.grant.user);
+        if session.ready {
+            decrement(&mut self.ready_by_user, &session.grant.user);
+            self.ready -= 1;
+        } else {
+            decrement(&mut self.by_user, &session.grant.user);
+        }
         decrement(&mut self.by_agent, &session.grant.agent);
         Some(session)
     }
@@ -250,8 +282,32 @@ impl Sessions {
         self.by_agent.get(agent).copied().unwrap_or(0)
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.table.len()
+    /// Ready ones of this user.
+    pub(super) fn ready_of_user(&self, user: &str) -> usize {
+        self.ready_by_user.get(user).copied().unwrap_or(0)
+    }
+
+    /// All ready ones.
+    pub(super) const fn ready(&self) -> usize {
+        self.ready
+    }
+
+    /// All that have begun.
+    pub(super) fn in_use(&self) -> usize {
+        self.table.len() - self.ready
+    }
+
+    /// A ready session begins; false if there is no such.
+    pub(super) fn begin(&mut self, id: &SessionId, now: Instant) -> bool {
+        let Some(session) = self.table.get_mut(id).filter(|session| session.ready) else {
+            return false;
+        };
+        session.ready = false;
+        session.hear(now);
+        self.ready -= 1;
+        decrement(&mut self.ready_by_user, &session.grant.user);
+        *self.by_user.entry(session.grant.user.clone()).or_default() += 1;
+        true
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {

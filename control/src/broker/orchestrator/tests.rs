@@ -36,6 +36,10 @@ impl World {
         self.orchestrator.handle(self.now, input)
     }
 
+    pub(super) const fn now(&self) -> Instant {
+        self.now
+    }
+
     pub(super) fn after(&mut self, seconds: u64) -> Vec<Output> {
         self.now += Duration::from_secs(seconds);
         self.say(Input::Tick)
@@ -72,11 +76,16 @@ impl World {
     }
 
     pub(super) fn open_from(&mut self, link: LinkId) -> Vec<Output> {
+        self.ask_from(link, false)
+    }
+
+    pub(super) fn ask_from(&mut self, link: LinkId, ready: bool) -> Vec<Output> {
         let pair = self.fresh_pair();
         let wish = Wish {
             request: 7,
             resource: "ssh".into(),
             client_key: PublicKey("client".into()),
+            ready,
             session: SessionId(format!("s{}", self.next)),
             pair,
             created_ms: 1,
@@ -128,7 +137,7 @@ fn at(address: &str) -> std::net::SocketAddr {
     address.parse().unwrap()
 }
 
-fn granted(outputs: &[Output]) -> Option<(Grant, PairId)> {
+pub(super) fn granted(outputs: &[Output]) -> Option<(Grant, PairId)> {
     outputs.iter().find_map(|output| match output {
         Output::Granted { grant, pair, .. } => Some((*grant.clone(), *pair)),
         _ => None,

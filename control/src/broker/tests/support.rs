@@ -265,9 +265,16 @@ impl Link {
 
     pub(super) async fn open(&mut self, resource: &str) -> Result<Held, Code> {
         let (request, resource, key) = (7, resource.into(), key("client"));
-        let (udp, purpose) = (None, SessionPurpose::Use);
-        let protocol = PROTOCOL;
-        self.say(&FromClient::Open { request, protocol, resource, key, udp, purpose }).await;
+        let open = FromClient::Open {
+            request,
+            protocol: PROTOCOL,
+            resource,
+            key,
+            udp: None,
+            purpose: SessionPurpose::Use,
+            ready: false,
+        };
+        self.say(&open).await;
         match self.hear().await {
             ToClient::Granted { request: 7, session, grant, ticket, .. } => {
                 Ok(Held { session, grant, ticket })
