@@ -55,6 +55,15 @@ impl Session {
         self.has_queued() && self.selected() == Some(leg)
     }
 
+    /// [`Self::poll_transmit`] would begin with something that goes before bulk.
+    #[must_use]
+    pub fn has_urgent(&self, leg: LegId) -> bool {
+        let Some(state) = self.legs.get(&leg) else { return false };
+        let about_leg = state.pong.is_some() || state.ping_wanted || self.is_closed();
+        let queued = !self.control.is_empty() || !self.interactive.is_empty();
+        self.has_transmit(leg) && (about_leg || queued)
+    }
+
     /// Frames of channels wait for a leg.
     pub(super) fn has_queued(&self) -> bool {
         !self.control.is_empty()

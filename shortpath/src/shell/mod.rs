@@ -9,7 +9,9 @@
 mod carry;
 mod channel;
 mod handle;
+mod lanes;
 mod leg;
+mod quic;
 mod rope;
 mod shared;
 
@@ -19,3 +21,4 @@ mod tests;
 pub use carry::{CarryEnd, CarryOutcome, carry, carry_stdio};
 pub use channel::{Channel, ChannelReader, ChannelWriter};
 pub use handle::{LinkState, SessionEvent, SessionHandle, SessionStats};
+pub(crate) use quic::STREAMS_MAX;
