@@ -112,6 +112,7 @@ const PURE: &[&str] = &[
     "engine/src/worker/placement.rs",
     "engine/src/tuning/text.rs",
     "engine/src/tuning/units.rs",
+    "shortpath/src/path/",
     "shortpath/src/session/",
     "control/src/agent/proxy_v2.rs",
     "control/src/ticket.rs",

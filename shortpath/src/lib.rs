@@ -1,7 +1,8 @@
 //! Session layer: channels that survive the legs that carry them.
 //!
-//! Three layers, each usable and tested without the ones above it:
+//! Layers, each usable and tested without the ones that act:
 //!
+//! * [`path`] finds UDP paths: candidates, connectivity checks, reflexive addresses, relays. Pure code, too.
 //! * [`session`] decides. Frames, offsets, acknowledgements, windows, legs and timers, in pure code: no clock, no
 //!   socket, no task. Its tests run two sessions in virtual time.
 //! * [`tls`] authenticates. TLS 1.3 configurations with raw public keys (RFC 7250) pinned at both ends.
@@ -11,6 +12,7 @@
 //! Byte offsets belong to channels, never to legs, so any leg may carry any frame: a planned move is "next frames go to
 //! the new leg", a failure is "re-send from the last acknowledgement", a duplicate is dropped by its offset.
 
+pub mod path;
 pub mod session;
 pub mod shell;
 pub mod tls;

@@ -1,0 +1,156 @@
+//! Which pair the finder uses, and which it gives up.
+//!
+//! The lowest round-trip time wins; priority decides among equals. A change needs a gain of 5 ms or 15 %, so that two
+//! equal pairs do not take turns. The controlling end nominates what it selects with USE-CANDIDATE on every check there;
+//! the controlled end selects what the peer nominated last, once its own check has been answered.
+use std::time::{Duration, Instant};
+
+use super::finder::{Finder, FinderEvent};
+use super::pair::{Pair, PairState};
+use super::{CauseText, Route};
+
+/// A gain below that is no reason to move.
+const GAIN: Duration = Duration::from_millis(5);
+
+impl Finder {
+    /// Whether checks go on: failed pairs only while they may matter, and only the best of them; of the good pairs the
+    /// selected one and a few standbys.
+    pub(super) fn wants_check(&self, pair: &Pair) -> bool {
+        if pair.triggered || self.selected == Some(pair.route) {
+            return true;
+        }
+        let before = |other: &&Pair| other.state == pair.state && other.priority > pair.priority;
+        match pair.state {
+            PairState::Waiting | PairState::Checking => true,
+            PairState::Succeeded => {
+                let standby = |other: &&Pair| before(other) && self.selected != Some(other.route);
+                pair.tries > 0 || self.pairs.iter().filter(standby).count() < self.timing.standbys
+            }
+            PairState::Failed => {
+                let worth = self.selected_pair().is_none_or(|s| s.priority < pair.priority);
+                worth && self.pairs.iter().filter(before).count() < self.timing.retry_pairs
+            }
+        }
+    }
+
+    /// Fails pairs that answered none of a round's checks, and the selected one when its consent has expired.
+    pub(super) fn give_up(&mut self, now: Instant) {
+        let timing = self.timing.clone();
+        for pair in &mut self.pairs {
+            match pair.state {
+                PairState::Failed if pair.due <= now && pair.tries > 0 => pair.tries = 0,
+                PairState::Checking if pair.due <= now => {
+                    let tries = if pair.rounds == 0 { timing.tries } else { timing.retry_tries };
+                    if pair.tries >= tries {
+                        pair.fail(now, &timing);
+                        pair.tries = 0;
+                    }
+                }
+                PairState::Succeeded => {
+                    let silent = pair.alive().is_none_or(|at| at + timing.consent_lost <= now);
+                    if silent && pair.tries >= timing.retry_tries {
+                        pair.fail(now, &timing);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for pair in &mut self.pairs {
+            if pair.state == PairState::Failed && pair.due <= now {
+                pair.state = PairState::Checking;
+            }
+        }
+        if self.selected.is_some()
+            && self.selected_pair().is_none_or(|pair| pair.state != PairState::Succeeded)
+        {
+            self.replace_selected(now, "consent_expired");
+        }
+        self.tell_failure();
+    }
+
+    /// Once per search that ended with nothing.
+    fn tell_failure(&mut self) {
+        let all_failed = !self.pairs.is_empty()
+            && self.pairs.iter().all(|pair| pair.rounds > 0 && pair.state != PairState::Succeeded);
+        if all_failed && !self.reached && !self.told_failure {
+            self.told_failure = true;
+            self.events.push_back(FinderEvent::Lost("checks_unanswered"));
+        }
+    }
+
+    /// The selected pair is gone: another good one takes its place at once, or the search starts anew.
+    pub(super) fn replace_selected(&mut self, now: Instant, cause: CauseText) {
+        self.selected = None;
+        self.settle = None;
+        if let Some(route) = self.best() {
+            self.select(now, route);
+            return;
+        }
+        self.reached = false;
+        self.told_failure = true;
+        self.events.push_back(FinderEvent::Lost(cause));
+        for pair in &mut self.pairs {
+            pair.again(now);
+        }
+    }
+
+    pub(super) fn choose(&mut self, now: Instant) {
+        if self.settle.is_some_and(|at| now < at) {
+            return;
+        }
+        self.settle = None;
+        let Some(best) = self.best() else { return };
+        if self.selected != Some(best) && (self.selected.is_some() || self.may_select()) {
+            self.select(now, best);
+        }
+    }
+
+    /// The controlled end waits for a nomination.
+    fn may_select(&self) -> bool {
+        self.controlling || self.pairs.iter().any(|pair| pair.nominated.is_some())
+    }
+
+    fn select(&mut self, now: Instant, route: Route) {
+        self.selected = Some(route);
+        self.events.push_back(FinderEvent::Selected(route));
+        if let Some(pair) = self.pairs.iter_mut().find(|pair| pair.route == route)
+            && self.controlling
+        {
+            // The next check nominates.
+            pair.due = now;
+            pair.triggered = true;
+        }
+    }
+
+    fn best(&self) -> Option<Route> {
+        let good = self.pairs.iter().filter(|pair| pair.state == PairState::Succeeded);
+        if !self.controlling {
+            let nominated = good.clone().filter(|pair| pair.nominated.is_some());
+            return nominated.max_by_key(|pair| pair.nominated).map(|pair| pair.route);
+        }
+        let selected = self.selected_pair().filter(|pair| pair.state == PairState::Succeeded);
+        let mut best = selected.filter(|pair| !self.is_suspect(pair));
+        for pair in good.filter(|pair| !self.is_suspect(pair)) {
+            if best.is_none_or(|best| is_better(pair, best)) {
+                best = Some(pair);
+            }
+        }
+        best.or(selected).map(|pair| pair.route)
+    }
+
+    /// A good pair that lets a check wait, while the peer is heard on another one.
+    fn is_suspect(&self, pair: &Pair) -> bool {
+        let Some(since) = pair.waits_since().filter(|_| pair.tries >= 2) else { return false };
+        let elsewhere = self.pairs.iter().filter(|other| other.route != pair.route);
+        elsewhere.filter_map(|other| other.answered).any(|answered| answered > since)
+    }
+}
+
+fn is_better(pair: &Pair, than: &Pair) -> bool {
+    let (Some(ours), Some(theirs)) = (pair.rtt, than.rtt) else { return pair.rtt.is_some() };
+    let margin = GAIN.max(theirs * 3 / 20);
+    if ours + margin <= theirs {
+        return true;
+    }
+    pair.priority > than.priority && ours < theirs + margin
+}

@@ -1,0 +1,499 @@
+//! The finder: ICE connectivity checks (RFC 8445, always trickling, RFC 8838) of one session and leg kind.
+//!
+//! Three files: this one is the outside and the clockwork, [`checks`](super::checks) the messages,
+//! [`choose`](super::choose) which pair is used and which are given up.
+//!
+//! **Fast where it matters.** The first checks leave at once, in a burst of [`FinderTiming::burst`], later ones
+//! [`FinderTiming::pacing`] apart. Every authenticated check of the peer triggers one back at once on the same pair, so
+//! that two NATs are open one path RTT after the later end has started, whatever was dropped before.
+//! [`FinderEvent::Reachable`] comes with the first answer; nomination follows when the answers of about one more RTT
+//! have shown which pair is best, and is never final.
+//!
+//! **Modest where it matters.** Checks to addresses that do not answer are few ([`FinderTiming::tries`]), then stop and
+//! are tried again only each 10-30 s. Pairs, remote addresses and answers per second are bounded. Every message of the
+//! peer is authenticated before it changes anything.
+//!
+//! **Not built on the `is` crate** (0.12), although it fits the shape: it sends no triggered check on a pair that is
+//! already listed (the usual case between two port-restricted NATs, where that costs a retransmission timeout), forgets
+//! a failed pair for good unless all are recreated, keeps peer-reflexive addresses of one peer without limit, and shows
+//! neither pairs nor their RTT. `stun-types`, in the tree for the gateway, has the codec.
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde::Serialize;
+use stun_types::message::{IntegrityKey, TransactionId};
+
+use super::candidate::{
+    Candidate, CandidateKind, CandidateRefusal, IceCredentials, LocalId, RemoteCandidates,
+    RemoteLimits, Route, pair_priority, priority,
+};
+use super::message::{self, short_term_key};
+use super::pair::{Pair, PairState, PairView};
+use crate::LegKind;
+
+/// A symbolic reason, stable: `no_local_candidates`, `no_remote_candidates`, `checks_unanswered`, `consent_expired`,
+/// `local_removed`.
+pub type CauseText = &'static str;
+
+/// What the owner has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinderEvent {
+    /// The first pair that answered, once until [`FinderEvent::Lost`]: a QUIC client starts now.
+    Reachable(Route),
+    /// The pair to use: nominated, or better than the one before.
+    Selected(Route),
+    /// An authenticated check came from here: admit its QUIC packets. Once per route while the pair lives.
+    PeerAt(Route),
+    /// Nothing answers any more, or nothing ever did. The search goes on at a slower pace.
+    Lost(CauseText),
+}
+
+/// The clockwork. The defaults are meant; tests turn single knobs.
+#[derive(Clone, Debug)]
+pub struct FinderTiming {
+    /// Ta, the time between checks. 5 ms is the least that RFC 8445 section 14.2 permits; 200 checks/s of 150 bytes are
+    /// 0.24 Mbit/s.
+    pub pacing: Duration,
+    /// Checks that may leave without waiting: as many as TCP's first flight has segments (RFC 6928).
+    pub burst: u32,
+    /// Wait for the first answer; grows by half with each try. RFC 8445's 500 ms is meant for links of its days; an
+    /// answer that comes later still counts.
+    pub first_rto: Duration,
+    /// Largest wait between two checks of a round.
+    pub max_rto: Duration,
+    /// Unanswered checks that fail a pair. 12 take 6.8 s.
+    pub tries: u32,
+    /// Unanswered checks in a later round.
+    pub retry_tries: u32,
+    /// First and largest pause before a failed pair is tried again; it grows by half.
+    pub retry_first: Duration,
+    /// See `retry_first`.
+    pub retry_last: Duration,
+    /// Failed pairs that are tried again, the best ones.
+    pub retry_pairs: usize,
+    /// Between consent checks on the selected pair, times 0.8-1.2 (RFC 7675 section 5.1).
+    pub consent: Duration,
+    /// Without an answer for that long nothing may be sent any more. RFC 7675 wants at most 30 s; the session has judged
+    /// by its own bytes long before.
+    pub consent_lost: Duration,
+    /// Between checks that keep other good pairs open. Below the 30 s after which many NATs forget.
+    pub standby: Duration,
+    /// Good pairs kept open besides the selected one.
+    pub standbys: usize,
+}
+
+impl Default for FinderTiming {
+    fn default() -> Self {
+        Self {
+            pacing: Duration::from_millis(5),
+            burst: 10,
+            first_rto: Duration::from_millis(40),
+            max_rto: Duration::from_secs(1),
+            tries: 12,
+            retry_tries: 3,
+            retry_first: Duration::from_secs(10),
+            retry_last: Duration::from_secs(30),
+            retry_pairs: 8,
+            consent: Duration::from_secs(5),
+            consent_lost: Duration::from_secs(10),
+            standby: Duration::from_secs(15),
+            standbys: 2,
+        }
+    }
+}
+
+/// What a finder is made of.
+#[derive(Clone, Debug)]
+pub struct FinderConfig {
+    /// The leg it finds a path for; decides which remote candidates it takes.
+    pub kind: LegKind,
+    /// The client controls, the agent is controlled. A conflict is resolved as RFC 8445 section 7.3.1.1 says.
+    pub controlling: bool,
+    /// Our *base* credentials, as signalled; the finder derives those of its kind.
+    pub local: IceCredentials,
+    /// The peer's, likewise.
+    pub remote: IceCredentials,
+    /// What the peer may have us check.
+    pub limits: RemoteLimits,
+    /// The clockwork.
+    pub timing: FinderTiming,
+    /// For transaction ids, the tie-breaker and jitter. From the system's generator, unless a test sets it.
+    pub seed: [u8; 32],
+}
+
+impl FinderConfig {
+    /// Default limits and timing, a fresh seed.
+    #[must_use]
+    pub fn new(
+        kind: LegKind,
+        controlling: bool,
+        local: IceCredentials,
+        remote: IceCredentials,
+    ) -> Self {
+        Self {
+            kind,
+            controlling,
+            local,
+            remote,
+            limits: RemoteLimits::default(),
+            timing: FinderTiming::default(),
+            seed: rand::random(),
+        }
+    }
+}
+
+/// What was sent, and what was ignored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FinderCounters {
+    /// Checks sent.
+    pub checks: u64,
+    /// Checks answered by the peer.
+    pub answers: u64,
+    /// The peer's checks answered by us.
+    pub requests: u64,
+    /// Messages with our username or transaction, but a wrong signature.
+    pub forged: u64,
+    /// Requests that were seen before, from elsewhere.
+    pub replayed: u64,
+    /// Answers that came another way than the check went.
+    pub astray: u64,
+    /// Requests beyond the limits on answers, addresses or pairs, or from addresses nobody may be checked at.
+    pub refused: u64,
+    /// Error answers other than a role conflict.
+    pub errors: u64,
+    /// Role conflicts resolved.
+    pub conflicts: u64,
+    /// ICMP errors.
+    pub icmp: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Local {
+    pub(super) id: LocalId,
+    pub(super) candidate: Candidate,
+    pub(super) priority: u32,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Finder {
+    pub(super) kind: LegKind,
+    pub(super) controlling: bool,
+    pub(super) tie_breaker: u64,
+    pub(super) local: IceCredentials,
+    pub(super) remote: IceCredentials,
+    pub(super) local_key: IntegrityKey,
+    pub(super) remote_key: IntegrityKey,
+    pub(super) limits: RemoteLimits,
+    pub(super) timing: FinderTiming,
+    pub(super) rng: StdRng,
+    pub(super) locals: Vec<Local>,
+    pub(super) remotes: RemoteCandidates,
+    pub(super) pairs: Vec<Pair>,
+    pub(super) selected: Option<Route>,
+    /// When the first choice is made: about one RTT after the first answer.
+    pub(super) settle: Option<Instant>,
+    pub(super) reached: bool,
+    pub(super) told_failure: bool,
+    pub(super) doubted: Option<Instant>,
+    /// Requests lately seen, to tell replays.
+    pub(super) seen: VecDeque<(TransactionId, Route)>,
+    pub(super) outgoing: Tokens,
+    pub(super) answering: Tokens,
+    pub(super) transmits: VecDeque<(Route, Vec<u8>)>,
+    pub(super) events: VecDeque<FinderEvent>,
+    pub(super) counters: FinderCounters,
+}
+
+/// Local candidates: sockets times interfaces times families.
+const LOCALS_MAX: usize = 32;
+/// Pairs, peer-reflexive ones included. RFC 8445 section 6.1.2.5 proposes 100 for all streams.
+pub(super) const PAIRS_MAX: usize = 96;
+/// Answers to the peer's checks: a peer as fast as we are sends 200/s in its first round.
+const ANSWERS: (u32, Duration) = (64, Duration::from_millis(5));
+/// A doubt asks for checks on all pairs at most that often.
+const DOUBT_PAUSE: Duration = Duration::from_millis(100);
+
+impl Finder {
+    /// A finder without candidates.
+    #[must_use]
+    pub fn new(now: Instant, config: FinderConfig) -> Self {
+        let mut rng = StdRng::from_seed(config.seed);
+        let (local, remote) =
+            (config.local.of_kind(config.kind), config.remote.of_kind(config.kind));
+        Self {
+            kind: config.kind,
+            controlling: config.controlling,
+            tie_breaker: rng.random(),
+            local_key: short_term_key(&local.password),
+            remote_key: short_term_key(&remote.password),
+            local,
+            remote,
+            outgoing: Tokens::new(now, config.timing.burst, config.timing.pacing),
+            answering: Tokens::new(now, ANSWERS.0, ANSWERS.1),
+            limits: config.limits,
+            timing: config.timing,
+            rng,
+            locals: Vec::new(),
+            remotes: RemoteCandidates::default(),
+            pairs: Vec::new(),
+            selected: None,
+            settle: None,
+            reached: false,
+            told_failure: false,
+            doubted: None,
+            seen: VecDeque::new(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            counters: FinderCounters::default(),
+        }
+    }
+
+    /// Adds one of our addresses on the base that sends for it. The same again is ignored; a loopback address lets
+    /// loopback candidates of the peer in, so add ours first.
+    pub fn add_local(&mut self, now: Instant, candidate: Candidate, base: LocalId) {
+        let candidate = Candidate::new(candidate.kind, candidate.address);
+        let known = self.locals.iter().any(|l| l.id == base && l.candidate == candidate);
+        if known || self.locals.len() >= LOCALS_MAX {
+            return;
+        }
+        self.limits.loopback |= candidate.address.ip().is_loopback();
+        let alike = |l: &&Local| {
+            l.candidate.kind == candidate.kind
+                && l.candidate.address.is_ipv6() == candidate.address.is_ipv6()
+        };
+        let order = u16::try_from(self.locals.iter().filter(alike).count()).unwrap_or(u16::MAX);
+        let priority = candidate.priority(order);
+        self.locals.push(Local { id: base, candidate, priority });
+        for remote in self.remotes.taken().to_vec() {
+            self.pair_up(now, base, remote.address, remote.kind);
+        }
+        self.pump(now);
+    }
+
+    /// The socket or allocation is gone, and its pairs with it.
+    pub fn remove_local(&mut self, now: Instant, base: LocalId) {
+        self.locals.retain(|local| local.id != base);
+        self.pairs.retain(|pair| pair.route.local != base);
+        if self.selected.is_some_and(|route| route.local == base) {
+            self.replace_selected(now, "local_removed");
+        }
+        self.pump(now);
+    }
+
+    /// Adds one of the peer's addresses, at any time.
+    ///
+    /// # Errors
+    ///
+    /// The address is not one to send checks to; counted, nothing else happens.
+    pub fn add_remote(
+        &mut self,
+        now: Instant,
+        candidate: Candidate,
+    ) -> Result<(), CandidateRefusal> {
+        let taken = self.remotes.take(&self.limits, self.kind, candidate)?;
+        let mut bases: Vec<_> = self.locals.iter().map(|local| local.id).collect();
+        bases.sort_unstable();
+        bases.dedup();
+        for base in bases {
+            self.pair_up(now, base, taken.address, taken.kind);
+        }
+        self.pump(now);
+        Ok(())
+    }
+
+    /// Whether a STUN datagram is for this finder: its username names us, or it answers a check of ours. Cheap, no
+    /// cryptography; [`Finder::handle_packet`] verifies.
+    #[must_use]
+    pub fn accepts(&self, datagram: &[u8]) -> bool {
+        let Some(id) = message::transaction(datagram) else { return false };
+        if self.pairs.iter().any(|pair| pair.in_flight.iter().any(|check| check.id == id)) {
+            return message::is_stun(datagram);
+        }
+        message::parse(datagram).is_some_and(|message| self.is_named(&message))
+    }
+
+    /// A STUN datagram that came in on the route. What is not for us, or not signed, changes nothing but a counter.
+    pub fn handle_packet(&mut self, now: Instant, route: Route, datagram: &[u8]) {
+        let route = Route { remote: super::canonical(route.remote), ..route };
+        if let Some(message) = message::parse(datagram) {
+            self.handle_message(now, route, &message);
+        }
+        self.pump(now);
+    }
+
+    /// The kernel reported an ICMP error for packets to that address. Never believed alone: NATs send such answers to a
+    /// punch that comes too early, and anybody may forge one.
+    pub fn unreachable(&mut self, now: Instant, route: Route) {
+        self.counters.icmp += 1;
+        let (timing, selected) = (self.timing.clone(), self.selected);
+        if let Some(pair) = self.pairs.iter_mut().find(|pair| pair.route == route) {
+            pair.icmp += 1;
+            if pair.state == PairState::Checking && pair.icmp >= ICMP_MAX {
+                pair.fail(now, &timing);
+            } else if selected == Some(route) {
+                pair.due = pair.due.min(now);
+            }
+        }
+        self.pump(now);
+    }
+
+    /// The owner has a reason to doubt what is known: bytes of the session stay unacknowledged, the network changed, a
+    /// mapping changed. All pairs are checked at once, failed ones too; at most ten times a second.
+    pub fn doubt(&mut self, now: Instant) {
+        if self.doubted.is_some_and(|at| now.saturating_duration_since(at) < DOUBT_PAUSE) {
+            return;
+        }
+        self.doubted = Some(now);
+        for pair in &mut self.pairs {
+            if pair.state == PairState::Succeeded {
+                pair.due = pair.due.min(now);
+            } else {
+                pair.again(now);
+            }
+        }
+        self.pump(now);
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.pump(now);
+    }
+
+    /// When [`Finder::handle_timeout`] is due, if nothing comes before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let check = self.pairs.iter().filter(|pair| self.wants_check(pair)).map(|pair| pair.due);
+        let check = check.min().map(|due| due.max(self.outgoing.ready()));
+        let expiry = self.selected_pair().and_then(|pair| pair.alive());
+        let expiry = expiry.map(|alive| alive + self.timing.consent_lost);
+        [check, expiry, self.settle].into_iter().flatten().min()
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<(Route, Vec<u8>)> {
+        self.transmits.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<FinderEvent> {
+        self.events.pop_front()
+    }
+
+    /// Every pair, best first, for people.
+    #[must_use]
+    pub fn pairs(&self) -> Vec<PairView> {
+        let mut pairs: Vec<_> = self.pairs.iter().collect();
+        pairs.sort_by_key(|pair| std::cmp::Reverse(pair.priority));
+        pairs.into_iter().map(|pair| pair.view(Some(pair.route) == self.selected)).collect()
+    }
+
+    /// The pair in use.
+    #[must_use]
+    pub fn selected(&self) -> Option<Route> {
+        self.selected
+    }
+
+    /// Smoothed round-trip time of a route's checks.
+    #[must_use]
+    pub fn rtt(&self, route: Route) -> Option<Duration> {
+        self.pairs.iter().find(|pair| pair.route == route)?.rtt
+    }
+
+    /// What was sent and ignored so far.
+    #[must_use]
+    pub fn counters(&self) -> FinderCounters {
+        self.counters
+    }
+
+    /// How many of the peer's candidates were refused, by reason.
+    pub fn refused(&self) -> impl Iterator<Item = (CandidateRefusal, u64)> + '_ {
+        self.remotes.refused()
+    }
+
+    /// Makes the pair, if the families fit, it is new and there is room.
+    pub(super) fn pair_up(
+        &mut self,
+        now: Instant,
+        base: LocalId,
+        remote: SocketAddr,
+        remote_kind: CandidateKind,
+    ) {
+        let route = Route { local: base, remote };
+        let fitting =
+            |l: &&Local| l.id == base && l.candidate.address.is_ipv6() == remote.is_ipv6();
+        let Some(best) = self.locals.iter().filter(fitting).max_by_key(|l| l.priority) else {
+            return;
+        };
+        let (local_kind, local) = (best.candidate.kind, best.priority);
+        let theirs = priority(remote_kind, remote.is_ipv6(), 0);
+        let worth = pair_priority(self.controlling, local, theirs);
+        if let Some(pair) = self.pairs.iter_mut().find(|pair| pair.route == route) {
+            // A signalled candidate explains what was peer-reflexive until now, or the base got a better address.
+            (pair.local_kind, pair.remote_kind) = (local_kind, remote_kind);
+            pair.priority = pair.priority.max(worth);
+        } else if self.pairs.len() < PAIRS_MAX {
+            self.pairs.push(Pair::new(now, route, local_kind, remote_kind, worth));
+            self.told_failure = false;
+        }
+    }
+
+    /// The clockwork: gives up, chooses, and sends what is due and may leave.
+    fn pump(&mut self, now: Instant) {
+        self.give_up(now);
+        self.choose(now);
+        while self.outgoing.ready() <= now {
+            let Some(at) = self.next_due(now) else { break };
+            self.outgoing.take(now);
+            self.send_check(now, at);
+        }
+    }
+
+    /// The pair whose check is most urgent: triggered ones, the selected one, fresh ones by priority, then the rest.
+    fn next_due(&self, now: Instant) -> Option<usize> {
+        let due = self.pairs.iter().enumerate();
+        due.filter(|(_, pair)| pair.due <= now && self.wants_check(pair))
+            .max_by_key(|(_, pair)| {
+                let selected = Some(pair.route) == self.selected;
+                let fresh = pair.state == PairState::Waiting;
+                (pair.triggered, selected, fresh, pair.priority)
+            })
+            .map(|(at, _)| at)
+    }
+
+    pub(super) fn selected_pair(&self) -> Option<&Pair> {
+        let route = self.selected?;
+        self.pairs.iter().find(|pair| pair.route == route)
+    }
+}
+
+/// ICMP errors that fail a pair that never answered: a NAT's answer to an early punch is one, two at most.
+const ICMP_MAX: u32 = 4;
+
+/// A token bucket: `burst` at once, then one per `interval`.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    interval: Duration,
+    depth: Duration,
+    /// When the bucket would be full again; that minus the depth is when a token is there.
+    full: Instant,
+}
+
+impl Tokens {
+    pub(super) fn new(now: Instant, burst: u32, interval: Duration) -> Self {
+        Self { interval, depth: interval * burst.max(1), full: now }
+    }
+
+    /// When the next token is there.
+    pub(super) fn ready(&self) -> Instant {
+        let next = self.full + self.interval;
+        next.checked_sub(self.depth).unwrap_or(self.full)
+    }
+
+    pub(super) fn take(&mut self, now: Instant) {
+        self.full = self.full.max(now) + self.interval;
+    }
+}

@@ -1,0 +1,24 @@
+//! Finding UDP paths, in pure code: no clock, no socket, no task.
+//!
+//! * [`Candidate`], [`IceCredentials`], [`Route`]: the words.
+//! * [`Finder`]: ICE connectivity checks (RFC 8445) of one session and leg kind.
+//!
+//! **Contract of all of them**: after every call that takes `now`, drain `poll_transmit` and `poll_event`, then ask
+//! `poll_timeout` when to call `handle_timeout` (`None`: never, until the next input). Times never go backwards; an
+//! earlier `now` than before is taken for the same moment.
+mod candidate;
+mod checks;
+mod choose;
+mod finder;
+mod message;
+mod network;
+mod pair;
+
+pub use candidate::{
+    Candidate, CandidateKind, CandidateRefusal, IceCredentials, LocalId, RemoteCandidates,
+    RemoteLimits, Route, canonical,
+};
+pub use finder::{CauseText, Finder, FinderConfig, FinderCounters, FinderEvent, FinderTiming};
+pub use message::is_stun;
+pub use network::{Network, NetworkError, NetworkFilter};
+pub use pair::{PairState, PairView};
