@@ -4,9 +4,8 @@
 //! a check may sit between two QUIC packets.
 use std::ops::Range;
 
-/// Length of the connection ids this process gives itself. Eight bytes: four name the slot (see [`super::paths`]), four
-/// are random.
-pub(super) const CID_LEN: usize = 8;
+/// Length of the connection ids this process gives itself. See [`super::paths::ConnectionIds`].
+pub(super) const CID_LEN: usize = 9;
 /// Length of the destination connection id of a client's first packet: token, leg kind, attempt.
 pub(super) const TOKEN_CID_LEN: usize = 20;
 
@@ -71,6 +70,31 @@ fn quic(datagram: &[u8]) -> Kind<'_> {
     id.map_or(Kind::Other, Kind::Quic)
 }
 
+/// The transaction of a STUN message (RFC 8489 section 5).
+pub(super) fn transaction(stun: &[u8]) -> Option<[u8; 12]> {
+    stun.get(8..STUN_HEADER)?.try_into().ok()
+}
+
+/// Whether a STUN message asks (class request), rather than answers or tells.
+pub(super) fn is_request(stun: &[u8]) -> bool {
+    stun.len() >= STUN_HEADER && stun[0] & 1 == 0 && stun[1] & 0x10 == 0
+}
+
+/// USERNAME of a STUN message up to the colon: the username fragment of the end that is asked (RFC 8445 section 7.2.2).
+pub(super) fn asked(stun: &[u8]) -> Option<&[u8]> {
+    const USERNAME: u16 = 6;
+    let mut rest = stun.get(STUN_HEADER..)?;
+    loop {
+        let head: [u8; 4] = rest.get(..4)?.try_into().ok()?;
+        let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
+        let value = rest.get(4..4 + length)?;
+        if u16::from_be_bytes([head[0], head[1]]) == USERNAME {
+            return value.split(|byte| *byte == b':').next();
+        }
+        rest = rest.get(4 + length.next_multiple_of(4)..)?;
+    }
+}
+
 /// The datagrams in a received buffer of `length` bytes, `stride` bytes each but for the last.
 pub(super) fn segments(length: usize, stride: usize) -> impl Iterator<Item = Range<usize>> {
     let stride = stride.max(1);
@@ -120,6 +144,22 @@ mod tests {
             let Kind::ChannelData(0x4001, payload) = kind(&outer) else { panic!("no channel") };
             assert_eq!(payload, inner);
         }
+    }
+
+    #[test]
+    fn a_request_names_the_end_it_asks() {
+        let mut message = stun();
+        message.extend([0x80, 0x22, 0, 3, b'a', b'b', b'c', 0]);
+        message.extend([0, 6, 0, 9]);
+        message.extend(b"ours:them\0\0\0");
+        assert!(is_request(&message));
+        assert_eq!(asked(&message), Some(&b"ours"[..]));
+        assert_eq!(transaction(&message), Some([7; 12]));
+        for length in 20..message.len() - 3 {
+            assert_eq!(asked(&message[..length]), None, "cut at {length}");
+        }
+        message[0] = 1;
+        assert!(!is_request(&message));
     }
 
     #[test]
