@@ -141,6 +141,19 @@ pub(super) fn plain_address(message: &Message<'_>, kind: u16) -> Option<SocketAd
     read_address(&raw.value)
 }
 
+/// Where the value of an attribute lies in a well-formed datagram.
+pub(super) fn place_of(datagram: &[u8], kind: u16) -> Option<std::ops::Range<usize>> {
+    let mut at = 20;
+    while let Some(&[a, b, c, d]) = datagram.get(at..)?.first_chunk() {
+        let len = usize::from(u16::from_be_bytes([c, d]));
+        if u16::from_be_bytes([a, b]) == kind {
+            return datagram.get(at + 4..at + 4 + len).map(|_| at + 4..at + 4 + len);
+        }
+        at += 4 + len.next_multiple_of(4);
+    }
+    None
+}
+
 /// The reflexive address of a Binding success; servers of RFC 3489's days send it plain.
 pub(super) fn mapped_address(message: &Message<'_>) -> Option<SocketAddr> {
     address(message, attribute::XOR_MAPPED_ADDRESS)

@@ -2,6 +2,7 @@
 //!
 //! * [`Candidate`], [`IceCredentials`], [`Route`]: the words.
 //! * [`Finder`]: ICE connectivity checks (RFC 8445) of one session and leg kind.
+//! * [`TurnClient`]: one allocation on a TURN server (RFC 8656).
 //!
 //! **Contract of all of them**: after every call that takes `now`, drain `poll_transmit` and `poll_event`, then ask
 //! `poll_timeout` when to call `handle_timeout` (`None`: never, until the next input). Times never go backwards; an
@@ -13,6 +14,7 @@ mod finder;
 mod message;
 mod network;
 mod pair;
+mod turn;
 
 pub use candidate::{
     Candidate, CandidateKind, CandidateRefusal, IceCredentials, LocalId, RemoteCandidates,
@@ -22,3 +24,4 @@ pub use finder::{CauseText, Finder, FinderConfig, FinderCounters, FinderEvent, F
 pub use message::is_stun;
 pub use network::{Network, NetworkError, NetworkFilter};
 pub use pair::{PairState, PairView};
+pub use turn::{TurnClient, TurnConfig, TurnEvent, TurnFailure};

@@ -1,0 +1,528 @@
+//! One allocation on a TURN server (RFC 8656 over UDP), long-term credentials.
+//!
+//! For the data path there are two small calls that allocate nothing: [`TurnClient::wrap`] gives the four bytes before a
+//! payload, [`TurnClient::unwrap`] the peer and the place of the payload in a datagram. A peer gets a channel at once:
+//! ChannelBind installs the permission, too (section 12), and a Send indication right behind it spares the first
+//! packets the round trip ([`TurnClient::indication`]).
+//!
+//! Not built on `turn-client-proto` (0.7): its data path returns owned transmits, and it brings `stun-proto` and
+//! `turn-types` for what is 300 lines over the `stun-types` codec.
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use stun_types::message::{
+    IntegrityAlgorithm, IntegrityKey, LongTermKeyCredentials, Message, MessageClass, Method,
+    TransactionId,
+};
+
+use super::message::{self, Writer, attribute, is_signed};
+
+/// What an allocation needs.
+#[derive(Clone)]
+pub struct TurnConfig {
+    /// The server's UDP address.
+    pub server: SocketAddr,
+    /// `EXPIRY:NAME` for time-limited credentials.
+    pub username: String,
+    /// Its password.
+    pub password: String,
+    /// For transaction ids. From the system's generator, unless a test sets it.
+    pub seed: [u8; 32],
+}
+
+impl TurnConfig {
+    /// With a fresh seed.
+    #[must_use]
+    pub fn new(server: SocketAddr, username: String, password: String) -> Self {
+        Self { server, username, password, seed: rand::random() }
+    }
+}
+
+impl std::fmt::Debug for TurnConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TurnConfig").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no allocation, or no channel to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TurnFailure {
+    /// No answer to any of the tries.
+    #[error("the relay does not answer over UDP")]
+    Unreachable,
+    /// 401 with our credentials, or an answer without a valid signature.
+    #[error("the relay does not accept the credentials; is its clock right, the secret the same?")]
+    Unauthorized,
+    /// 486 or 508.
+    #[error("the relay has no place left")]
+    Full,
+    /// 403: the server forbids the peer's address.
+    #[error("the relay forbids the peer's address")]
+    Forbidden,
+    /// 437: the server has forgotten or mixed up the allocation (it was started anew).
+    #[error("the relay does not know the allocation")]
+    Mismatch,
+    /// Any other error code.
+    #[error("the relay answers with error {0}")]
+    Refused(u16),
+}
+
+impl TurnFailure {
+    /// The reason code.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "relay_unreachable",
+            Self::Unauthorized => "relay_unauthorized",
+            Self::Full => "relay_full",
+            Self::Forbidden => "relay_forbids_peer",
+            Self::Mismatch => "relay_mismatch",
+            Self::Refused(_) => "relay_refused",
+        }
+    }
+
+    fn of(code: u16) -> Self {
+        match code {
+            401 => Self::Unauthorized,
+            403 => Self::Forbidden,
+            437 => Self::Mismatch,
+            486 | 508 => Self::Full,
+            code => Self::Refused(code),
+        }
+    }
+}
+
+/// What happened to the allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnEvent {
+    /// It is there.
+    Allocated {
+        /// Our address at the server: a relayed candidate.
+        relayed: SocketAddr,
+        /// What the server sees of us: a server-reflexive candidate.
+        mapped: Option<SocketAddr>,
+    },
+    /// The peer's channel is there; [`TurnClient::wrap`] works.
+    Bound(SocketAddr),
+    /// No channel to that peer.
+    PeerRefused(SocketAddr, TurnFailure),
+    /// There is no allocation (any more). Final: make another client, on another socket after `Mismatch`.
+    Failed(TurnFailure),
+}
+
+const ALLOCATE: Method = Method::new(3);
+const REFRESH: Method = Method::new(4);
+const SEND: Method = Method::new(6);
+const DATA: Method = Method::new(7);
+const CHANNEL_BIND: Method = Method::new(9);
+
+/// First wait for an answer, doubled each time: the servers are our own gateways, and RFC 8489's 500 ms would let one
+/// lost packet cost more than most paths' RTT.
+const RTO: Duration = Duration::from_millis(200);
+/// Six tries take 12.6 s.
+const TRIES: u32 = 6;
+/// Lifetime we ask for (RFC 8656 section 2.2's default).
+const LIFETIME: u32 = 600;
+/// Channels are refreshed within the life of the permission they renew, 300 s, with time for retransmissions.
+const CHANNEL_REFRESH: Duration = Duration::from_secs(240);
+/// First channel number, and how many peers an allocation serves. A session has one peer with a few addresses.
+const CHANNEL_FIRST: u16 = 0x4000;
+const PEERS_MAX: usize = 32;
+/// Fresh nonces in a row before we believe that the credentials are wrong.
+const NONCES_MAX: u32 = 4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Allocate,
+    Refresh,
+    Release,
+    Channel(SocketAddr),
+}
+
+#[derive(Debug)]
+struct Request {
+    purpose: Purpose,
+    id: TransactionId,
+    bytes: Vec<u8>,
+    due: Instant,
+    tries: u32,
+}
+
+#[derive(Debug)]
+struct Peer {
+    address: SocketAddr,
+    bound: bool,
+    /// When the channel is to be refreshed.
+    refresh: Option<Instant>,
+    refused: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Challenge {
+    realm: Vec<u8>,
+    nonce: Vec<u8>,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct TurnClient {
+    config: TurnConfig,
+    rng: StdRng,
+    challenge: Challenge,
+    key: Option<IntegrityKey>,
+    relayed: Option<SocketAddr>,
+    refresh: Option<Instant>,
+    requests: Vec<Request>,
+    /// Index = channel number - 0x4000.
+    peers: Vec<Peer>,
+    nonces: u32,
+    failed: bool,
+    transmits: VecDeque<Vec<u8>>,
+    events: VecDeque<TurnEvent>,
+}
+
+impl TurnClient {
+    /// Asks for an allocation at once.
+    #[must_use]
+    pub fn new(now: Instant, config: TurnConfig) -> Self {
+        let mut client = Self {
+            rng: StdRng::from_seed(config.seed),
+            config,
+            challenge: Challenge::default(),
+            key: None,
+            relayed: None,
+            refresh: None,
+            requests: Vec::new(),
+            peers: Vec::new(),
+            nonces: 0,
+            failed: false,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        };
+        client.request(now, Purpose::Allocate);
+        client
+    }
+
+    /// The server all packets go to and come from.
+    #[must_use]
+    pub fn server(&self) -> SocketAddr {
+        self.config.server
+    }
+
+    /// Our address at the server, once it is there.
+    #[must_use]
+    pub fn relayed(&self) -> Option<SocketAddr> {
+        self.relayed
+    }
+
+    /// Whether a datagram from `source` belongs to this allocation: an answer to a request of ours, data of a channel,
+    /// or a Data indication.
+    #[must_use]
+    pub fn accepts(&self, source: SocketAddr, datagram: &[u8]) -> bool {
+        if super::canonical(source) != super::canonical(self.config.server) {
+            return false;
+        }
+        match datagram.first() {
+            Some(0x40..=0x4f) => self.unwrap(datagram).is_some(),
+            Some(0..=3) => message::parse(datagram).is_some_and(|message| {
+                let id = message.transaction_id();
+                self.requests.iter().any(|request| request.id == id)
+                    || (message.has_method(DATA) && message.has_class(MessageClass::Indication))
+            }),
+            _ => false,
+        }
+    }
+
+    /// A datagram of the server. Returns the peer and the place of its payload, if it carries one.
+    pub fn handle_packet(
+        &mut self,
+        now: Instant,
+        datagram: &[u8],
+    ) -> Option<(SocketAddr, Range<usize>)> {
+        if let Some(data) = self.unwrap(datagram) {
+            return Some(data);
+        }
+        let message = message::parse(datagram)?;
+        if message.has_class(MessageClass::Indication) && message.has_method(DATA) {
+            return self.indicated(&message, datagram);
+        }
+        let id = message.transaction_id();
+        let at = self.requests.iter().position(|request| request.id == id)?;
+        match message.class() {
+            MessageClass::Success => self.succeeded(now, at, &message),
+            MessageClass::Error => self.refused(now, at, &message),
+            _ => {}
+        }
+        None
+    }
+
+    /// Gives the peer a permission and a channel, and keeps them. Beyond 32 peers nothing happens.
+    pub fn permit(&mut self, now: Instant, peer: SocketAddr) {
+        let peer = super::canonical(peer);
+        if self.failed || self.peers.iter().any(|known| known.address == peer) {
+            return;
+        }
+        if self.peers.len() >= PEERS_MAX {
+            self.events.push_back(TurnEvent::PeerRefused(peer, TurnFailure::Full));
+            return;
+        }
+        self.peers.push(Peer { address: peer, bound: false, refresh: None, refused: false });
+        if self.relayed.is_some() {
+            self.request(now, Purpose::Channel(peer));
+        }
+    }
+
+    /// The ChannelData header (section 12.4) for a payload of `len` bytes; `None` while the channel is not bound, or
+    /// for more than 65,535 bytes.
+    #[must_use]
+    pub fn wrap(&self, peer: SocketAddr, len: usize) -> Option<[u8; 4]> {
+        let at = self.peers.iter().position(|known| known.address == peer && known.bound)?;
+        let channel = CHANNEL_FIRST + u16::try_from(at).ok()?;
+        let ([a, b], [c, d]) = (channel.to_be_bytes(), u16::try_from(len).ok()?.to_be_bytes());
+        Some([a, b, c, d])
+    }
+
+    /// The peer and the place of the payload in a ChannelData datagram of one of our channels.
+    #[must_use]
+    pub fn unwrap(&self, datagram: &[u8]) -> Option<(SocketAddr, Range<usize>)> {
+        let &[a, b, c, d] = datagram.first_chunk()?;
+        let channel = u16::from_be_bytes([a, b]).checked_sub(CHANNEL_FIRST)?;
+        let end = 4 + usize::from(u16::from_be_bytes([c, d]));
+        let peer = self.peers.get(usize::from(channel))?;
+        (end <= datagram.len()).then_some((peer.address, 4..end))
+    }
+
+    /// A Send indication (section 11.1), for packets before the channel is bound: behind [`TurnClient::permit`] it
+    /// usually passes. `None` for peers without permission.
+    #[must_use]
+    pub fn indication(&mut self, peer: SocketAddr, payload: &[u8]) -> Option<Vec<u8>> {
+        let known = self.peers.iter().any(|known| known.address == peer && !known.refused);
+        if !known || self.relayed.is_none() || payload.len() > 1500 {
+            return None;
+        }
+        let id = self.id();
+        let out = Writer::new(MessageClass::Indication, SEND, id)
+            .add_address(attribute::XOR_PEER_ADDRESS, peer)
+            .add(attribute::DATA, payload);
+        Some(out.finish_bare())
+    }
+
+    /// Gives the allocation back (a Refresh with lifetime 0); nothing is sent afterwards but its retransmissions.
+    pub fn release(&mut self, now: Instant) {
+        self.requests.clear();
+        self.refresh = None;
+        self.peers.clear();
+        if self.relayed.take().is_some() && !self.failed {
+            self.request(now, Purpose::Release);
+        }
+        self.failed = true;
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let mut lost = Vec::new();
+        for request in self.requests.iter_mut().filter(|request| request.due <= now) {
+            if request.tries >= TRIES {
+                lost.push(request.purpose);
+                continue;
+            }
+            request.due = now + RTO * 2_u32.pow(request.tries);
+            request.tries += 1;
+            self.transmits.push_back(request.bytes.clone());
+        }
+        self.requests.retain(|request| !lost.contains(&request.purpose));
+        for purpose in lost {
+            self.lose(purpose, TurnFailure::Unreachable);
+        }
+        if self.refresh.is_some_and(|at| at <= now) {
+            self.refresh = None;
+            self.request(now, Purpose::Refresh);
+        }
+        let due = |peer: &&mut Peer| peer.refresh.is_some_and(|at| at <= now);
+        let mut renew = Vec::new();
+        for peer in self.peers.iter_mut().filter(due) {
+            peer.refresh = None;
+            renew.push(peer.address);
+        }
+        for peer in renew {
+            self.request(now, Purpose::Channel(peer));
+        }
+    }
+
+    /// When [`TurnClient::handle_timeout`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let requests = self.requests.iter().map(|request| request.due);
+        let peers = self.peers.iter().filter_map(|peer| peer.refresh);
+        requests.chain(peers).chain(self.refresh).min()
+    }
+
+    /// The next datagram for the server.
+    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+        self.transmits.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<TurnEvent> {
+        self.events.pop_front()
+    }
+
+    fn id(&mut self) -> TransactionId {
+        TransactionId::from(self.rng.random::<u128>())
+    }
+
+    fn request(&mut self, now: Instant, purpose: Purpose) {
+        let id = self.id();
+        let bytes = self.build(purpose, id);
+        self.transmits.push_back(bytes.clone());
+        self.requests.push(Request { purpose, id, bytes, due: now + RTO, tries: 1 });
+    }
+
+    fn build(&self, purpose: Purpose, id: TransactionId) -> Vec<u8> {
+        let request = |method| Writer::new(MessageClass::Request, method, id);
+        let mut out = match purpose {
+            Purpose::Allocate => {
+                // 17 is UDP; the relayed address shall be of the family in which we reach the server.
+                let family = if self.config.server.is_ipv6() { 2 } else { 1 };
+                let out = request(ALLOCATE)
+                    .add(attribute::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+                    .add(attribute::LIFETIME, &LIFETIME.to_be_bytes());
+                // IPv4 is the default, which servers without RFC 6156 want unsaid.
+                if family == 1 { out } else { out.add(attribute::REQUESTED_FAMILY, &[2, 0, 0, 0]) }
+            }
+            Purpose::Refresh => request(REFRESH).add(attribute::LIFETIME, &LIFETIME.to_be_bytes()),
+            Purpose::Release => request(REFRESH).add(attribute::LIFETIME, &0_u32.to_be_bytes()),
+            Purpose::Channel(peer) => {
+                let at = self.peers.iter().position(|known| known.address == peer).unwrap_or(0);
+                let channel = CHANNEL_FIRST + u16::try_from(at).unwrap_or(0);
+                let [a, b] = channel.to_be_bytes();
+                request(CHANNEL_BIND)
+                    .add(attribute::CHANNEL_NUMBER, &[a, b, 0, 0])
+                    .add_address(attribute::XOR_PEER_ADDRESS, peer)
+            }
+        };
+        if self.key.is_some() {
+            out = out
+                .add(attribute::USERNAME, self.config.username.as_bytes())
+                .add(attribute::REALM, &self.challenge.realm)
+                .add(attribute::NONCE, &self.challenge.nonce);
+        }
+        out.finish(self.key.as_ref())
+    }
+
+    fn succeeded(&mut self, now: Instant, at: usize, message: &Message<'_>) {
+        // Unsigned success: somebody who saw no secret of ours. Wait for the real one.
+        if !self.key.as_ref().is_some_and(|key| is_signed(message, key)) {
+            return;
+        }
+        self.nonces = 0;
+        let purpose = self.requests.remove(at).purpose;
+        let lifetime = message::number_u32(message, attribute::LIFETIME).unwrap_or(LIFETIME);
+        let renew = Duration::from_secs(u64::from(lifetime.clamp(10, 3600))) * 5 / 6;
+        match purpose {
+            Purpose::Allocate => self.allocated(now, renew, message),
+            Purpose::Refresh => self.refresh = Some(now + renew),
+            Purpose::Release => {}
+            Purpose::Channel(address) => {
+                let Some(peer) = self.peers.iter_mut().find(|peer| peer.address == address) else {
+                    return;
+                };
+                peer.refresh = Some(now + CHANNEL_REFRESH);
+                if !std::mem::replace(&mut peer.bound, true) {
+                    self.events.push_back(TurnEvent::Bound(address));
+                }
+            }
+        }
+    }
+
+    fn allocated(&mut self, now: Instant, renew: Duration, message: &Message<'_>) {
+        let Some(relayed) = message::address(message, attribute::XOR_RELAYED_ADDRESS) else {
+            self.lose(Purpose::Allocate, TurnFailure::Refused(0));
+            return;
+        };
+        self.relayed = Some(relayed);
+        self.refresh = Some(now + renew);
+        let mapped = message::mapped_address(message);
+        self.events.push_back(TurnEvent::Allocated { relayed, mapped });
+        let waiting: Vec<_> = self.peers.iter().map(|peer| peer.address).collect();
+        for peer in waiting {
+            self.request(now, Purpose::Channel(peer));
+        }
+    }
+
+    fn refused(&mut self, now: Instant, at: usize, message: &Message<'_>) {
+        let code = message::error_code(message).unwrap_or(0);
+        let challenge =
+            (message::value(message, attribute::REALM), message::value(message, attribute::NONCE));
+        let first = code == 401 && self.key.is_none();
+        // 401 to our first request and 438 (stale nonce) bring what the next try needs; neither is signed.
+        if (first || code == 438) && self.nonces < NONCES_MAX {
+            let (realm, Some(nonce)) = challenge else { return };
+            let realm = realm.map_or_else(|| self.challenge.realm.clone(), |r| r.value.to_vec());
+            self.nonces += 1;
+            self.challenge = Challenge { realm, nonce: nonce.value.to_vec() };
+            self.key = self.derive_key();
+            let purpose = self.requests.remove(at).purpose;
+            if self.key.is_none() {
+                self.lose(purpose, TurnFailure::Unauthorized);
+            } else {
+                self.request(now, purpose);
+            }
+            return;
+        }
+        // An error that could be signed and is not may be forged: only those that cannot be are believed without.
+        let signed = self.key.as_ref().is_some_and(|key| is_signed(message, key));
+        if !signed && !matches!(code, 400 | 401 | 437 | 438 | 486 | 508) {
+            return;
+        }
+        let purpose = self.requests.remove(at).purpose;
+        let failure = if code == 438 { TurnFailure::Unauthorized } else { TurnFailure::of(code) };
+        self.lose(purpose, failure);
+    }
+
+    /// MD5(username:realm:password), RFC 8489 section 9.2.2.
+    fn derive_key(&self) -> Option<IntegrityKey> {
+        let realm = String::from_utf8(self.challenge.realm.clone()).ok()?;
+        let credentials = LongTermKeyCredentials::new(
+            self.config.username.clone(),
+            self.config.password.clone(),
+            realm,
+        );
+        Some(credentials.make_key(IntegrityAlgorithm::Sha1))
+    }
+
+    fn lose(&mut self, purpose: Purpose, failure: TurnFailure) {
+        match purpose {
+            Purpose::Release => {}
+            Purpose::Channel(address) if failure != TurnFailure::Mismatch => {
+                if let Some(peer) = self.peers.iter_mut().find(|peer| peer.address == address) {
+                    (peer.bound, peer.refused, peer.refresh) = (false, true, None);
+                    self.events.push_back(TurnEvent::PeerRefused(address, failure));
+                }
+            }
+            _ => {
+                self.failed = true;
+                (self.relayed, self.refresh) = (None, None);
+                self.requests.clear();
+                self.peers.clear();
+                self.events.push_back(TurnEvent::Failed(failure));
+            }
+        }
+    }
+
+    /// A Data indication (section 11.4). Not signed: it counts as much as ChannelData from the server's address.
+    fn indicated(
+        &self,
+        message: &Message<'_>,
+        datagram: &[u8],
+    ) -> Option<(SocketAddr, Range<usize>)> {
+        let peer = message::address(message, attribute::XOR_PEER_ADDRESS)?;
+        let permitted = |ip: IpAddr| self.peers.iter().any(|known| known.address.ip() == ip);
+        let range = message::place_of(datagram, attribute::DATA)?;
+        permitted(peer.ip()).then_some((peer, range))
+    }
+}
