@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::channel::Channel;
 use super::leg;
-use super::quic;
+use super::quic::SessionRef;
 use super::shared::{Shared, deliver_events, keep_time};
 use crate::session::{
     CLOSE_NORMAL, CloseReason, LegId, LegKind, OpenError, Role, RttFigures, Session, SessionConfig,
@@ -110,9 +110,9 @@ impl SessionHandle {
         leg::attach(&self.0.0, stream, kind)
     }
 
-    /// [`Self::attach`] for an established QUIC connection (RFC 9000) whose peer is proved. Closed with the leg.
-    pub fn attach_quic(&self, connection: quinn::Connection, kind: LegKind) -> LegId {
-        quic::attach(&self.0.0, connection, kind)
+    /// For those who add legs and must not keep the session open.
+    pub(crate) fn reference(&self) -> SessionRef {
+        SessionRef(Arc::clone(&self.0.0))
     }
 
     /// Opens a channel; works without a leg.

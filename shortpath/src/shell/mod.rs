@@ -21,4 +21,4 @@ mod tests;
 pub use carry::{CarryEnd, CarryOutcome, carry, carry_stdio};
 pub use channel::{Channel, ChannelReader, ChannelWriter};
 pub use handle::{LinkState, SessionEvent, SessionHandle, SessionStats};
-pub(crate) use quic::STREAMS_MAX;
+pub(crate) use quic::{STREAMS_MAX, SessionRef};

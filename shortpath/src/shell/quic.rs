@@ -8,8 +8,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use quinn::{Connection, ConnectionError, VarInt};
+use bytes::BytesMut;
+use quinn::{Connection, VarInt};
 use tokio::task::JoinSet;
 
 use super::lanes::Lanes;
@@ -21,6 +21,22 @@ use crate::session::{LegId, LegKind};
 /// Unidirectional streams a peer may have open at once: one per channel a session may hold (600), and room for those that
 /// are ending.
 pub(crate) const STREAMS_MAX: u32 = 1024;
+
+/// A session as the underlay holds it: it does not keep the session open.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionRef(pub(super) Arc<Shared>);
+
+impl SessionRef {
+    /// Makes an established connection a leg of the session.
+    pub(crate) fn attach(&self, connection: Connection, kind: LegKind) -> LegId {
+        attach(&self.0, connection, kind)
+    }
+
+    /// The session is over.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.with(|state, _| state.session.is_closed())
+    }
+}
 
 /// Makes an established connection a leg of the session.
 pub(super) fn attach(shared: &Arc<Shared>, connection: Connection, kind: LegKind) -> LegId {

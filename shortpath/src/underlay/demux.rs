@@ -164,9 +164,16 @@ mod tests {
 
     #[test]
     fn garbage_is_nothing() {
-        for garbage in
-            [&[][..], &[0], &[0, 1, 2], &[3; 64], &[20; 64], &[0x40], &[0xFF], &[0xC0, 0, 0, 0, 1, 200, 1]]
-        {
+        for garbage in [
+            &[][..],
+            &[0],
+            &[0, 1, 2],
+            &[3; 64],
+            &[20; 64],
+            &[0x40],
+            &[0xFF],
+            &[0xC0, 0, 0, 0, 1, 200, 1],
+        ] {
             assert_eq!(kind(garbage), Kind::Other, "{garbage:?}");
             assert_eq!(kind_without_channels(garbage), Kind::Other, "{garbage:?}");
         }

@@ -128,6 +128,7 @@ mod tests {
             request[8..12].copy_from_slice(&n.to_be_bytes());
             exchange.sends(&ear, &request);
         }
-        exchange.with(|books| assert!(books.asked.len() + books.asked_before.len() <= 2 * ASKED_MAX));
+        exchange
+            .with(|books| assert!(books.asked.len() + books.asked_before.len() <= 2 * ASKED_MAX));
     }
 }

@@ -83,48 +83,40 @@ impl Changes {
 #[cfg(target_os = "linux")]
 mod netlink {
     use std::io;
-    use std::os::fd::OwnedFd;
 
-    use rustix::net::netlink::{ROUTE, SocketAddrNetlink};
-    use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
-    use tokio::io::unix::AsyncFd;
+    use rustix::net::netlink::SocketAddrNetlink;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+    use tokio::net::UnixDatagram;
 
     /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR (rtnetlink(7)). Not IPv6 routes: the kernel
     /// announces those of every neighbour.
     const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100;
 
-    pub(super) struct Watch(AsyncFd<OwnedFd>);
+    /// Protocol 0.
+    const NETLINK_ROUTE: Option<rustix::net::Protocol> = None;
+
+    /// A datagram socket is a datagram socket to tokio, whatever its family.
+    pub(super) struct Watch(UnixDatagram);
 
     impl Watch {
         pub(super) fn new() -> io::Result<Self> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = rustix::net::socket_with(
                 AddressFamily::NETLINK,
-                SocketType::RAW,
+                SocketType::DGRAM,
                 flags,
-                Some(ROUTE),
+                NETLINK_ROUTE,
             )?;
             rustix::net::bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
-            Ok(Self(AsyncFd::new(socket)?))
+            Ok(Self(UnixDatagram::from_std(socket.into())?))
         }
 
-        /// Waits for messages and throws them away: what they say is read anew.
+        /// Waits for a message and throws it away: what it says is read anew.
         pub(super) async fn next(&self) -> io::Result<()> {
-            let mut buffer = [0; 4096];
-            loop {
-                let mut guard = self.0.readable().await?;
-                let read = guard.try_io(|socket| {
-                    rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty())
-                        .map(|_| ())
-                        .map_err(io::Error::from)
-                });
-                match read {
-                    Ok(Ok(())) => return Ok(()),
-                    // Messages were lost: something changed all the same.
-                    Ok(Err(error)) if error.raw_os_error() == Some(NO_BUFFERS) => return Ok(()),
-                    Ok(Err(error)) => return Err(error),
-                    Err(_would_block) => {}
-                }
+            match self.0.recv(&mut [0; 4096]).await {
+                // Messages were lost: something changed all the same.
+                Err(error) if error.raw_os_error() == Some(NO_BUFFERS) => Ok(()),
+                read => read.map(|_| ()),
             }
         }
     }

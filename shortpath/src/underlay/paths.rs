@@ -153,7 +153,11 @@ impl Paths {
         if admitted.contains(&id) {
             return Ok(id);
         }
-        if self.slots.contains_key(&id) { Err(Refusal::Stranger(id)) } else { Err(Refusal::UnknownId) }
+        if self.slots.contains_key(&id) {
+            Err(Refusal::Stranger(id))
+        } else {
+            Err(Refusal::UnknownId)
+        }
     }
 }
 

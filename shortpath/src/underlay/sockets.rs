@@ -71,8 +71,7 @@ impl Bound {
 /// Marks packets with a DSCP (RFC 2474); the two ECN bits below stay free.
 fn mark(socket: &UdpSocket, ipv6: bool, dscp: u8) {
     let (socket, class) = (SockRef::from(socket), u32::from(dscp & 0x3F) << 2);
-    let marked =
-        if ipv6 { socket.set_tclass_v6(class) } else { socket.set_tos_v4(class) };
+    let marked = if ipv6 { socket.set_tclass_v6(class) } else { socket.set_tos_v4(class) };
     if let Err(error) = marked {
         tracing::warn!(%error, dscp, "packets cannot be marked");
     }
