@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::finder::{Finder, FinderEvent};
 use super::pair::{Pair, PairState};
-use super::{CauseText, Route};
+use super::{CandidateKind, CauseText, Route};
 
 /// A gain below that is no reason to move.
 const GAIN: Duration = Duration::from_millis(5);
@@ -19,45 +19,48 @@ impl Finder {
         if pair.triggered || self.selected == Some(pair.route) {
             return true;
         }
-        let before = |other: &&Pair| other.state == pair.state && other.priority > pair.priority;
         match pair.state {
             PairState::Waiting | PairState::Checking => true,
-            PairState::Succeeded => {
-                let standby = |other: &&Pair| before(other) && self.selected != Some(other.route);
-                pair.tries > 0 || self.pairs.iter().filter(standby).count() < self.timing.standbys
-            }
-            PairState::Failed => {
-                let worth = self.selected_pair().is_none_or(|s| s.priority < pair.priority);
-                worth && self.pairs.iter().filter(before).count() < self.timing.retry_pairs
-            }
+            PairState::Succeeded => pair.tries > 0 || self.is_standby(pair),
+            PairState::Failed => self.is_worth_a_retry(pair),
         }
     }
 
-    /// Fails pairs that answered none of a round's checks, and the selected one when its consent has expired.
+    /// One of the best good pairs besides the selected one.
+    fn is_standby(&self, pair: &Pair) -> bool {
+        let good = self.pairs.iter().filter(|other| other.state == PairState::Succeeded);
+        let besides = good.filter(|other| self.selected != Some(other.route));
+        let before = |other: &&Pair| (other.priority, other.route) > (pair.priority, pair.route);
+        besides.filter(before).count() < self.timing.standbys
+    }
+
+    /// One of the likeliest pairs that failed, and better by priority than what is in use.
+    fn is_worth_a_retry(&self, pair: &Pair) -> bool {
+        let rank = |pair: &Pair| (retry_rank(pair.remote_kind), pair.priority, pair.route);
+        let failed = |other: &&Pair| other.rounds > 0 && other.state != PairState::Succeeded;
+        let before = self.pairs.iter().filter(failed).filter(|other| rank(other) > rank(pair));
+        self.selected_pair().is_none_or(|used| used.priority < pair.priority)
+            && before.count() < self.timing.retry_pairs
+    }
+
+    /// Fails pairs that answered none of a round's checks, and those whose consent has expired.
     pub(super) fn give_up(&mut self, now: Instant) {
         let timing = self.timing.clone();
-        for pair in &mut self.pairs {
-            match pair.state {
-                PairState::Failed if pair.due <= now && pair.tries > 0 => pair.tries = 0,
-                PairState::Checking if pair.due <= now => {
-                    let tries = if pair.rounds == 0 { timing.tries } else { timing.retry_tries };
-                    if pair.tries >= tries {
-                        pair.fail(now, &timing);
-                        pair.tries = 0;
-                    }
-                }
-                PairState::Succeeded => {
-                    let silent = pair.alive().is_none_or(|at| at + timing.consent_lost <= now);
-                    if silent && pair.tries >= timing.retry_tries {
-                        pair.fail(now, &timing);
-                    }
-                }
-                _ => {}
+        for at in 0..self.pairs.len() {
+            if self.pairs[at].due > now {
+                continue;
             }
-        }
-        for pair in &mut self.pairs {
-            if pair.state == PairState::Failed && pair.due <= now {
-                pair.state = PairState::Checking;
+            let retry = self.is_worth_a_retry(&self.pairs[at]);
+            let pair = &mut self.pairs[at];
+            let tries = if pair.rounds == 0 { timing.tries } else { timing.retry_tries };
+            let silent = || pair.alive().is_none_or(|at| at + timing.consent_lost <= now);
+            match pair.state {
+                PairState::Checking if pair.tries >= tries => pair.fail(now, &timing),
+                PairState::Succeeded if pair.tries >= timing.retry_tries && silent() => {
+                    pair.fail(now, &timing);
+                }
+                PairState::Failed if retry => pair.again(now),
+                _ => {}
             }
         }
         if self.selected.is_some()
@@ -113,12 +116,10 @@ impl Finder {
     fn select(&mut self, now: Instant, route: Route) {
         self.selected = Some(route);
         self.events.push_back(FinderEvent::Selected(route));
-        if let Some(pair) = self.pairs.iter_mut().find(|pair| pair.route == route)
-            && self.controlling
-        {
-            // The next check nominates.
+        if let Some(pair) = self.pairs.iter_mut().find(|pair| pair.route == route) {
+            // The controlling end's check nominates; the other's renews a consent that may be old.
             pair.due = now;
-            pair.triggered = true;
+            pair.triggered = self.controlling;
         }
     }
 
@@ -143,6 +144,15 @@ impl Finder {
         let Some(since) = pair.waits_since().filter(|_| pair.tries >= 2) else { return false };
         let elsewhere = self.pairs.iter().filter(|other| other.route != pair.route);
         elsewhere.filter_map(|other| other.answered).any(|answered| answered > since)
+    }
+}
+
+/// What was seen from outside comes first: a private address that has never answered will hardly begin to.
+const fn retry_rank(kind: CandidateKind) -> u32 {
+    match kind {
+        CandidateKind::Predicted => 0,
+        CandidateKind::Host => 1,
+        _ => 2,
     }
 }
 

@@ -96,7 +96,7 @@ impl Default for FinderTiming {
             retry_tries: 3,
             retry_first: Duration::from_secs(10),
             retry_last: Duration::from_secs(30),
-            retry_pairs: 8,
+            retry_pairs: 16,
             consent: Duration::from_secs(5),
             consent_lost: Duration::from_secs(10),
             standby: Duration::from_secs(15),
@@ -198,7 +198,8 @@ pub struct Finder {
     pub(super) settle: Option<Instant>,
     pub(super) reached: bool,
     pub(super) told_failure: bool,
-    pub(super) doubted: Option<Instant>,
+    doubted: Option<Instant>,
+    doubted_all: Option<Instant>,
     /// Requests lately seen, to tell replays.
     pub(super) seen: VecDeque<(TransactionId, Route)>,
     pub(super) outgoing: Tokens,
@@ -214,8 +215,10 @@ const LOCALS_MAX: usize = 32;
 pub(super) const PAIRS_MAX: usize = 96;
 /// Answers to the peer's checks: a peer as fast as we are sends 200/s in its first round.
 const ANSWERS: (u32, Duration) = (64, Duration::from_millis(5));
-/// A doubt asks for checks on all pairs at most that often.
+/// A doubt asks for checks of good pairs at most that often.
 const DOUBT_PAUSE: Duration = Duration::from_millis(100);
+/// And of failed ones: a peer that acknowledges nothing makes us doubt, and shall not make us scan.
+const DOUBT_ALL_PAUSE: Duration = Duration::from_secs(2);
 
 impl Finder {
     /// A finder without candidates.
@@ -245,6 +248,7 @@ impl Finder {
             reached: false,
             told_failure: false,
             doubted: None,
+            doubted_all: None,
             seen: VecDeque::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -342,17 +346,24 @@ impl Finder {
     }
 
     /// The owner has a reason to doubt what is known: bytes of the session stay unacknowledged, the network changed, a
-    /// mapping changed. All pairs are checked at once, failed ones too; at most ten times a second.
+    /// mapping changed. Good pairs are checked at once, ten times a second at most; failed ones too, each 2 s at most.
     pub fn doubt(&mut self, now: Instant) {
-        if self.doubted.is_some_and(|at| now.saturating_duration_since(at) < DOUBT_PAUSE) {
+        let rested = |at: Option<Instant>, pause| {
+            at.is_none_or(|at| now.saturating_duration_since(at) >= pause)
+        };
+        if !rested(self.doubted, DOUBT_PAUSE) {
             return;
         }
         self.doubted = Some(now);
+        let all = rested(self.doubted_all, DOUBT_ALL_PAUSE);
+        if all {
+            self.doubted_all = Some(now);
+        }
         for pair in &mut self.pairs {
-            if pair.state == PairState::Succeeded {
-                pair.due = pair.due.min(now);
-            } else {
-                pair.again(now);
+            match pair.state {
+                PairState::Succeeded => pair.due = pair.due.min(now),
+                PairState::Failed if all => pair.again(now),
+                _ => {}
             }
         }
         self.pump(now);
@@ -368,9 +379,7 @@ impl Finder {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let check = self.pairs.iter().filter(|pair| self.wants_check(pair)).map(|pair| pair.due);
         let check = check.min().map(|due| due.max(self.outgoing.ready()));
-        let expiry = self.selected_pair().and_then(|pair| pair.alive());
-        let expiry = expiry.map(|alive| alive + self.timing.consent_lost);
-        [check, expiry, self.settle].into_iter().flatten().min()
+        [check, self.settle].into_iter().flatten().min()
     }
 
     /// The next datagram to send.

@@ -7,6 +7,8 @@ use stun_types::message::{
     MessageWriteExt, MessageWriteVec, Method, ShortTermCredentials, TransactionId,
 };
 
+pub(super) use stun_types::message::Message as Parsed;
+
 /// Attribute numbers (IANA "STUN Attributes").
 pub(super) mod attribute {
     pub(in crate::path) const MAPPED_ADDRESS: u16 = 0x0001;
@@ -108,11 +110,6 @@ impl Writer {
 /// The value of an attribute.
 pub(super) fn value<'a>(message: &'a Message<'_>, kind: u16) -> Option<RawAttribute<'a>> {
     message.raw_attribute(AttributeType::new(kind))
-}
-
-pub(super) fn text(message: &Message<'_>, kind: u16) -> Option<String> {
-    let raw = value(message, kind)?;
-    std::str::from_utf8(&raw.value).ok().map(str::to_owned)
 }
 
 pub(super) fn number_u32(message: &Message<'_>, kind: u16) -> Option<u32> {
@@ -237,7 +234,8 @@ mod tests {
         let bytes =
             Writer::new(MessageClass::Request, BINDING, TransactionId::from(1)).finish(None);
         assert!(parse(&bytes).is_some());
-        for at in 0..bytes.len() {
+        // All but the type of FINGERPRINT: an unknown optional attribute in its place is nobody's damage.
+        for at in (0..bytes.len()).filter(|at| !(20..22).contains(at)) {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x40;
             assert!(parse(&damaged).is_none(), "byte {at}");

@@ -178,6 +178,7 @@ impl Pair {
 
     pub(super) fn fail(&mut self, now: Instant, timing: &FinderTiming) {
         self.state = PairState::Failed;
+        self.tries = 0;
         self.nominated = None;
         self.triggered = false;
         self.in_flight.clear();

@@ -1,0 +1,224 @@
+//! Promises of the keeper, the lifetime probe and the TURN client, in virtual time.
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::fixture::{A, World, ms, nats};
+use super::lab::NatKind;
+use super::*;
+
+fn kind_of(name: &str) -> NatKind {
+    nats().into_iter().find(|(known, _)| *known == name).unwrap().1
+}
+
+fn behind(name: &str) -> World {
+    World::new(21, ms(10), Some(kind_of(name)), None)
+}
+
+#[test]
+fn reflexive_addresses_are_known_before_anybody_asks_and_kept() {
+    let mut world = behind("port-restr");
+    let wanted =
+        Candidate::new(CandidateKind::ServerReflexive, "203.0.113.2:5000".parse().unwrap());
+    assert_eq!(world.a.keeper.candidates(), [wanted]);
+    let answered = world.server.answered;
+    world.run(Duration::from_secs(600));
+    assert_eq!(world.a.keeper.candidates(), [wanted]);
+    // Two ends, two servers, one request in 15 s each, and now and then the other addresses.
+    let asked = world.server.answered - answered;
+    assert!((150..=190).contains(&asked), "{asked}");
+}
+
+#[test]
+fn without_nat_there_is_nothing_to_add() {
+    let world = World::new(22, ms(10), None, None);
+    assert!(world.a.keeper.candidates().is_empty());
+    assert_eq!(world.a.keeper.view().mapping, Mapping::None);
+}
+
+#[test]
+fn mapping_and_ports_of_each_nat_are_named() {
+    let expected = [
+        ("fullcone", Mapping::EndpointIndependent, Ports::Preserved),
+        ("port-restr", Mapping::EndpointIndependent, Ports::Preserved),
+        ("eim-nopres", Mapping::EndpointIndependent, Ports::Random),
+        ("adm-adf", Mapping::AddressDependent, Ports::Random),
+        ("sym-random", Mapping::AddressAndPortDependent, Ports::Random),
+        ("sym-seq", Mapping::AddressAndPortDependent, Ports::Sequential(1)),
+    ];
+    for (name, mapping, ports) in expected {
+        let view = behind(name).a.keeper.view();
+        assert_eq!((view.mapping, view.ports), (mapping, ports), "{name}");
+    }
+    let world = behind("sym-seq");
+    let predicted = world.a.keeper.candidates();
+    assert_eq!(predicted.iter().filter(|c| c.kind == CandidateKind::Predicted).count(), 8);
+}
+
+#[test]
+fn a_mapping_that_expires_makes_keepalives_just_frequent_enough() {
+    let mut kind = kind_of("eim-nopres");
+    kind.timeout = Duration::from_secs(10);
+    let mut world = World::new(23, ms(10), Some(kind), None);
+    world.run(Duration::from_secs(300));
+    let view = world.a.keeper.view();
+    assert!(view.keepalive_ms < 10_000, "{view:?}");
+    let rebounds = view.rebounds;
+    let quiet = world.a.keeper_log.len();
+    world.run(Duration::from_secs(900));
+    let later = &world.a.keeper_log[quiet..];
+    assert!(!later.iter().any(|(_, e)| matches!(e, KeeperEvent::Rebound { .. })), "{later:?}");
+    assert!(world.a.keeper.view().keepalive_ms >= 4_000, "before: {rebounds}");
+}
+
+#[test]
+fn a_rebound_nat_is_told_with_both_addresses() {
+    let mut world = behind("eim-nopres");
+    let before = world.a.keeper.candidates()[0].address;
+    world.net.rebind(A, 0);
+    world.run(Duration::from_secs(16));
+    let after = world.a.keeper.candidates()[0].address;
+    let told = world
+        .a
+        .keeper_log
+        .iter()
+        .any(|(_, event)| *event == KeeperEvent::Rebound { from: before, to: after });
+    assert!(told && before != after);
+}
+
+#[test]
+fn a_silent_server_is_told_once_and_asked_again_slowly() {
+    let mut world = behind("port-restr");
+    world.net.blocked.push(A.parse().unwrap());
+    let now = world.net.now;
+    world.a.keeper.network_changed(now);
+    world.run(Duration::from_secs(60));
+    let silent = |world: &World| {
+        world.a.keeper_log.iter().filter(|(_, e)| matches!(e, KeeperEvent::Silent(_))).count()
+    };
+    let told = silent(&world);
+    assert!(told >= 2);
+    assert!(world.a.keeper.candidates().is_empty());
+    world.run(Duration::from_secs(600));
+    assert_eq!(silent(&world), told);
+    world.net.blocked.clear();
+    world.run(Duration::from_secs(31));
+    assert!(!world.a.keeper.candidates().is_empty());
+}
+
+#[test]
+fn answers_nobody_asked_for_are_ignored() {
+    let mut world = behind("port-restr");
+    let (before, now, server) = (world.a.keeper.view(), world.net.now, world.server.stun());
+    let liar = message::Writer::new(
+        stun_types::message::MessageClass::Success,
+        stun_types::message::BINDING,
+        stun_types::message::TransactionId::from(4711),
+    )
+    .add_address(message::attribute::XOR_MAPPED_ADDRESS, "198.51.100.66:66".parse().unwrap())
+    .finish(None);
+    assert!(!world.a.keeper.accepts(server, &liar));
+    world.a.keeper.handle_packet(now, server, &liar);
+    assert_eq!(world.a.keeper.view(), before);
+}
+
+#[test]
+fn a_spare_socket_learns_how_long_a_mapping_lives() {
+    let mut kind = kind_of("eim-nopres");
+    kind.timeout = Duration::from_secs(40);
+    let mut net = lab::Net::new(24);
+    net.host(A, ms(10), Some(lab::Nat::new(kind, "203.0.113.2")));
+    let mut server = lab::Server::new();
+    for ip in server.addresses {
+        net.host(&ip.to_string(), Duration::ZERO, None);
+    }
+    let socket: SocketAddr = "10.0.1.2:6000".parse().unwrap();
+    let mut probe = LifetimeProbe::new(net.now, server.stun(), [5; 32]);
+    while let Some(due) = [probe.poll_timeout(), net.next()].into_iter().flatten().min() {
+        net.now = net.now.max(due);
+        while let Some(datagram) = net.arrived() {
+            if server.owns(datagram.to) {
+                server.handle(&mut net, &datagram);
+            } else {
+                probe.handle_packet(net.now, datagram.from, &datagram.bytes);
+            }
+        }
+        probe.handle_timeout(net.now);
+        while let Some((to, bytes)) = probe.poll_transmit() {
+            net.send(socket, to, bytes);
+        }
+    }
+    let found = MappingLifetime {
+        kept: Some(Duration::from_secs(32)),
+        lost: Some(Duration::from_secs(45)),
+    };
+    assert_eq!(probe.found(), found);
+    assert_eq!(found.keepalive(), Duration::from_millis(25_600));
+}
+
+fn turn(world: &World, password: &str) -> TurnClient {
+    let config =
+        TurnConfig::new(world.server.stun(), world.server.username.clone(), password.to_owned());
+    assert!(!format!("{config:?}").contains(password));
+    TurnClient::new(world.net.now, TurnConfig { seed: [6; 32], ..config })
+}
+
+/// The client's fate in a world where it asks for an allocation.
+fn fate(mut world: World, password: &str) -> Vec<TurnEvent> {
+    world.a.turn = Some(turn(&world, password));
+    world.run(Duration::from_secs(20));
+    world.a.turn_log
+}
+
+#[test]
+fn an_allocation_that_is_refused_says_why() {
+    let failed = |reason| vec![TurnEvent::Failed(reason)];
+    assert_eq!(fate(behind("port-restr"), "wrong"), failed(TurnFailure::Unauthorized));
+    let mut full = behind("port-restr");
+    full.server.full = true;
+    assert_eq!(fate(full, "relay-secret"), failed(TurnFailure::Full));
+    let mut blocked = behind("port-restr");
+    blocked.net.blocked.push(A.parse().unwrap());
+    assert_eq!(fate(blocked, "relay-secret"), failed(TurnFailure::Unreachable));
+}
+
+#[test]
+fn an_allocation_lives_through_hours_and_new_nonces_and_dies_with_its_server() {
+    let mut world = behind("port-restr").with_relay();
+    let peer: SocketAddr = "10.0.2.2:5000".parse().unwrap();
+    let now = world.net.now;
+    world.a.turn.as_mut().unwrap().permit(now, peer);
+    for _ in 0..8 {
+        world.run(Duration::from_secs(900));
+        world.server.nonce += 1;
+    }
+    let turn = world.a.turn.as_ref().unwrap();
+    assert!(turn.relayed().is_some() && turn.wrap(peer, 100).is_some());
+    assert_eq!(world.a.turn_log.len(), 2, "{:?}", world.a.turn_log);
+    world.server.restart();
+    world.run(Duration::from_secs(900));
+    assert_eq!(world.a.turn_log.last(), Some(&TurnEvent::Failed(TurnFailure::Mismatch)));
+}
+
+#[test]
+fn channel_data_is_framed_in_four_bytes_and_nothing_else_is_taken_for_it() {
+    let mut world = behind("port-restr").with_relay();
+    let peer: SocketAddr = "10.0.2.2:5000".parse().unwrap();
+    let now = world.net.now;
+    let turn = world.a.turn.as_mut().unwrap();
+    assert_eq!(turn.wrap(peer, 5), None);
+    turn.permit(now, peer);
+    world.run(ms(100));
+    let turn = world.a.turn.as_mut().unwrap();
+    let header = turn.wrap(peer, 5).unwrap();
+    assert_eq!(header, [0x40, 0, 0, 5]);
+    assert_eq!(turn.wrap(peer, 70_000), None);
+    let datagram = [&header[..], b"hello"].concat();
+    assert_eq!(turn.unwrap(&datagram), Some((peer, 4..9)));
+    assert_eq!(turn.unwrap(&datagram[..8]), None);
+    assert_eq!(turn.unwrap(&[0x40, 9, 0, 0]), None);
+    assert_eq!(turn.unwrap(&[0x40]), None);
+    let (server, other) = (turn.server(), "192.0.2.1:9".parse().unwrap());
+    assert!(turn.accepts(server, &datagram) && !turn.accepts(other, &datagram));
+    turn.release(now);
+    assert_eq!((turn.wrap(peer, 5), turn.relayed()), (None, None));
+}

@@ -1,0 +1,369 @@
+//! Promises of the path search, in virtual time.
+use std::time::Duration;
+
+use super::fixture::{B, SOCKET, World, ms, nats};
+use super::lab::{By, NatKind, PortRule};
+use super::*;
+use crate::LegKind::{UdpDirect, UdpRelay};
+
+fn kind_of(name: &str) -> NatKind {
+    nats().into_iter().find(|(known, _)| *known == name).unwrap().1
+}
+
+/// Theory. A UDP flow needs one pair of outside addresses on which both sides agree. So one side, `x`, must send to the
+/// other from one outside address whatever the port there; the other must come to know that address, by STUN, by
+/// prediction or because a packet of `x` got through; and what it sends must pass `x`'s filter.
+fn punchable(a: NatKind, b: NatKind) -> bool {
+    let known = |n: NatKind, other: NatKind| {
+        n.mapping == By::Nothing || n.ports == PortRule::Sequential && other.mapping == By::Nothing
+    };
+    let flows = |x: NatKind, y: NatKind| {
+        let told = y.filter == By::Nothing || y.filter == By::Address && y.mapping == By::Nothing;
+        let fixed = x.mapping != By::AddressAndPort;
+        let learnt = known(x, y) || fixed && told;
+        learnt && (x.filter != By::AddressAndPort || known(y, x))
+    };
+    flows(a, b) || flows(b, a)
+}
+
+#[test]
+fn every_cell_of_the_nat_matrix_ends_where_theory_says() {
+    let mut wrong = Vec::new();
+    for (seed, (name_a, a)) in nats().into_iter().enumerate() {
+        for (name_b, b) in nats() {
+            let mut world = World::new(seed as u64, ms(10), Some(a), Some(b)).with_relay();
+            world.start(ms(3));
+            let direct = world.meet(UdpDirect, Duration::from_secs(8));
+            let relay = world.meet(UdpRelay, Duration::from_secs(8));
+            if direct.is_some() != punchable(a, b) || relay.is_none() {
+                wrong.push(format!("{name_a} x {name_b}: direct {direct:?}, relay {relay:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn ends_without_nat_meet_in_one_round_trip() {
+    let mut world = World::new(1, ms(10), None, None);
+    world.start(Duration::ZERO);
+    world.meet(UdpDirect, Duration::from_secs(2)).unwrap();
+    // Each end is 10 ms from the middle: the path's RTT is 40 ms.
+    assert_eq!(world.reachable(UdpDirect), Some(ms(40)));
+}
+
+#[test]
+fn punching_costs_one_and_a_half_round_trips_after_the_later_start_whatever_the_skew() {
+    for nat in ["fullcone", "addr-restr", "port-restr", "eim-nopres"] {
+        for skew in [0, 3, 15, 37, 60, 150, 400] {
+            let mut world = World::new(2, ms(10), Some(kind_of(nat)), Some(kind_of("port-restr")));
+            world.start(ms(skew));
+            world.meet(UdpDirect, Duration::from_secs(2)).unwrap();
+            let took = world.reachable(UdpDirect).unwrap();
+            // Floor: 40 ms from the client's start, or 60 ms from the agent's. 5 ms of pacing on top.
+            let floor = ms(40).max(ms(skew + 60).min(if skew < 20 { ms(40) } else { ms(9999) }));
+            assert!(took <= floor + ms(5), "{nat}, skew {skew} ms: {took:?}");
+        }
+    }
+}
+
+#[test]
+fn a_fifth_of_all_packets_lost_delays_but_does_not_prevent() {
+    let mut worst = Duration::ZERO;
+    for seed in 0..40 {
+        let nat = Some(kind_of("port-restr"));
+        let mut world = World::new(seed, ms(10), nat, nat);
+        world.net.loss = 0.2;
+        world.start(ms(3));
+        let took = world.meet(UdpDirect, Duration::from_secs(8));
+        worst = worst.max(took.unwrap_or_else(|| panic!("seed {seed} never met")));
+    }
+    assert!(worst < Duration::from_secs(2), "{worst:?}");
+}
+
+fn met(seed: u64, a: &str, b: &str) -> World {
+    let mut world = World::new(seed, ms(10), Some(kind_of(a)), Some(kind_of(b)));
+    world.start(ms(3));
+    world.meet(UdpDirect, Duration::from_secs(3)).unwrap();
+    world.run(ms(500));
+    world
+}
+
+#[test]
+fn the_other_end_follows_a_rebound_nat_within_three_round_trips() {
+    for client_rebinds in [true, false] {
+        // A filter by port keeps the other end from hearing the new address: see the next test.
+        let mut world = if client_rebinds {
+            met(5, "eim-nopres", "fullcone")
+        } else {
+            met(5, "fullcone", "eim-nopres")
+        };
+        world.net.rebind(if client_rebinds { super::fixture::A } else { B }, 0);
+        let now = world.net.now;
+        let (moving, other) = if client_rebinds {
+            (&mut world.a, world.b.finders[0].selected())
+        } else {
+            (&mut world.b, world.a.finders[0].selected())
+        };
+        moving.finder(UdpDirect).doubt(now);
+        let moved = world.run_until(now + ms(120), |world| {
+            let end = if client_rebinds { &world.b } else { &world.a };
+            end.finders[0].selected() != other
+        });
+        assert!(moved, "client rebinds: {client_rebinds}");
+        let end = if client_rebinds { &world.b } else { &world.a };
+        let route = end.finders[0].selected().unwrap();
+        assert!(end.log.iter().any(|(.., event)| *event == FinderEvent::PeerAt(route)));
+    }
+}
+
+#[test]
+fn behind_strict_filters_a_rebound_address_works_as_soon_as_it_is_signalled() {
+    let mut world = met(5, "eim-nopres", "port-restr");
+    world.net.rebind(super::fixture::A, 0);
+    let now = world.net.now;
+    world.a.finder(UdpDirect).doubt(now);
+    world.a.keeper.doubt(now);
+    // The keeper knows the new address after one RTT to the server.
+    world.run(ms(20));
+    let signalled = world.net.now;
+    for candidate in world.a.candidates() {
+        let _ = world.b.finder(UdpDirect).add_remote(signalled, candidate);
+    }
+    let before = world.b.finders[0].selected();
+    let moved =
+        world.run_until(signalled + ms(120), |world| world.b.finders[0].selected() != before);
+    assert!(moved);
+}
+
+#[test]
+fn a_rebinding_that_nobody_doubts_is_found_by_the_next_consent_check() {
+    let mut world = met(6, "eim-nopres", "fullcone");
+    let before = world.b.finders[0].selected();
+    world.net.rebind(super::fixture::A, 0);
+    let end = world.net.now + Duration::from_secs(9);
+    assert!(world.run_until(end, |world| world.b.finders[0].selected() != before));
+}
+
+#[test]
+fn two_controlling_ends_agree_on_one() {
+    for seed in [[7; 32], [8; 32]] {
+        let mut world = World::new(7, ms(10), None, None);
+        let now = world.net.now;
+        let (ours, theirs) = (world.a.credentials.clone(), world.b.credentials.clone());
+        let mut both = [
+            FinderConfig::new(UdpDirect, true, ours.clone(), theirs.clone()),
+            FinderConfig::new(UdpDirect, true, theirs, ours),
+        ];
+        both[0].seed = seed;
+        both[1].seed = [11; 32];
+        let (of_a, of_b) = (world.a.candidates(), world.b.candidates());
+        let [a, b] = both.map(|config| Finder::new(now, config));
+        world.a.finders.push(a);
+        world.b.finders.push(b);
+        for (end, own, other) in [(&mut world.a, &of_a, &of_b), (&mut world.b, &of_b, &of_a)] {
+            end.finders[0].add_local(now, own[0], SOCKET);
+            end.finders[0].add_remote(now, other[0]).unwrap();
+        }
+        assert!(world.meet(UdpDirect, Duration::from_secs(2)).is_some());
+        let conflicts =
+            [&world.a, &world.b].map(|end| end.finders[0].counters().conflicts).iter().sum::<u64>();
+        assert_eq!(conflicts, 1);
+    }
+}
+
+#[test]
+fn forged_replayed_and_reflected_checks_change_nothing() {
+    let world = World::new(8, ms(10), None, None);
+    let now = world.net.now;
+    let config = |client: bool, ours: &IceCredentials, theirs: &IceCredentials| {
+        FinderConfig::new(UdpDirect, client, ours.clone(), theirs.clone())
+    };
+    let (a, b) = (world.a.credentials.clone(), world.b.credentials.clone());
+    let route = |text: &str| Route { local: SOCKET, remote: text.parse().unwrap() };
+    let host = |text: &str| Candidate::new(CandidateKind::Host, text.parse().unwrap());
+    let mut ours = Finder::new(now, config(true, &a, &b));
+    ours.add_local(now, host("10.0.1.2:5000"), SOCKET);
+
+    let check_by = |password: &str| {
+        let liar = IceCredentials { password: password.into(), ..a.clone() };
+        let mut peer = Finder::new(now, config(false, &b, &liar));
+        peer.add_local(now, host("10.0.2.2:5000"), SOCKET);
+        peer.add_remote(now, host("10.0.1.2:5000")).unwrap();
+        peer.poll_transmit().unwrap().1
+    };
+    let forged = check_by("some-other-password-of-22-chars");
+    assert!(ours.accepts(&forged));
+    ours.handle_packet(now, route("10.0.2.2:5000"), &forged);
+    assert_eq!((ours.counters().forged, ours.pairs().len()), (1, 0));
+    assert!(ours.poll_transmit().is_none() && ours.poll_event().is_none());
+
+    let honest = check_by(&a.password);
+    ours.handle_packet(now, route("10.0.2.2:5000"), &honest);
+    assert_eq!(ours.poll_event(), Some(FinderEvent::PeerAt(route("10.0.2.2:5000"))));
+    ours.handle_packet(now, route("10.0.9.9:5000"), &honest);
+    assert_eq!((ours.counters().replayed, ours.pairs().len()), (1, 1));
+    assert!(ours.poll_event().is_none());
+
+    // Our own check, sent back to us: it names the peer, not us.
+    let sent: Vec<_> = std::iter::from_fn(|| ours.poll_transmit()).collect();
+    let mine = sent.iter().find(|(_, bytes)| bytes[..2] == [0, 1]).unwrap();
+    ours.handle_packet(now, mine.0, &mine.1);
+    assert_eq!(ours.counters().requests, 1);
+
+    for len in 0..honest.len() {
+        ours.handle_packet(now, route("10.0.2.2:5000"), &honest[..len]);
+    }
+    assert_eq!(ours.counters().requests, 1);
+}
+
+/// A finder with one socket, and nobody who answers.
+fn lonely(world: &World) -> Finder {
+    let config = FinderConfig::new(
+        UdpDirect,
+        true,
+        world.a.credentials.clone(),
+        world.b.credentials.clone(),
+    );
+    let mut finder = Finder::new(world.net.now, config);
+    finder.add_local(world.net.now, Candidate::new(CandidateKind::Host, world.a.socket), SOCKET);
+    finder
+}
+
+/// Lets a lonely finder run; every check with its time since the start.
+fn checks_within(
+    finder: &mut Finder,
+    start: std::time::Instant,
+    limit: Duration,
+) -> Vec<(Duration, Route)> {
+    let mut sent = Vec::new();
+    let mut now = start;
+    loop {
+        sent.extend(std::iter::from_fn(|| finder.poll_transmit()).map(|(r, _)| (now - start, r)));
+        match finder.poll_timeout().filter(|at| *at <= start + limit) {
+            Some(at) => now = now.max(at),
+            None => return sent,
+        }
+        finder.handle_timeout(now);
+    }
+}
+
+#[test]
+fn a_hostile_list_of_candidates_is_no_scan_on_command() {
+    let world = World::new(9, ms(10), None, None);
+    let (mut finder, now) = (lonely(&world), world.net.now);
+    finder.limits.servers = vec![world.server.stun()];
+    for n in 0..1000_u32 {
+        let address = match n % 4 {
+            0 => format!("224.0.0.{}:{}", n % 250, 1000 + n),
+            1 => format!("127.0.0.1:{}", 1000 + n),
+            2 => "192.0.2.1:3478".into(),
+            _ => format!("198.51.{}.{}:{}", n / 250, n % 250 + 1, 1000 + n),
+        };
+        let candidate = Candidate::new(CandidateKind::Host, address.parse().unwrap());
+        let _ = finder.add_remote(now, candidate);
+    }
+    assert_eq!(finder.refused().map(|(_, count)| count).sum::<u64>(), 968);
+    let sent = checks_within(&mut finder, now, Duration::from_secs(600));
+    assert!(sent.iter().all(|(_, route)| route.remote.ip().to_string().starts_with("198.51.")));
+    let within = |limit| sent.iter().filter(|(at, _)| *at < limit).count();
+    assert!(within(ms(1)) <= 10, "the burst");
+    assert!(within(Duration::from_secs(1)) <= 10 + 200, "the pace");
+    assert!(within(Duration::from_secs(10)) <= 32 * 12, "the first round");
+    // Afterwards 16 pairs, three checks each, every 10 to 30 s.
+    assert!(sent.len() <= 32 * 12 + 16 * 3 * 25, "{}", sent.len());
+}
+
+#[test]
+fn strangers_with_the_password_cannot_make_us_keep_more_than_a_few() {
+    let world = World::new(9, ms(10), None, None);
+    let (mut finder, now) = (lonely(&world), world.net.now);
+    for n in 0..500_u16 {
+        let (a, b) = (world.a.credentials.clone(), world.b.credentials.clone());
+        let mut peer = Finder::new(now, FinderConfig::new(UdpDirect, false, b, a));
+        let host = Candidate::new(CandidateKind::Host, "10.0.2.2:1".parse().unwrap());
+        peer.add_local(now, host, SOCKET);
+        peer.add_remote(now, Candidate::new(CandidateKind::Host, world.a.socket)).unwrap();
+        let check = peer.poll_transmit().unwrap().1;
+        let remote = std::net::SocketAddr::new("198.51.100.7".parse().unwrap(), 2000 + n);
+        finder.handle_packet(now, Route { local: SOCKET, remote }, &check);
+    }
+    assert!(finder.pairs().len() <= 8);
+    assert!(finder.counters().refused > 0 && finder.counters().requests <= 64);
+}
+
+#[test]
+fn consent_that_is_not_renewed_ends_and_is_found_again() {
+    let mut world = met(10, "port-restr", "port-restr");
+    world.net.blocked.push(super::fixture::B.parse().unwrap());
+    let cut = world.net.now;
+    let is_lost = |e: &FinderEvent| matches!(e, FinderEvent::Lost("consent_expired"));
+    let lost = |world: &World| world.a.when(UdpDirect, is_lost).is_some();
+    assert!(world.run_until(cut + Duration::from_secs(20), lost));
+    assert!(world.net.now - cut > Duration::from_secs(5));
+    assert_eq!(world.a.finders[0].selected(), None);
+    world.run(Duration::from_secs(60));
+    world.net.blocked.clear();
+    let back = world.net.now;
+    assert!(world.run_until(back + Duration::from_secs(31), |world| {
+        world.a.finders[0].selected().is_some() && world.b.finders[0].selected().is_some()
+    }));
+}
+
+#[test]
+fn a_search_that_finds_nothing_says_so_once_and_goes_on_at_a_slow_pace() {
+    let mut world = World::new(11, ms(10), None, None);
+    world.net.blocked.push(super::fixture::B.parse().unwrap());
+    world.start(Duration::ZERO);
+    world.run(Duration::from_secs(120));
+    let lost: Vec<_> = world.a.log.iter().map(|(.., event)| *event).collect();
+    assert_eq!(lost, [FinderEvent::Lost("checks_unanswered")]);
+    let before = world.a.finders[0].counters().checks;
+    world.run(Duration::from_secs(600));
+    let checks = world.a.finders[0].counters().checks - before;
+    assert!((30..=100).contains(&checks), "{checks} checks in ten minutes");
+    // The network changed: at once, not after the pause.
+    world.net.blocked.clear();
+    let now = world.net.now;
+    world.a.finder(UdpDirect).doubt(now);
+    assert!(world.run_until(now + ms(50), |world| {
+        world.a.when(UdpDirect, |e| matches!(e, FinderEvent::Reachable(_))).is_some()
+    }));
+}
+
+#[test]
+fn icmp_errors_alone_do_not_end_a_pair_that_answers() {
+    let mut world = met(12, "fullcone", "fullcone");
+    let route = world.a.finders[0].selected().unwrap();
+    for _ in 0..50 {
+        let now = world.net.now;
+        world.a.finder(UdpDirect).unreachable(now, route);
+        world.run(ms(20));
+    }
+    assert_eq!(world.a.finders[0].selected(), Some(route));
+    let checks = world.a.finders[0].counters().checks;
+    assert!(checks < 80, "{checks}: forged errors buy few checks");
+}
+
+#[test]
+fn a_removed_base_gives_way_to_another_at_once() {
+    let mut world = World::new(13, ms(10), None, None).with_relay();
+    world.start(ms(3));
+    world.meet(UdpDirect, Duration::from_secs(2)).unwrap();
+    let now = world.net.now;
+    world.a.finder(UdpDirect).remove_local(now, SOCKET);
+    world.run(ms(1));
+    assert_eq!(world.a.log.last().unwrap().2, FinderEvent::Lost("local_removed"));
+    assert!(world.a.finders[0].pairs().is_empty());
+}
+
+#[test]
+fn the_choice_is_stable_over_an_hour() {
+    let mut world = met(14, "fullcone", "port-restr");
+    let before = world.a.log.len();
+    world.run(Duration::from_secs(3600));
+    let changes: Vec<_> = world.a.log[before..].iter().map(|(.., event)| *event).collect();
+    assert!(changes.is_empty(), "{changes:?}");
+    let checks = world.a.finders[0].counters().checks;
+    assert!(checks < 2200, "{checks} checks in an hour");
+}
