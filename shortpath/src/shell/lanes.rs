@@ -229,8 +229,13 @@ fn channel_of(frame: &Frame) -> Option<ChannelId> {
         Frame::Open { channel, .. }
         | Frame::Data { channel, .. }
         | Frame::Fin { channel, .. }
-        | Frame::Reset { channel, .. } => Some(*channel),
+        | Frame::Reset { channel, .. }
+        | Frame::Datagram { channel, .. } => Some(*channel),
         Frame::Ack(state) => Some(state.channel),
-        Frame::Hello(_) | Frame::Ping(_) | Frame::Pong(_) | Frame::Close { .. } => None,
+        Frame::Hello(_)
+        | Frame::Ping(_)
+        | Frame::Pong(_)
+        | Frame::Seen { .. }
+        | Frame::Close { .. } => None,
     }
 }

@@ -16,7 +16,7 @@ use super::lanes::Lanes;
 use super::leg;
 use super::shared::{Port, Shared, State};
 use crate::session::frame::Frame;
-use crate::session::{LegId, LegKind};
+use crate::session::{LegId, LegKind, PathFigures};
 
 /// Unidirectional streams a peer may have open at once: one per channel a session may hold (600), and room for those that
 /// are ending.
@@ -120,10 +120,12 @@ async fn write(
     connection: Connection,
     mut lanes: Lanes,
 ) -> io::Result<()> {
-    let mut frames = Vec::new();
+    let (mut frames, mut datagrams) = (Vec::new(), Vec::new());
     loop {
         let blocked = lanes.pending();
         let closed = shared.with(|state, now| {
+            let next = || state.session.poll_datagram(now, leg);
+            datagrams.extend(std::iter::from_fn(next).take(DATAGRAM_RUN));
             if blocked {
                 take_urgent(state, now, leg, &mut frames);
             } else {
@@ -131,6 +133,7 @@ async fn write(
             }
             state.session.is_closed()
         });
+        datagrams.drain(..).for_each(|frame| send_datagram(&connection, &frame));
         if frames.is_empty() && !blocked {
             if closed {
                 break;
@@ -147,8 +150,21 @@ async fn write(
     }
     lanes.finish();
     // The peer has read our CLOSE when it ends its stream: the reader ends the leg then, or the timekeeper does.
-    drop(connection);
     std::future::pending().await
+}
+
+/// Datagrams handed over in a row.
+const DATAGRAM_RUN: usize = 64;
+
+/// What does not fit, as the path's MTU has just shrunk, is lost like any other.
+fn send_datagram(connection: &Connection, frame: &Frame) {
+    let mut bytes = BytesMut::with_capacity(frame.wire_len());
+    if let Some(payload) = frame.encode_head(&mut bytes) {
+        bytes.extend_from_slice(payload);
+    }
+    if let Err(error) = connection.send_datagram(bytes.freeze()) {
+        tracing::trace!(%error, "a datagram was not sent");
+    }
 }
 
 /// While bulk waits, only what goes before it.
@@ -169,10 +185,21 @@ async fn report(shared: Arc<Shared>, leg: LegId, connection: Connection) -> io::
     let mut seen = 0;
     loop {
         let stats = connection.stats();
+        let figures = PathFigures {
+            rtt: stats.path.rtt,
+            sent: stats.path.sent_packets,
+            lost: stats.path.lost_packets,
+        };
+        let datagram_max = connection.max_datagram_size().unwrap_or(0);
         let moved = stats.udp_tx.datagrams + stats.udp_rx.datagrams;
+        if moved != seen {
+            shared.with(|state, now| {
+                state.session.note_path(now, leg, figures);
+                state.session.set_datagram_max(leg, datagram_max);
+            });
+        }
         let pause = if moved == seen { REPORT_IDLE } else { REPORT };
         seen = moved;
-        let _ = (&shared, leg);
         tokio::time::sleep(pause).await;
     }
 }

@@ -66,17 +66,18 @@ impl Changes {
         Self()
     }
 
-    /// Waits for a change, or for the time to look.
-    pub(super) async fn next(&mut self) {
+    /// Waits for a change, or for the time to look; true when something surely changed.
+    pub(super) async fn next(&mut self) -> bool {
         #[cfg(target_os = "linux")]
         if let Some(watch) = &self.0 {
             if watch.next().await.is_ok() {
                 tokio::time::sleep(SETTLE).await;
-                return;
+                return true;
             }
             self.0 = None;
         }
         tokio::time::sleep(LOOK).await;
+        false
     }
 }
 

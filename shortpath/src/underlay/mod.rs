@@ -39,7 +39,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::path::{Candidate, IceCredentials, NetworkFilter};
+use crate::path::{Candidate, IceCredentials, KeeperView, NetworkFilter};
 use crate::session::Role;
 use crate::shell::SessionHandle;
 use crate::tls::SessionKey;
@@ -147,6 +147,12 @@ impl Underlay {
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.0.changed.clone()
+    }
+
+    /// What is known of the NAT before each socket: mapping behaviour, and what each server sees.
+    #[must_use]
+    pub fn nats(&self) -> Vec<KeeperView> {
+        self.0.inner.known.borrow().nats.clone()
     }
 
     /// What was ignored so far, and why.
