@@ -80,6 +80,21 @@ impl Session {
         self.legs.get(&leg).is_some_and(super::leg::Leg::may_carry)
     }
 
+    /// [`Self::poll_transmit`] would begin with something that goes before bulk.
+    #[must_use]
+    pub fn has_urgent(&self, leg: LegId) -> bool {
+        let Some(state) = self.legs.get(&leg) else { return false };
+        let about = state.pong.is_some() || state.ping_wanted || state.seen_due == AckDue::Now;
+        if about || self.is_closed() || (state.ready && !state.copies.is_empty()) {
+            return self.has_transmit(leg);
+        }
+        let queued =
+            !self.control.is_empty() || !self.over.is_empty() || !self.interactive.is_empty();
+        state.may_carry()
+            && self.selected() == Some(leg)
+            && (queued || self.has_long_datagrams(leg))
+    }
+
     /// Frames of channels wait for a leg.
     pub(super) fn has_queued(&self) -> bool {
         !self.control.is_empty()

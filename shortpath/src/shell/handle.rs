@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::channel::Channel;
 use super::datagrams::DatagramFlow;
 use super::leg;
+use super::quic::SessionRef;
 use super::shared::{Shared, deliver_events, keep_time};
 use crate::session::{
     CLOSE_NORMAL, CloseReason, LegFigures, LegId, LegKind, MoveCause, OpenError, Role, RttFigures,
@@ -157,6 +158,11 @@ impl SessionHandle {
         kind: LegKind,
     ) -> LegId {
         leg::attach(&self.0.0, stream, kind)
+    }
+
+    /// For those who add legs and must not keep the session open.
+    pub(crate) fn reference(&self) -> SessionRef {
+        SessionRef(Arc::clone(&self.0.0))
     }
 
     /// Opens a channel; works without a leg.
