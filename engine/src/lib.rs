@@ -9,8 +9,8 @@
 
 mod admission;
 mod config;
-mod event;
 mod datagram;
+mod event;
 mod gateway;
 mod id;
 mod limits;
@@ -31,9 +31,7 @@ pub use datagram::{
 };
 pub use event::{ForeignConnection, GatewayEvent};
 pub use gateway::hello;
-pub use gateway::{
-    Backend, BackendKind, ForeignPlace, Gateway, StartError, bind_listeners,
-};
+pub use gateway::{Backend, BackendKind, ForeignPlace, Gateway, StartError, bind_listeners};
 pub use id::{LegSide, PairId};
 pub use limits::Limits;
 pub use outcome::{Cause, Outcome, Phase};

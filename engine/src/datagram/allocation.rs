@@ -83,12 +83,23 @@ pub(crate) struct Made {
 
 impl Allocation {
     pub(crate) fn new(now: Instant, made: Made) -> Self {
-        let Made { tuple, username, owner, key, transaction, relayed, port, token, lifetime } = made;
+        let Made { tuple, username, owner, key, transaction, relayed, port, token, lifetime } =
+            made;
         let expires = now + lifetime;
         let (permissions, channels) = (Vec::new(), Vec::new());
         Self {
-            tuple, username, owner, key, transaction, relayed, port, token, lifetime, expires,
-            permissions, channels,
+            tuple,
+            username,
+            owner,
+            key,
+            transaction,
+            relayed,
+            port,
+            token,
+            lifetime,
+            expires,
+            permissions,
+            channels,
         }
     }
 
@@ -97,7 +108,12 @@ impl Allocation {
     }
 
     /// Permits a peer's address for five minutes.
-    pub(crate) fn permit(&mut self, now: Instant, ip: IpAddr, standing: Standing) -> Result<(), Unbound> {
+    pub(crate) fn permit(
+        &mut self,
+        now: Instant,
+        ip: IpAddr,
+        standing: Standing,
+    ) -> Result<(), Unbound> {
         self.permissions.retain(|permission| permission.expires > now);
         let expires = now + PERMISSION;
         if let Some(known) = self.permissions.iter_mut().find(|known| known.ip == ip) {
@@ -145,7 +161,8 @@ impl Allocation {
 
     /// The peer of a channel, and what its address is.
     pub(crate) fn peer_of(&self, now: Instant, number: u16) -> Option<(SocketAddr, Standing)> {
-        let bound = self.channels.iter().find(|known| known.number == number && known.expires > now);
+        let bound =
+            self.channels.iter().find(|known| known.number == number && known.expires > now);
         bound.map(|known| (known.peer, known.standing))
     }
 

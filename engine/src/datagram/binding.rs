@@ -51,7 +51,8 @@ pub(crate) fn answer(
     if !unknown.is_empty() {
         return refuse(request, &unknown);
     }
-    let own = if own.ip().is_unspecified() { SocketAddr::new(reached.ip(), own.port()) } else { own };
+    let own =
+        if own.ip().is_unspecified() { SocketAddr::new(reached.ip(), own.port()) } else { own };
     Answer::Success(success(request, source, own, other(at, sites)), from)
 }
 
@@ -88,7 +89,10 @@ fn success(
         .put_xor(attribute::XOR_MAPPED_ADDRESS, source);
     if let Some(other) = other {
         out = out
-            .put_plain(attribute::RESPONSE_ORIGIN, SocketAddr::new(own.ip().to_canonical(), own.port()))
+            .put_plain(
+                attribute::RESPONSE_ORIGIN,
+                SocketAddr::new(own.ip().to_canonical(), own.port()),
+            )
             .put_plain(attribute::OTHER_ADDRESS, other);
     }
     if let Some(padding) = request.get(attribute::PADDING) {
@@ -197,7 +201,8 @@ mod tests {
     fn an_alternate_port_alone_works_and_no_other_address_is_told() {
         let mut sites = one();
         sites[1] = site("203.0.113.1:444");
-        let ask_change = |flags| ask(&request(&[(attribute::CHANGE_REQUEST, &[0, 0, 0, flags])]), V4, 0, &sites);
+        let ask_change =
+            |flags| ask(&request(&[(attribute::CHANGE_REQUEST, &[0, 0, 0, flags])]), V4, 0, &sites);
         let (reply, from) = success(ask_change(2));
         assert_eq!((from, plain(&reply, attribute::OTHER_ADDRESS)), (Site(1), None));
         for flags in [4, 6] {
@@ -210,7 +215,8 @@ mod tests {
 
     #[test]
     fn a_wildcard_socket_tells_the_address_that_was_reached() {
-        let sites = [site("0.0.0.0:443"), site("0.0.0.0:444"), site("0.0.0.0:445"), site("0.0.0.0:446")];
+        let sites =
+            [site("0.0.0.0:443"), site("0.0.0.0:444"), site("0.0.0.0:445"), site("0.0.0.0:446")];
         let bytes = request(&[(attribute::CHANGE_REQUEST, &[0, 0, 0, 2])]);
         let request = Stun::parse(&bytes).unwrap();
         let reached = "198.51.100.1:443".parse().unwrap();

@@ -100,7 +100,9 @@ mod tests {
     #[test]
     fn names_that_nobody_minted_are_nobody() {
         let secret = SharedSecret::new(b"north");
-        for name in ["", ":", "alice", "1700000000:", "+1700000000:a", "-1:a", "99999999999999999999:a"] {
+        for name in
+            ["", ":", "alice", "1700000000:", "+1700000000:a", "-1:a", "99999999999999999999:a"]
+        {
             assert_eq!(secret.user(name, 0), None, "{name}");
         }
         assert_eq!(NoRelay.user("1700000000:alice", 0), None);

@@ -7,9 +7,7 @@ use std::time::Instant;
 use super::allocation::Tuple;
 use super::counts::UdpDrop;
 use super::server::Server;
-use super::wire::{
-    HEADER, Stun, attribute, channel_data, decode_address, encode_address, kind,
-};
+use super::wire::{HEADER, Stun, attribute, channel_data, decode_address, encode_address, kind};
 use crate::ring::HEAD_MAX;
 
 /// What a datagram from a client is.
@@ -55,7 +53,9 @@ impl Server {
         // RFC 8656 section 12.5: the first two bits tell ChannelData (01) from STUN (00).
         match bytes.first() {
             Some(first) if first >> 6 == 1 => self.channel(now, tuple, bytes),
-            Some(_) if bytes.starts_with(&kind::SEND_INDICATION.to_be_bytes()) => self.indication(now, tuple, bytes),
+            Some(_) if bytes.starts_with(&kind::SEND_INDICATION.to_be_bytes()) => {
+                self.indication(now, tuple, bytes)
+            }
             _ => FromClient::Control,
         }
     }
@@ -64,7 +64,9 @@ impl Server {
         let Some((number, length)) = channel_data(bytes) else {
             return FromClient::Dropped(UdpDrop::Malformed);
         };
-        let Some(id) = self.find(now, tuple) else { return FromClient::Dropped(UdpDrop::NoAllocation) };
+        let Some(id) = self.find(now, tuple) else {
+            return FromClient::Dropped(UdpDrop::NoAllocation);
+        };
         let bound = self.allocation(id).and_then(|allocation| allocation.peer_of(now, number));
         let Some((peer, standing)) = bound else { return FromClient::Dropped(UdpDrop::NoChannel) };
         if !self.port_is_open(standing, peer.port()) {
@@ -75,8 +77,12 @@ impl Server {
 
     /// RFC 8656 section 11.2. A bad one is dropped without an answer, as indications are.
     fn indication(&self, now: Instant, tuple: &Tuple, bytes: &[u8]) -> FromClient {
-        let Some(id) = self.find(now, tuple) else { return FromClient::Dropped(UdpDrop::NoAllocation) };
-        let Some(message) = Stun::parse(bytes) else { return FromClient::Dropped(UdpDrop::Malformed) };
+        let Some(id) = self.find(now, tuple) else {
+            return FromClient::Dropped(UdpDrop::NoAllocation);
+        };
+        let Some(message) = Stun::parse(bytes) else {
+            return FromClient::Dropped(UdpDrop::Malformed);
+        };
         let peer = message.get(attribute::XOR_PEER_ADDRESS);
         let peer = peer.and_then(|value| decode_address(value, &message.transaction()));
         let (Some(peer), Some(data)) = (peer, message.get(attribute::DATA)) else {
@@ -85,7 +91,8 @@ impl Server {
         if message.unknown(&SENDABLE).next().is_some() {
             return FromClient::Dropped(UdpDrop::Malformed);
         }
-        let standing = self.allocation(id).and_then(|allocation| allocation.permitted(now, peer.ip()));
+        let standing =
+            self.allocation(id).and_then(|allocation| allocation.permitted(now, peer.ip()));
         let Some(standing) = standing else { return FromClient::Dropped(UdpDrop::NoPermission) };
         if !self.port_is_open(standing, peer.port()) {
             return FromClient::Dropped(UdpDrop::ForbiddenPeer);
@@ -100,7 +107,12 @@ impl Server {
     ///
     /// # Errors
     /// The allocation is over, or the peer has no permission.
-    pub(crate) fn from_peer(&self, now: Instant, id: usize, peer: SocketAddr) -> Result<ToClient, UdpDrop> {
+    pub(crate) fn from_peer(
+        &self,
+        now: Instant,
+        id: usize,
+        peer: SocketAddr,
+    ) -> Result<ToClient, UdpDrop> {
         let peer = SocketAddr::new(peer.ip(), peer.port());
         let allocation = self.allocation(id).filter(|allocation| allocation.expires > now);
         let allocation = allocation.ok_or(UdpDrop::NoAllocation)?;

@@ -25,6 +25,8 @@ mod relays;
 mod server;
 mod service;
 mod shared;
+#[cfg(test)]
+mod stories;
 mod throttle;
 mod wire;
 mod worker;

@@ -65,7 +65,10 @@ mod tests {
         assert!(!fresh(a, 1101), "old");
         assert!(!fresh(a, 999), "from the future");
         assert!(!fresh(b, 1000), "somebody else's");
-        assert!(!Nonces::new(&[8; 32], 100).is_fresh(nonce.as_bytes(), a, 1000), "of another start");
+        assert!(
+            !Nonces::new(&[8; 32], 100).is_fresh(nonce.as_bytes(), a, 1000),
+            "of another start"
+        );
     }
 
     #[test]

@@ -55,7 +55,11 @@ impl Peers {
     }
 
     /// `port` may be sent to at an address of this standing. Of this host's ports only those that `is_relayed`.
-    pub(crate) fn port_is_open(standing: Standing, port: u16, is_relayed: impl Fn(u16) -> bool) -> bool {
+    pub(crate) fn port_is_open(
+        standing: Standing,
+        port: u16,
+        is_relayed: impl Fn(u16) -> bool,
+    ) -> bool {
         match standing {
             Standing::Peer => port >= 1024,
             Standing::Allowed => port > 0,
@@ -101,7 +105,8 @@ fn is_nobody(ip: IpAddr) -> bool {
 fn embedded(ip: IpAddr) -> Option<Ipv4Addr> {
     let IpAddr::V6(ip) = ip else { return None };
     let [a, b, c, d, e, f, g, h] = ip.segments();
-    let of = |high: u16, low: u16| Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
+    let of =
+        |high: u16, low: u16| Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
     match [a, b, c, d, e, f] {
         [0, 0, 0, 0, 0, 0 | 0xffff] if ip != Ipv6Addr::UNSPECIFIED => of(g, h),
         [0x64, 0xff9b, 0, 0, 0, 0] => of(g, h),
@@ -123,7 +128,9 @@ mod tests {
 
     #[test]
     fn private_and_public_addresses_are_peers() {
-        for ip in ["10.0.0.1", "192.168.1.9", "100.64.0.1", "198.51.100.7", "fd00::1", "2001:db8::2"] {
+        for ip in
+            ["10.0.0.1", "192.168.1.9", "100.64.0.1", "198.51.100.7", "fd00::1", "2001:db8::2"]
+        {
             assert_eq!(standing(ip), Standing::Peer, "{ip}");
         }
     }
@@ -131,9 +138,23 @@ mod tests {
     #[test]
     fn addresses_of_nobody_and_of_everybody_are_forbidden() {
         for ip in [
-            "127.0.0.1", "0.0.0.0", "0.1.2.3", "169.254.169.254", "224.0.0.1", "239.1.1.1", "240.0.0.1",
-            "255.255.255.255", "::", "::1", "ff02::1", "fe80::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1", "::7f00:1",
-            "64:ff9b::7f00:1", "2002:7f00:1::1",
+            "127.0.0.1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "169.254.169.254",
+            "224.0.0.1",
+            "239.1.1.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+            "::ffff:10.0.0.1",
+            "::ffff:127.0.0.1",
+            "::7f00:1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::1",
         ] {
             assert_eq!(standing(ip), Standing::Forbidden, "{ip}");
         }
@@ -151,7 +172,9 @@ mod tests {
     #[test]
     fn services_below_1024_are_no_peers() {
         let open = |standing, port| Peers::port_is_open(standing, port, |_| true);
-        assert!(open(Standing::Peer, 1024) && !open(Standing::Peer, 53) && !open(Standing::Peer, 0));
+        assert!(
+            open(Standing::Peer, 1024) && !open(Standing::Peer, 53) && !open(Standing::Peer, 0)
+        );
         assert!(open(Standing::Allowed, 53) && !open(Standing::Allowed, 0));
         assert!(!open(Standing::Forbidden, 5000));
     }
@@ -161,6 +184,9 @@ mod tests {
         assert_eq!(standing("127.5.255.1"), Standing::Allowed);
         assert_eq!(standing("127.6.0.1"), Standing::Forbidden);
         let all = Network { address: "::".parse().unwrap(), prefix: 0 };
-        assert!(all.contains("2001:db8::9".parse().unwrap()) && !all.contains("192.0.2.1".parse().unwrap()));
+        assert!(
+            all.contains("2001:db8::9".parse().unwrap())
+                && !all.contains("192.0.2.1".parse().unwrap())
+        );
     }
 }

@@ -67,7 +67,11 @@ impl Ready {
     ///
     /// # Errors
     /// `epoll_wait(2)`.
-    pub(crate) fn wait(&self, patience: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+    pub(crate) fn wait(
+        &self,
+        patience: Option<Duration>,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
         let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
         let mut batch = [const { std::mem::MaybeUninit::uninit() }; BATCH];
         events.clear();

@@ -42,7 +42,11 @@ const TRIES: usize = 32;
 const BUFFER: usize = 1 << 20;
 
 impl Relays {
-    pub(crate) fn new(ready: Arc<Ready>, ports: RangeInclusive<u16>, reserved: Arc<Reserved>) -> Self {
+    pub(crate) fn new(
+        ready: Arc<Ready>,
+        ports: RangeInclusive<u16>,
+        reserved: Arc<Reserved>,
+    ) -> Self {
         Self { sockets: Slab::new(), ready, ports, reserved }
     }
 

@@ -125,7 +125,12 @@ const UNKNOWN_MAX: usize = 8;
 const UDP: u8 = 17;
 
 impl Server {
-    pub(crate) fn new(common: Arc<Common>, counters: Arc<Counters>, peers: Peers, now: Instant) -> Self {
+    pub(crate) fn new(
+        common: Arc<Common>,
+        counters: Arc<Counters>,
+        peers: Peers,
+        now: Instant,
+    ) -> Self {
         let throttle = Throttle::new(common.config.answers_per_s, common.config.answers_burst, now);
         let (by_client, allocations) = (HashMap::new(), Vec::new());
         Self { common, counters, throttle, peers, by_client, allocations }
@@ -194,7 +199,13 @@ impl Server {
         paid || self.dropped::<()>(UdpDrop::RateLimited).is_some()
     }
 
-    fn binding(&mut self, now: Now, at: Site, tuple: Tuple, request: &Stun<'_>) -> Option<(Vec<u8>, Site)> {
+    fn binding(
+        &mut self,
+        now: Now,
+        at: Site,
+        tuple: Tuple,
+        request: &Stun<'_>,
+    ) -> Option<(Vec<u8>, Site)> {
         if !self.pays(now, tuple) {
             return None;
         }
@@ -300,7 +311,8 @@ impl Server {
             Refused::Unknown(_) => UdpRefusal::UnknownAttributes,
         };
         self.counters.add(Count::Refused(why), 1);
-        let out = Writer::new(request.kind() + kind::ERROR, request.transaction()).put_error(why.code());
+        let out =
+            Writer::new(request.kind() + kind::ERROR, request.transaction()).put_error(why.code());
         match refused {
             Refused::Plain(_) => out,
             Refused::Unknown(kinds) => out.put_unknown(kinds),
@@ -390,9 +402,12 @@ impl Server {
             Some([UDP, ..]) => {}
             Some(_) => return Err(UdpRefusal::TransportNotSupported),
         }
-        let even = request.get(attribute::EVEN_PORT).map(|value| value.first().is_some_and(|bits| bits >> 7 == 1));
+        let even = request
+            .get(attribute::EVEN_PORT)
+            .map(|value| value.first().is_some_and(|bits| bits >> 7 == 1));
         let token = request.get(attribute::RESERVATION_TOKEN);
-        let token = token.map(|token| <[u8; 8]>::try_from(token).map_err(|_| UdpRefusal::BadRequest));
+        let token =
+            token.map(|token| <[u8; 8]>::try_from(token).map_err(|_| UdpRefusal::BadRequest));
         let token = token.transpose()?;
         let family = request.get(attribute::REQUESTED_ADDRESS_FAMILY);
         if token.is_some() && (even.is_some() || family.is_some()) {
@@ -416,7 +431,8 @@ impl Server {
 
     fn relay_address(&self, tuple: Tuple, v4: bool) -> Option<RelayAddress> {
         let reached = tuple.reached.to_canonical();
-        let own = (!reached.is_unspecified()).then_some(RelayAddress { bind: reached, public: reached });
+        let own =
+            (!reached.is_unspecified()).then_some(RelayAddress { bind: reached, public: reached });
         let configured = self.common.config.relay_addresses.iter().copied();
         configured.chain(own).find(|address| address.bind.is_ipv4() == v4)
     }
@@ -425,7 +441,8 @@ impl Server {
     fn lifetime(&self, request: &Stun<'_>) -> Duration {
         let config = &self.common.config;
         let asked = request.word(attribute::LIFETIME).map_or(0, u32::from_be_bytes);
-        Duration::from_secs(asked.into()).clamp(config.lifetime_default, config.lifetime_max.max(config.lifetime_default))
+        Duration::from_secs(asked.into())
+            .clamp(config.lifetime_default, config.lifetime_max.max(config.lifetime_default))
     }
 
     fn refresh(
@@ -454,11 +471,18 @@ impl Server {
     }
 
     /// RFC 8656 section 10.2: all addresses or none.
-    fn create_permission(&mut self, now: Now, id: usize, request: &Stun<'_>, success: Writer) -> Outcome {
+    fn create_permission(
+        &mut self,
+        now: Now,
+        id: usize,
+        request: &Stun<'_>,
+        success: Writer,
+    ) -> Outcome {
         let mut wanted = Vec::new();
         for (kind, value) in request.attributes() {
             if kind == attribute::XOR_PEER_ADDRESS {
-                let peer = decode_address(value, &request.transaction()).ok_or(UdpRefusal::BadRequest)?;
+                let peer =
+                    decode_address(value, &request.transaction()).ok_or(UdpRefusal::BadRequest)?;
                 wanted.push((peer.ip(), self.standing(id, peer)?));
             }
         }
@@ -478,11 +502,19 @@ impl Server {
     }
 
     /// RFC 8656 section 12.2.
-    fn channel_bind(&mut self, now: Now, id: usize, request: &Stun<'_>, success: Writer) -> Outcome {
-        let number = request.word(attribute::CHANNEL_NUMBER).map(|[a, b, ..]| u16::from_be_bytes([a, b]));
+    fn channel_bind(
+        &mut self,
+        now: Now,
+        id: usize,
+        request: &Stun<'_>,
+        success: Writer,
+    ) -> Outcome {
+        let number =
+            request.word(attribute::CHANNEL_NUMBER).map(|[a, b, ..]| u16::from_be_bytes([a, b]));
         let peer = request.get(attribute::XOR_PEER_ADDRESS);
         let peer = peer.and_then(|value| decode_address(value, &request.transaction()));
-        let (Some(number), Some(peer)) = (number.filter(|number| CHANNELS.contains(number)), peer) else {
+        let (Some(number), Some(peer)) = (number.filter(|number| CHANNELS.contains(number)), peer)
+        else {
             return Err(UdpRefusal::BadRequest.into());
         };
         let standing = self.standing(id, peer)?;

@@ -174,14 +174,18 @@ impl Sockets<'_> {
         }
         sites[Site::PRIMARY.index()] = Some(self.socket);
         for (site, socket) in (0..).map(Site).zip(&sites) {
-            let Some(socket) = socket.as_ref().filter(|_| self.listens || site == Site::PRIMARY) else { continue };
+            let Some(socket) = socket.as_ref().filter(|_| self.listens || site == Site::PRIMARY)
+            else {
+                continue;
+            };
             enlarge(&SockRef::from(socket));
             prepare_datagrams(socket, true)?;
             ready.watch(socket.as_fd(), Ready::site(site))?;
         }
         let config = &common.config;
         let own = config.relay_addresses.iter().flat_map(|address| [address.bind, address.public]);
-        let judge = Judge { allowed: config.allowed_peers.clone(), own: own.collect(), at: started };
+        let judge =
+            Judge { allowed: config.allowed_peers.clone(), own: own.collect(), at: started };
         let server = Server::new(common.clone(), counters.clone(), judge.peers(), started);
         let relays = Relays::new(ready.clone(), config.relay_ports.clone(), reserved.clone());
         let mut number = [0; 8];
@@ -214,7 +218,9 @@ fn assign(
     if let [Some(a), Some(b), Some(c), Some(d)] = sites
         && (b.port() != d.port() || c.ip() != d.ip() || a.ip() != b.ip())
     {
-        return Err(io::Error::other("the alternate UDP sockets are not of one address and one port"));
+        return Err(io::Error::other(
+            "the alternate UDP sockets are not of one address and one port",
+        ));
     }
     Ok((sockets, sites))
 }

@@ -66,7 +66,11 @@ impl Shared {
     pub(crate) fn set_relayed(&self, port: u16, relayed: bool) {
         let bit = 1 << (port & 63);
         let word = &self.ports[usize::from(port >> 6)];
-        if relayed { word.fetch_or(bit, Relaxed) } else { word.fetch_and(!bit, Relaxed) };
+        if relayed {
+            word.fetch_or(bit, Relaxed)
+        } else {
+            word.fetch_and(!bit, Relaxed)
+        };
     }
 
     /// An allocation has this port.

@@ -74,7 +74,10 @@ impl<'a> Stun<'a> {
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (header, body) = bytes.split_first_chunk::<HEADER>()?;
         let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        if header[0] & 0xc0 != 0 || header[4..8] != COOKIE || length != body.len() || length % 4 != 0
+        if header[0] & 0xc0 != 0
+            || header[4..8] != COOKIE
+            || length != body.len()
+            || length % 4 != 0
         {
             return None;
         }
@@ -170,7 +173,9 @@ impl<'a> Stun<'a> {
 
     /// Comprehension-required attributes (RFC 8489 section 14) that are not among `known`.
     pub(crate) fn unknown(&self, known: &[u16]) -> impl Iterator<Item = u16> {
-        self.attributes().map(|(kind, _)| kind).filter(|kind| *kind < 0x8000 && !known.contains(kind))
+        self.attributes()
+            .map(|(kind, _)| kind)
+            .filter(|kind| *kind < 0x8000 && !known.contains(kind))
     }
 }
 
@@ -354,8 +359,7 @@ mod tests {
         MessageWriteVec, Method,
     };
 
-    const TRANSACTION: [u8; 16] =
-        [0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+    const TRANSACTION: [u8; 16] = [0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
 
     fn theirs() -> stun_types::message::MessageIntegrityCredentials {
         LongTermKeyCredentials::new("1:u".into(), "secret".into(), "here".into()).into()

@@ -174,7 +174,9 @@ impl Worker {
 
     fn flush_to_clients(&mut self) {
         let Desk { inbox, outbox, parcels, .. } = &mut self.desk;
-        if let Some(socket) = self.sites[Site::PRIMARY.index()].as_ref().filter(|_| !parcels.is_empty()) {
+        if let Some(socket) =
+            self.sites[Site::PRIMARY.index()].as_ref().filter(|_| !parcels.is_empty())
+        {
             let sent = outbox.send(socket.as_fd(), inbox.bytes(), parcels);
             self.counters.add(Count::Dropped(UdpDrop::SendFailed), sent.lost as u64);
         }
@@ -248,7 +250,9 @@ impl Worker {
                 self.relays.keep_whole(id);
             }
             let Some(socket) = self.relays.get(id) else { continue };
-            let parcel = |sorted: &Sorted| Parcel::plain(sorted.to.peer, None, sorted.start, sorted.to.length);
+            let parcel = |sorted: &Sorted| {
+                Parcel::plain(sorted.to.peer, None, sorted.start, sorted.to.length)
+            };
             parcels.clear();
             parcels.extend(run.iter().map(parcel));
             let sent = outbox.send(socket, inbox.bytes(), parcels);
@@ -269,7 +273,8 @@ impl Clock {
         Now {
             instant,
             unix_s: unix.map_or(0, |unix| unix.as_secs()),
-            uptime_s: u32::try_from(instant.duration_since(self.started).as_secs()).unwrap_or(u32::MAX),
+            uptime_s: u32::try_from(instant.duration_since(self.started).as_secs())
+                .unwrap_or(u32::MAX),
         }
     }
 }

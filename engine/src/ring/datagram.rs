@@ -168,7 +168,9 @@ impl Inbox {
         let length = header.msg_len as usize;
         let mut received =
             Received { from, to: None, start: (first + index) * STRIDE, length, segment: length };
-        for (level, kind, value) in control_messages(&envelope.control, header.msg_hdr.msg_controllen as usize) {
+        for (level, kind, value) in
+            control_messages(&envelope.control, header.msg_hdr.msg_controllen as usize)
+        {
             match (level, kind, value) {
                 (libc::SOL_UDP, libc::UDP_GRO, [a, b, c, d, ..]) => {
                     let segment = usize::try_from(i32::from_ne_bytes([*a, *b, *c, *d]));
@@ -259,7 +261,12 @@ impl Outbox {
 
     /// Sends `parcels`, whose bodies lie in `bytes`, in their order and without waiting. Neighbours of one size for one
     /// destination become one message (GSO). Parcels whose body does not lie in `bytes` are lost.
-    pub(crate) fn send(&mut self, socket: BorrowedFd<'_>, bytes: &[u8], parcels: &[Parcel]) -> Sent {
+    pub(crate) fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        bytes: &[u8],
+        parcels: &[Parcel],
+    ) -> Sent {
         let mut sent = Sent::default();
         let mut rest = parcels;
         let mut segmenting = self.segmenting;
@@ -376,7 +383,8 @@ fn run_length(parcels: &[Parcel]) -> usize {
         .take_while(alike)
         .take_while(|other| other.size() == size)
         .count();
-    let shorter = parcels.get(full).filter(alike).is_some_and(|next| next.size() < size && next.size() > 0);
+    let shorter =
+        parcels.get(full).filter(alike).is_some_and(|next| next.size() < size && next.size() > 0);
     if full < most && shorter { full + 1 } else { full.max(1) }
 }
 

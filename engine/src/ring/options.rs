@@ -102,7 +102,12 @@ fn set_fast_open(socket: BorrowedFd<'_>, queue: c_int) -> io::Result<()> {
 }
 
 /// An option for which socket2 has no setter.
-pub(super) fn set(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: &[u8]) -> io::Result<()> {
+pub(super) fn set(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &[u8],
+) -> io::Result<()> {
     let length = value.len() as libc::socklen_t;
     // SAFETY: `value` is borrowed for the whole call and `length` bytes long, and the kernel only reads it. The
     // descriptor is open as long as its borrow lives.
