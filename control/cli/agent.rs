@@ -201,7 +201,8 @@ fn announce(config: &AgentConfig, global: &Global) -> Result<(), Fault> {
     output::line(&format!("agent {name}, broker {}", invite.url))?;
     resources.iter().try_for_each(|resource| {
         let Resource { name, target, tuning, kind, transport, .. } = resource;
-        let udp = (transport.udp != UdpUse::Prefer).then(|| format!("udp={}", transport.udp.as_str()));
+        let udp =
+            (transport.udp != UdpUse::Prefer).then(|| format!("udp={}", transport.udp.as_str()));
         let standby = (transport.standby != Standby::Warm).then(|| "standby=cold".to_owned());
         let proxy = resource.proxy.map(|ProxyHeader::V2| "proxy=v2".to_owned());
         let tuning = (!tuning.is_empty()).then(|| tuning.to_string());

@@ -9,7 +9,7 @@ use switchback_control::secret::Secret;
 use switchback_control::{Code, Fault};
 
 use crate::{
-    account, agent, connect, demo, errors, explain, grants, logging, metrics, output, pairs, ping,
+    account, agent, connect, demo, errors, explain, grants, logging, metrics, netcheck, output, pairs, ping,
     resources, serve, sessions, tokens,
 };
 
@@ -36,6 +36,7 @@ Use resources:
   sessions    List sessions with transport and round-trip times
   session     Show every figure of one session
   ping        Round trips to the agent of a resource, and the way each took
+  netcheck    What this machine's network lets through: UDP, kind of NAT, latency
   explain     Why a session takes the way it takes, and what would mend it
   kill        End a session
 
@@ -131,6 +132,7 @@ pub(crate) enum Command {
     Whoami(account::WhoamiArgs),
     Resources(resources::ResourcesArgs),
     Connect(connect::ConnectArgs),
+    Netcheck(netcheck::NetcheckArgs),
     Ping(ping::PingArgs),
     Explain(explain::ExplainArgs),
     Sessions(sessions::SessionsArgs),

@@ -17,6 +17,7 @@ mod explain;
 mod grants;
 mod logging;
 mod metrics;
+mod netcheck;
 mod notify;
 mod output;
 mod pairs;
@@ -67,6 +68,7 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode, Fault> {
         Command::Whoami(_) => account::whoami(&global).await,
         Command::Resources(_) => resources::run(&global).await,
         Command::Connect(args) => connect::run(args, &global).await,
+        Command::Netcheck(args) => netcheck::run(args, &global).await,
         Command::Ping(args) => ping::run(args, &global).await,
         Command::Explain(args) => explain::run(args, &global).await,
         Command::Sessions(_) => sessions::list(&global).await,

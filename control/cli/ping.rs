@@ -78,7 +78,8 @@ pub(crate) async fn run(args: PingArgs, global: &Global) -> Result<(), Fault> {
     let invite = account::invite(global)?;
     let mut stop = Stop::listen()?;
     let options = ClientOptions { udp: args.udp.options(), ..ClientOptions::default() };
-    let opening = async { Client::connect_with(invite, options).await?.open_echo(&args.name).await };
+    let opening =
+        async { Client::connect_with(invite, options).await?.open_echo(&args.name).await };
     let session = tokio::select! {
         session = opening => session?,
         () = stop.wait() => return Ok(()),
@@ -250,7 +251,9 @@ impl Tally {
     /// Whether `ping` got what it was asked for.
     fn verdict(&self, until_direct: bool) -> Result<(), Fault> {
         if self.received == 0 && !self.sent.is_empty() {
-            return Err(Code::PingUnanswered.because(format!("{} sent, none back", self.sent.len())));
+            return Err(
+                Code::PingUnanswered.because(format!("{} sent, none back", self.sent.len()))
+            );
         }
         if until_direct && self.direct == 0 {
             return Err(Code::DirectUnavailable.because("no reply came by a direct path"));

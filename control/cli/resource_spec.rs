@@ -103,7 +103,8 @@ fn set_option(resource: &mut Resource, key: &str, value: &str) -> Result<(), Str
         PROXY => return Err(wrong("v2")),
         UDP => {
             let udp = UdpUse::from_text(value);
-            resource.transport.udp = udp.ok_or_else(|| wrong("prefer, require, relay-only or off"))?;
+            resource.transport.udp =
+                udp.ok_or_else(|| wrong("prefer, require, relay-only or off"))?;
         }
         STANDBY => {
             let standby = Standby::from_text(value);
@@ -131,7 +132,8 @@ const STANDBY: &str = "standby";
 fn options_of_resources() -> String {
     let of_listeners_only = |option: &TuningOption| *option == TuningOption::FastOpen;
     let tuning = TuningOption::ALL.into_iter().filter(|option| !of_listeners_only(option));
-    let names: Vec<_> = [UDP, STANDBY, PROXY].into_iter().chain(tuning.map(TuningOption::as_str)).collect();
+    let names: Vec<_> =
+        [UDP, STANDBY, PROXY].into_iter().chain(tuning.map(TuningOption::as_str)).collect();
     names.join(", ")
 }
 
@@ -257,7 +259,10 @@ mod tests {
             ("ssh=tcp:h:22;proxy=v1", "expected v2"),
             ("ssh=tcp:h:22;proxy=v2;proxy=v2", "proxy is given twice"),
             ("ssh=tcp:h:22;fast-open=5", "for the gateway's listener"),
-            ("ssh=tcp:h:22;colour=red", "a resource may have udp, standby, proxy, congestion, dscp"),
+            (
+                "ssh=tcp:h:22;colour=red",
+                "a resource may have udp, standby, proxy, congestion, dscp",
+            ),
         ] {
             let said = fault(text);
             assert!(said.contains(wanted), "{text}: {said}");

@@ -98,14 +98,24 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "SWITCHBACK_NO_TURN", conflicts_with = "turn_server")]
     no_turn: bool,
     /// Have UDP relayed by another TURN server (coturn with use-auth-secret); needs --turn-secret
-    #[arg(long, value_name = "HOST:PORT", env = "SWITCHBACK_TURN_SERVER", requires = "turn_secret")]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "SWITCHBACK_TURN_SERVER",
+        requires = "turn_secret"
+    )]
     turn_server: Option<String>,
     /// File that holds the secret shared with --turn-server (coturn's static-auth-secret)
     #[arg(long, value_name = "FILE", env = "SWITCHBACK_TURN_SECRET", requires = "turn_server")]
     turn_secret: Option<PathBuf>,
     /// Another address or port to answer STUN on, so that `netcheck` can tell kinds of NAT (RFC 5780); three in all: other
     /// port, other address, both
-    #[arg(long, value_name = "ADDRESS:PORT", env = "SWITCHBACK_STUN_ALTERNATE", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "SWITCHBACK_STUN_ALTERNATE",
+        value_delimiter = ','
+    )]
     stun_alternate: Vec<SocketAddr>,
     /// Socket options of the listener and of every connection it accepts; --help lists them
     #[arg(long, value_name = "KEY=VALUE,...", env = "SWITCHBACK_TUNING", long_help = tuning::LISTENER_HELP)]

@@ -176,8 +176,7 @@ fn rtt_table(session: &SessionView) -> Table {
 
 /// Every leg that is attached, end to end.
 fn paths_table(session: &SessionView) -> Table {
-    let mut table =
-        Table::new(&[Column::Text("PATH"), Column::Text(""), Column::Figure("RTT")]);
+    let mut table = Table::new(&[Column::Text("PATH"), Column::Text(""), Column::Figure("RTT")]);
     for PathLeg { transport, carries, rtt_us } in session.paths.iter().cloned() {
         let role = if carries { "carries" } else { "stands by" };
         let rtt = rtt_us.map_or_else(|| human::UNKNOWN.into(), |us| human::micros(us.into()));

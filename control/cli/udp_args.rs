@@ -94,9 +94,12 @@ mod tests {
     fn port_ranges_are_read_and_their_mistakes_named() {
         assert_eq!("50000-50100".parse(), Ok(PortRange(50_000..=50_100)));
         assert_eq!("3390".parse(), Ok(PortRange(3390..=3390)));
-        for (text, wanted) in
-            [("0-5", "1 to 65535"), ("9-5", "comes after"), ("a", "no port"), ("1-70000", "no port")]
-        {
+        for (text, wanted) in [
+            ("0-5", "1 to 65535"),
+            ("9-5", "comes after"),
+            ("a", "no port"),
+            ("1-70000", "no port"),
+        ] {
             let said = text.parse::<PortRange>().unwrap_err();
             assert!(said.contains(wanted), "{text}: {said}");
         }

@@ -14,6 +14,7 @@ pub mod code;
 pub mod dial;
 pub mod invite;
 pub mod link;
+pub mod netcheck;
 pub mod path_reason;
 pub mod reason;
 pub mod secret;

@@ -92,6 +92,32 @@ pub const TABLE: &[Meaning] = &[
     of("slower", "The direct path was measured and is slower than the one in use.", ""),
     of("quarantined", "The path failed lately and is being watched before it is used again.", ""),
     of("searching", "The search is under way.", ""),
+    of(
+        "peer_silent",
+        "The other end's checks do not arrive.",
+        "Run `switchback netcheck` there; allow outbound UDP at both ends.",
+    ),
+    of("bad_key", "The other end's key is malformed.", "Update both ends to the same version."),
+    of(
+        "hard_nat",
+        "The NAT here gives each destination another port; peers behind such a NAT too are reached through the relay only.",
+        "Firewall: endpoint-independent mapping (\"full cone\"), or forward a port of --udp-ports.",
+    ),
+    of(
+        "one_stun_address",
+        "The gateway answers STUN on one address, so the kind of NAT cannot be told whole.",
+        "Give the gateway --stun-alternate addresses.",
+    ),
+    of(
+        "tls_intercepted",
+        "Something between here and the broker answers TLS in its place: a proxy, or a captive portal.",
+        "Sign in to the network, or exempt the gateway's address from TLS inspection.",
+    ),
+    of(
+        "gateway_unreachable",
+        "The gateway does not answer TCP.",
+        "Firewall: allow outbound TCP to the gateway's port.",
+    ),
 ];
 
 const fn of(code: &'static str, words: &'static str, remedy: &'static str) -> Meaning {

@@ -47,6 +47,12 @@ pub struct SessionKey {
     spki: Vec<u8>,
 }
 
+impl Clone for SessionKey {
+    fn clone(&self) -> Self {
+        Self { pkcs8: self.pkcs8.clone_key(), spki: self.spki.clone() }
+    }
+}
+
 impl SessionKey {
     /// A fresh key.
     ///

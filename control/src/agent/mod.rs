@@ -27,7 +27,8 @@ use crate::dial::BrokerAddress;
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, register_grants};
 use crate::link::{self, Doubt, LinkEvent};
-use crate::udp::UdpOptions;
+use crate::udp::reach::Reach;
+use crate::udp::{self, UdpOptions};
 use crate::wire::{
     AGENT_LINK, AgentLeg, FromAgent, LegTicket, PROTOCOL, Resource, SessionId, SessionOffer,
     ToAgent,
@@ -118,19 +119,20 @@ pub async fn run_with(
     config.resources.iter().try_for_each(probe_tuning)?;
     let home: Arc<str> = BrokerAddress::of(&config.invite)?.host_port().into();
     let key = identity::load(&config.state_dir)?;
+    let reach = Reach::start(&options.udp, &home)?;
     let (news_sender, mut news) = mpsc::channel(EVENTS_MAX);
     let (gone_sender, mut gone) = mpsc::channel(EVENTS_MAX);
-    let AgentOptions { sessions_max, session, udp, state } = options;
+    let AgentOptions { sessions_max, session, udp: _, state } = options;
     let doubt = Doubt::default();
-    let sessions =
-        Sessions::new(
-            key,
-            &config.resources,
-            session,
-            (sessions_max, udp.enabled),
-            news_sender,
-            doubt.clone(),
-        );
+    let sessions = Sessions::new(
+        key,
+        &config.resources,
+        session,
+        (sessions_max, reach.clone()),
+        news_sender,
+        doubt.clone(),
+    );
+    let mut network = reach.as_ref().map(Reach::changed);
     let mut agent = Agent {
         pool: WarmPool::new(config.warm_legs),
         name: config.name,
@@ -141,6 +143,7 @@ pub async fn run_with(
         gone: gone_sender,
         in_flight: Arc::new(Semaphore::new(LEGS_IN_FLIGHT_MAX)),
         link: Link { queue: None, unsaid: VecDeque::new(), reporter: Reporter::default() },
+        reach,
         was_registered: false,
         state: state.unwrap_or_default(),
     };
@@ -167,6 +170,7 @@ pub async fn run_with(
                 News::Over(over) => agent.session_over(over),
             },
             _ = tick.tick() => agent.report(),
+            () = udp::changed(&mut network) => agent.tell_network(),
             () = sleep_until(warm_at.unwrap_or_else(Instant::now)), if warm_at.is_some() => {}
             () = stop.cancelled() => break Ok(()),
         }
@@ -207,6 +211,7 @@ struct Agent {
     gone: mpsc::Sender<WarmGone>,
     in_flight: Arc<Semaphore>,
     link: Link,
+    reach: Option<Reach>,
     was_registered: bool,
     state: watch::Sender<AgentState>,
 }
@@ -218,6 +223,10 @@ impl Agent {
                 self.link.queue = Some(queue);
                 self.link.reporter.link_up();
                 self.register();
+                if let Some(reach) = &self.reach {
+                    reach.locate();
+                }
+                self.tell_network();
             }
             LinkEvent::Down(fault) => {
                 self.link.queue = None;
@@ -237,7 +246,12 @@ impl Agent {
             LinkEvent::Message(ToAgent::WarmTickets { tickets }) => self.warm_up(tickets),
             LinkEvent::Message(ToAgent::Offer { session, leg }) => self.offered(*session, leg),
             LinkEvent::Message(ToAgent::Explain { session }) => self.explain(session),
-            LinkEvent::Message(ToAgent::Candidates { .. } | ToAgent::Relay { .. }) => {}
+            LinkEvent::Message(ToAgent::Candidates { session, candidates }) => {
+                self.sessions.add_candidates(&session, candidates);
+            }
+            LinkEvent::Message(ToAgent::Relay { session, relay }) => {
+                self.sessions.renew(&session, relay);
+            }
             LinkEvent::Message(ToAgent::Begun { session }) => {
                 self.sessions.begin(&session);
             }
@@ -356,6 +370,13 @@ impl Agent {
         }
     }
 
+    /// Where this agent is by UDP, for the sessions to come and those that are.
+    fn tell_network(&self) {
+        if let Some(reach) = &self.reach {
+            self.link.say(FromAgent::Network { candidates: reach.candidates() });
+        }
+    }
+
     fn explain(&self, session: SessionId) {
         if let Some(paths) = self.sessions.explain(&session) {
             self.link.say(FromAgent::Paths { session, paths: Box::new(paths) });
@@ -364,6 +385,9 @@ impl Agent {
 
     fn report(&mut self) {
         self.link.report(&self.sessions);
+        for (session, candidates) in self.sessions.relayed() {
+            self.link.say(FromAgent::Candidates { session, candidates });
+        }
     }
 
     fn show(&self) {

@@ -15,10 +15,11 @@ use crate::code::{Code, Fault};
 use crate::link::Doubt;
 use crate::link::report::figures;
 use crate::reason;
-use crate::udp::session::SessionUdp;
+use crate::udp::reach::Reach;
+use crate::udp::session::{SessionUdp, SessionWatch, Wanted, renewed, under};
 use crate::wire::{
-    ClientAddress, PathReport, PublicKey, Resource, SealedGrant, SessionId, SessionOffer,
-    SessionPurpose, SessionReport,
+    Candidate, ClientAddress, PathReport, PublicKey, RelayAccess, Resource, SealedGrant, SessionId,
+    SessionOffer, SessionPurpose, SessionReport, UdpUse,
 };
 
 /// Part of an agent's sessions that may be ready ones: most of its room is for those in use.
@@ -46,7 +47,7 @@ pub(super) struct Sessions {
     targets: HashMap<String, Arc<Target>>,
     config: SessionConfig,
     sessions_max: usize,
-    udp_enabled: bool,
+    reach: Option<Reach>,
     live: HashMap<SessionId, Live>,
     /// Of those, the ones that nobody uses yet.
     ready: HashSet<SessionId>,
@@ -62,6 +63,8 @@ struct Live {
     target: Arc<Target>,
     client_address: watch::Sender<Option<ClientAddress>>,
     udp: Arc<SessionUdp>,
+    /// To look for the client by UDP.
+    wanted: Wanted,
 }
 
 impl Sessions {
@@ -69,14 +72,14 @@ impl Sessions {
         key: SessionKey,
         resources: &[Resource],
         config: SessionConfig,
-        (sessions_max, udp_enabled): (usize, bool),
+        (sessions_max, reach): (usize, Option<Reach>),
         news: mpsc::Sender<News>,
         doubt: Doubt,
     ) -> Self {
         let target = |resource: &Resource| (resource.name.clone(), Arc::new(resource.into()));
         let targets = resources.iter().map(target).collect();
         let (live, ready) = (HashMap::new(), HashSet::new());
-        Self { key, targets, config, sessions_max, udp_enabled, live, ready, news, doubt }
+        Self { key, targets, config, sessions_max, reach, live, ready, news, doubt }
     }
 
     /// The session of an offer, as its leg must know it; created if it is new.
@@ -94,6 +97,9 @@ impl Sessions {
             // None: the client's link is down just now. Its address has not changed for that.
             if offer.client_address.is_some() {
                 live.client_address.send_replace(offer.client_address);
+            }
+            if let Some(access) = offer.udp {
+                live.udp.begin(live.wanted.clone(), *access, &live.handle);
             }
             return Ok(live.purpose(id));
         }
@@ -115,24 +121,61 @@ impl Sessions {
 
     fn create(&self, offer: SessionOffer) -> Result<Live, Fault> {
         let SessionOffer {
-            id, user, resource, client_key, grant, client_address, transport, purpose, ready, ..
+            id,
+            user,
+            resource,
+            client_key,
+            grant,
+            client_address,
+            transport,
+            udp: access,
+            purpose,
+            ready,
         } = offer;
         let target = self.targets.get(&resource).ok_or_else(|| {
             Code::ResourceUnknown.because(format!("this agent does not offer `{resource}`"))
         })?;
-        let tls = BASE64URL_NOPAD
-            .decode(client_key.0.as_bytes())
-            .ok()
-            .and_then(|spki| server_config(&self.key, &spki).ok())
-            .ok_or_else(|| Code::MessageMalformed.because("the client's key is malformed"))?;
-        let (handle, events) = SessionHandle::start(Role::Agent, &id.0, self.config.clone());
+        let malformed = || Code::MessageMalformed.because("the client's key is malformed");
+        let peer_key = BASE64URL_NOPAD.decode(client_key.0.as_bytes()).map_err(|_| malformed())?;
+        let tls = server_config(&self.key, &peer_key).map_err(|_| malformed())?;
+        let config = under(transport, &self.config);
+        let (handle, events) = SessionHandle::start(Role::Agent, &id.0, config);
         tracing::info!(session = %id, user, resource, ready, "session offered");
         let (client_address, client) = watch::channel(client_address);
         let target = target.clone();
-        let udp = Arc::new(SessionUdp::new(transport, self.udp_enabled));
-        let service = Service { target: target.clone(), client, purpose, ready };
+        let udp = SessionUdp::new(transport, self.reach.clone());
+        let wanted = Wanted { role: Role::Agent, key: self.key.clone(), peer_key };
+        if let Some(access) = access {
+            udp.begin(wanted.clone(), *access, &handle);
+        }
+        if transport.udp == UdpUse::Require {
+            tokio::spawn(udp.clone().enforce(SessionWatch(handle.clone())));
+        }
+        let _paths = Paths { udp: udp.clone() };
+        let service = Service { target: target.clone(), client, purpose, ready, _paths };
         tokio::spawn(follow(id, events, service, self.news.clone(), self.doubt.clone()));
-        Ok(Live { handle, tls, client_key, grant, target, client_address, udp })
+        Ok(Live { handle, tls, client_key, grant, target, client_address, udp, wanted })
+    }
+
+    /// The client of a session can also be reached here.
+    pub(super) fn add_candidates(&self, id: &SessionId, candidates: Vec<Candidate>) {
+        if let Some(live) = self.live.get(id) {
+            live.udp.add(candidates);
+        }
+    }
+
+    /// A session's right to use the relay was renewed.
+    pub(super) fn renew(&self, id: &SessionId, relay: RelayAccess) {
+        if let Some(live) = self.live.get(id) {
+            renewed(&live.udp, relay);
+        }
+    }
+
+    /// Relays that came to be since the last look, by session.
+    pub(super) fn relayed(&self) -> Vec<(SessionId, Vec<Candidate>)> {
+        let untold = self.live.iter().map(|(id, live)| (id, live.udp.untold()));
+        let some = untold.filter(|(_, candidates)| !candidates.is_empty());
+        some.map(|(id, candidates)| (id.clone(), candidates)).collect()
     }
 
     /// What this agent sees of a session's paths.
@@ -218,6 +261,19 @@ struct Service {
     purpose: SessionPurpose,
     /// Its use is yet to be told.
     ready: bool,
+    /// Dropped with the rest.
+    _paths: Paths,
+}
+
+/// A session's UDP, which ends with its events.
+struct Paths {
+    udp: Arc<SessionUdp>,
+}
+
+impl Drop for Paths {
+    fn drop(&mut self) {
+        self.udp.end();
+    }
 }
 
 /// Connects a session's channels to their target until it is over.
@@ -243,6 +299,23 @@ async fn follow(
                 let (id, target) = (id.clone(), service.target.clone());
                 let client = *service.client.borrow();
                 tokio::spawn(async move { target::serve(channel, &target, &id, client).await });
+            }
+            SessionEvent::IncomingDatagrams(flow) if service.purpose == SessionPurpose::Echo => {
+                flow.reset(reason::to_wire(Code::ChannelLimit));
+            }
+            SessionEvent::IncomingDatagrams(flow) => {
+                if std::mem::take(&mut service.ready) {
+                    // The agent is stopping.
+                    let _ = news.send(News::Begun(id.clone())).await;
+                }
+                // Bounded by the session's own limit of channels.
+                let (id, target) = (id.clone(), service.target.clone());
+                tokio::spawn(async move { target::serve_datagrams(flow, &target, &id).await });
+            }
+            SessionEvent::Moved { from, to, cause, stall } => {
+                let from = from.map_or("-", switchback_shortpath::LegKind::label);
+                let (to, cause, stall_us) = (to.label(), cause.as_str(), stall.as_micros());
+                tracing::info!(session = %id, from, to, cause, stall_us, "session moved");
             }
             SessionEvent::LegSuspect(leg) => {
                 tracing::debug!(session = %id, %leg, "leg suspect");
@@ -277,7 +350,10 @@ mod tests {
         let resources = [Resource::tcp("ssh", "127.0.0.1:22")];
         let (sender, over) = mpsc::channel(4);
         let (key, config) = (SessionKey::generate().unwrap(), SessionConfig::default());
-        (Sessions::new(key, &resources, config, (sessions_max, true), sender, Doubt::default()), over)
+        (
+            Sessions::new(key, &resources, config, (sessions_max, None), sender, Doubt::default()),
+            over,
+        )
     }
 
     fn offer(id: &str, client: &SessionKey) -> SessionOffer {

@@ -260,7 +260,8 @@ fn udp(config: &ServeConfig) -> UdpConfig {
     }
     // Ends on this very machine, as in the demo, are to be relayed too; from elsewhere nobody gets here.
     if listen.is_loopback() {
-        udp.allowed_peers = vec![Network { address: listen, prefix: if listen.is_ipv4() { 8 } else { 128 } }];
+        udp.allowed_peers =
+            vec![Network { address: listen, prefix: if listen.is_ipv4() { 8 } else { 128 } }];
     }
     udp.relay_addresses.extend(config.public_relay());
     udp

@@ -7,7 +7,7 @@ use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 
 use crate::secret::Secret;
-use crate::wire::{PublicKey, SessionPurpose, SealedGrant, SessionId};
+use crate::wire::{PublicKey, SealedGrant, SessionId, SessionPurpose};
 
 /// Binds the ciphertext to its purpose and version.
 const PURPOSE: &[u8] = b"switchback grant 1";

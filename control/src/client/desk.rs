@@ -13,6 +13,8 @@ use crate::code::{Code, Fault};
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, figures};
 use crate::link::{self, Doubt, LinkEvent};
+use crate::udp;
+use crate::udp::reach::Reach;
 use crate::udp::session::SessionUdp;
 use crate::wire::{CLIENT_LINK, FromClient, PathMove, SealedGrant, SessionId, ToClient};
 
@@ -171,13 +173,14 @@ impl Desk {
     }
 
     /// Runs the desk until `stop`, or until the link is over.
-    pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
+    pub(super) async fn run(self: Arc<Self>, stop: CancellationToken, reach: Option<Reach>) {
         let (sender, mut events) = mpsc::channel(EVENTS_MAX);
         let link = link::run(&self.invite, CLIENT_LINK, sender, self.doubt.clone(), stop);
         tokio::pin!(link);
         let mut reporter = Reporter::default();
         let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut network = reach.as_ref().map(Reach::changed);
         loop {
             tokio::select! {
                 ended = &mut link => {
@@ -185,8 +188,17 @@ impl Desk {
                     self.link.send_replace(LinkState::Over(fault.clone()));
                     return self.fail_requests(&fault);
                 }
-                Some(event) = events.recv() => self.handle(event, &mut reporter),
-                _ = tick.tick() => self.report(&mut reporter),
+                Some(event) = events.recv() => {
+                    if let (LinkEvent::Up(_), Some(reach)) = (&event, &reach) {
+                        reach.locate();
+                    }
+                    self.handle(event, &mut reporter);
+                }
+                _ = tick.tick() => {
+                    self.report(&mut reporter);
+                    self.tell_relayed();
+                }
+                () = udp::changed(&mut network) => self.tell_network(),
             }
         }
     }
@@ -212,7 +224,16 @@ impl Desk {
                 self.answer(request, Err(code.because(message)));
             }
             LinkEvent::Message(ToClient::Explain { session }) => self.explain(session),
-            LinkEvent::Message(ToClient::Candidates { .. } | ToClient::Relay { .. }) => {}
+            LinkEvent::Message(ToClient::Candidates { session, candidates }) => {
+                if let Some(live) = lock(&self.sessions).get(&session) {
+                    live.udp.add(candidates);
+                }
+            }
+            LinkEvent::Message(ToClient::Relay { session, relay }) => {
+                if let Some(live) = lock(&self.sessions).get(&session) {
+                    udp::session::renewed(&live.udp, relay);
+                }
+            }
             LinkEvent::Message(
                 answer @ (ToClient::Granted { request, .. } | ToClient::Leg { request, .. }),
             ) => self.answer(request, Ok(answer)),
@@ -241,6 +262,25 @@ impl Desk {
     /// A session of ours went over to another transport.
     pub(super) fn moved(&self, session: SessionId, moved: PathMove) {
         self.tell(FromClient::Moved { session, moved: Box::new(moved) });
+    }
+
+    /// This client's network is another one: the agents of its sessions are told where it is now.
+    fn tell_network(&self) {
+        for (session, live) in lock(&self.sessions).iter().filter(|(_, it)| it.udp.is_searching()) {
+            if let Some(candidates) = live.udp.candidates() {
+                self.tell(FromClient::Candidates { session: session.clone(), candidates });
+            }
+        }
+    }
+
+    /// Relays of sessions that came to be since the last look.
+    fn tell_relayed(&self) {
+        for (session, live) in lock(&self.sessions).iter() {
+            let candidates = live.udp.untold();
+            if !candidates.is_empty() {
+                self.tell(FromClient::Candidates { session: session.clone(), candidates });
+            }
+        }
     }
 
     fn explain(&self, session: SessionId) {

@@ -101,9 +101,8 @@ mod tests {
         for cut in 1..=stream.len() {
             let mut pending = Pending::default();
             let pieces = stream.chunks(cut);
-            let numbers: Vec<u64> = pieces
-                .flat_map(|piece| pending.take(&Bytes::copy_from_slice(piece), 20))
-                .collect();
+            let numbers: Vec<u64> =
+                pieces.flat_map(|piece| pending.take(&Bytes::copy_from_slice(piece), 20)).collect();
             assert_eq!(numbers, [1, 2, 3], "cut {cut}");
         }
     }

@@ -32,10 +32,11 @@ use crate::code::{Code, Fault};
 use crate::dial::{Backoff, BrokerAddress};
 use crate::invite::Invite;
 use crate::udp::UdpOptions;
-use crate::udp::session::SessionUdp;
+use crate::udp::reach::Reach;
+use crate::udp::session::{SessionUdp, SessionWatch, Wanted, under};
 use crate::wire::{
-    FromClient, LegTicket, PROTOCOL, PublicKey, ResourceKind, SealedGrant, SessionId, SessionPurpose, ToClient,
-    TransportPolicy,
+    FromClient, LegTicket, PROTOCOL, PublicKey, ResourceKind, SealedGrant, SessionId,
+    SessionPurpose, ToClient, TransportPolicy, UdpAccess, UdpUse,
 };
 use desk::{Desk, LinkState, Live};
 use keeper::{Keeper, Phase};
@@ -74,6 +75,7 @@ pub struct Client {
     desk: Arc<Desk>,
     options: ClientOptions,
     guard: Arc<DropGuard>,
+    reach: Option<Reach>,
     shelf: Arc<Shelf>,
 }
 
@@ -93,11 +95,12 @@ impl Client {
     /// After [`ClientOptions::start_within`]: the last attempt's fault, as a rule [`Code::BrokerUnreachable`].
     pub async fn connect_with(invite: Invite, options: ClientOptions) -> Result<Self, Fault> {
         let home = BrokerAddress::of(&invite)?.host_port();
+        let reach = Reach::start(&options.udp, &home)?;
         let stop = CancellationToken::new();
         let guard = Arc::new(stop.clone().drop_guard());
         let desk = Desk::new(invite, home);
         let mut link = desk.link();
-        tokio::spawn(desk.clone().run(stop));
+        tokio::spawn(desk.clone().run(stop, reach.clone()));
         let deadline = Instant::now() + options.start_within;
         let known = async {
             match link.wait_for(|state| !matches!(state, LinkState::Down(_))).await.as_deref() {
@@ -108,7 +111,7 @@ impl Client {
         };
         timeout_at(deadline, known).await.unwrap_or_else(|_| Err(last_fault(&desk.link())))?;
         let shelf = Arc::new(Shelf::new(options.ready_max));
-        Ok(Self { desk, options, guard, shelf })
+        Ok(Self { desk, options, guard, reach, shelf })
     }
 
     /// Has a session to `resource` held ready, ahead of its first use. Does not wait for it.
@@ -170,7 +173,7 @@ impl Client {
                 protocol: PROTOCOL,
                 resource,
                 key,
-                udp: None,
+                udp: self.reach.as_ref().map(Reach::candidates),
                 purpose,
                 ready,
             };
@@ -194,18 +197,23 @@ impl Client {
         ready: bool,
         start_by: Instant,
     ) -> Result<ClientSession, Fault> {
-        let Granted { id, agent, agent_key, grant, ticket, transport, kind } = granted;
-        let tls = BASE64URL_NOPAD
-            .decode(agent_key.0.as_bytes())
-            .ok()
-            .and_then(|spki| client_config(key, &spki).ok())
-            .ok_or_else(|| Code::MessageMalformed.because("the agent's key is malformed"))?;
-        let (handle, events) =
-            SessionHandle::start(Role::Client, &id.0, self.options.session.clone());
+        let Granted { id, agent, agent_key, grant, ticket, transport, udp: access, kind } = granted;
+        let malformed = || Code::MessageMalformed.because("the agent's key is malformed");
+        let peer_key = BASE64URL_NOPAD.decode(agent_key.0.as_bytes()).map_err(|_| malformed())?;
+        let tls = client_config(key, &peer_key).map_err(|_| malformed())?;
+        let config = under(transport, &self.options.session);
+        let (handle, events) = SessionHandle::start(Role::Client, &id.0, config);
         let (phase, phases) = watch::channel(Phase::Starting);
         // One order is enough to end a session.
         let (orders, ordered) = mpsc::channel(1);
-        let udp = Arc::new(SessionUdp::new(transport, self.options.udp.enabled));
+        let udp = SessionUdp::new(transport, self.reach.clone());
+        let wanted = Wanted { role: Role::Client, key: key.clone(), peer_key };
+        if let Some(access) = access {
+            udp.begin(wanted.clone(), *access, &handle);
+        }
+        if transport.udp == UdpUse::Require {
+            tokio::spawn(udp.clone().enforce(SessionWatch(handle.clone())));
+        }
         let live = Live {
             handle: handle.clone(),
             grant: grant.clone(),
@@ -226,6 +234,7 @@ impl Client {
             phase,
             legs: BTreeSet::new(),
             udp: udp.clone(),
+            wanted,
         };
         tokio::spawn(keeper.run(ticket, start_by, events, ordered));
         let held = session::Held { id, agent, kind, handle, udp };
@@ -241,6 +250,7 @@ struct Granted {
     grant: SealedGrant,
     ticket: LegTicket,
     transport: TransportPolicy,
+    udp: Option<Box<UdpAccess>>,
     kind: ResourceKind,
 }
 
@@ -248,8 +258,16 @@ impl Granted {
     fn of(answer: ToClient) -> Result<Self, Fault> {
         match answer {
             ToClient::Granted {
-                session, agent, agent_key, grant, ticket, transport, kind, ..
-            } => Ok(Self { id: session, agent, agent_key, grant, ticket, transport, kind }),
+                session: id,
+                agent,
+                agent_key,
+                grant,
+                ticket,
+                transport,
+                udp,
+                kind,
+                ..
+            } => Ok(Self { id, agent, agent_key, grant, ticket, transport, udp, kind }),
             _ => Err(Code::MessageMalformed.because("the broker answered another question")),
         }
     }

@@ -16,6 +16,8 @@ use crate::client::keeper::Phase;
 use crate::client::{Client, ClientOptions, ClientSession, legs};
 use crate::code::{Code, Fault};
 use crate::dial::Backoff;
+use crate::udp::reach::Reach;
+use crate::wire::SessionPurpose;
 
 /// A resource that was not opened for this long is in use no more. Shorter than the broker's limit of 15 minutes.
 const IN_USE: Duration = Duration::from_secs(600);
@@ -109,6 +111,7 @@ struct Owner {
     options: ClientOptions,
     guard: Weak<DropGuard>,
     shelf: Weak<Shelf>,
+    reach: Option<Reach>,
 }
 
 /// Why a ready session is ready no more.
@@ -124,6 +127,7 @@ impl Owner {
         Self {
             desk: client.desk.clone(),
             options: client.options.clone(),
+            reach: client.reach.clone(),
             guard: Arc::downgrade(&client.guard),
             shelf: Arc::downgrade(&client.shelf),
         }
@@ -133,6 +137,7 @@ impl Owner {
         Some(Client {
             desk: self.desk.clone(),
             options: self.options.clone(),
+            reach: self.reach.clone(),
             guard: self.guard.upgrade()?,
             shelf: self.shelf.upgrade()?,
         })

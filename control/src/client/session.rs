@@ -8,7 +8,7 @@ use socket2::SockRef;
 use switchback_shortpath::{
     CarryEnd, CarryOutcome, Channel, ChannelError, OpenError, SessionHandle, carry, carry_stdio,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::sleep;
 use tokio_util::sync::DropGuard;
@@ -20,11 +20,15 @@ use crate::code::{Code, Fault};
 use crate::dial::tcp;
 use crate::link::report::rtt_view;
 use crate::reason;
-use crate::udp::session::SessionUdp;
-use crate::wire::{PathMove, ResourceKind, RttView, SessionId, TransportPolicy};
+use crate::udp::flows;
+use crate::udp::session::{SessionUdp, is_direct};
+use crate::wire::{PathMove, ResourceKind, RttView, SessionId, TransportPolicy, UdpUse};
 
 /// Pause after a failed accept: out of descriptors, as a rule, and one must be closed first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Between looks whether a session that must be direct is so: a tenth of what connecting takes.
+const DIRECT_LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Figures of a session at this moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +120,7 @@ impl ClientSession {
 
     /// Whether a leg carries it now.
     pub(super) fn is_carried(&self) -> bool {
-        self.over().is_none() && self.0.handle.stats().leg.is_some()
+        self.over().is_none() && self.0.held.handle.stats().leg.is_some()
     }
 
     /// Its figures.
@@ -166,6 +170,20 @@ impl ClientSession {
         }
     }
 
+    /// Carries every address that sends to `socket` as a flow of datagrams until the session is over.
+    ///
+    /// # Errors
+    /// Why the session ended, unless [`Self::close`] ended it.
+    pub async fn forward_datagrams(&self, socket: UdpSocket) -> Result<(), Fault> {
+        tokio::select! {
+            fault = self.closed() => {
+                let ours = self.0.closing.load(Ordering::Relaxed);
+                if ours { Ok(()) } else { Err(fault) }
+            }
+            Err(_) = flows::forward(&self.0.held.handle, socket) => Err(self.closed().await),
+        }
+    }
+
     /// Carries standard input and output over one channel until the target has finished.
     ///
     /// # Errors
@@ -198,11 +216,28 @@ impl ClientSession {
     /// Waits for the first leg.
     pub(super) async fn carried(&self) -> Result<(), Fault> {
         let mut phase = self.0.phase.clone();
-        let known = phase.wait_for(|phase| !matches!(phase, Phase::Starting)).await;
-        match known.as_deref() {
-            Ok(Phase::Up) => Ok(()),
-            Ok(Phase::Over(fault)) => Err(fault.clone()),
-            _ => Err(Code::Internal.because("the session's keeper is gone")),
+        match phase.wait_for(|phase| !matches!(phase, Phase::Starting)).await.as_deref() {
+            Ok(Phase::Up) => {}
+            Ok(Phase::Over(fault)) => return Err(fault.clone()),
+            _ => return Err(Code::Internal.because("the session's keeper is gone")),
+        }
+        if self.transport().udp == UdpUse::Require {
+            return self.direct().await;
+        }
+        Ok(())
+    }
+
+    /// Waits for a direct path; a session that must have one ends without.
+    async fn direct(&self) -> Result<(), Fault> {
+        let direct = || self.0.held.handle.stats().leg.is_some_and(is_direct);
+        let found = async {
+            while !direct() {
+                sleep(DIRECT_LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = found => Ok(()),
+            fault = self.closed() => Err(fault),
         }
     }
 

@@ -2,9 +2,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use switchback_shortpath::{LegKind, RttFigures, SessionStats};
+use switchback_shortpath::{LegState, LegStats, RttFigures, SessionStats};
 
-use crate::wire::{PathLeg, RttView, SealedGrant, SessionId, SessionReport};
+use crate::wire::{PathLeg, REPORT_LEGS_MAX, RttView, SealedGrant, SessionId, SessionReport};
 
 /// Pause between reports.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -70,12 +70,15 @@ pub fn figures(
 /// The legs of a session as messages carry them.
 #[must_use]
 pub fn path_legs(stats: &SessionStats) -> Vec<PathLeg> {
-    let carries = |leg: LegKind| PathLeg {
-        transport: leg.label().to_owned(),
-        carries: true,
-        rtt_us: stats.rtt.map(|rtt| rtt.smoothed_us),
+    let carries = |leg: &LegStats| leg.state == LegState::Selected;
+    let mut legs: Vec<&LegStats> = stats.legs.iter().take(REPORT_LEGS_MAX).collect();
+    legs.sort_by_key(|leg| !carries(leg));
+    let path_leg = |leg: &LegStats| PathLeg {
+        transport: leg.kind.label().to_owned(),
+        carries: carries(leg),
+        rtt_us: leg.rtt.map(|rtt| rtt.smoothed_us),
     };
-    stats.leg.map(carries).into_iter().collect()
+    legs.into_iter().map(path_leg).collect()
 }
 
 /// The session layer's round-trip times as messages carry them.
@@ -105,7 +108,7 @@ pub fn register_grants(grants: impl Iterator<Item = SealedGrant>) -> Vec<SealedG
 mod tests {
     use super::*;
     use crate::secret::Secret;
-    use crate::wire::{FromAgent, MESSAGE_BYTES_MAX, PathLeg, REPORT_LEGS_MAX};
+    use crate::wire::{FromAgent, MESSAGE_BYTES_MAX};
 
     fn figures(number: usize, bytes: u64) -> (SessionReport, SealedGrant) {
         let rtt = RttView { smoothed_us: u32::MAX, min_us: u32::MAX, p50_us: 9, p99_us: u32::MAX };

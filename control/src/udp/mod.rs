@@ -1,11 +1,17 @@
 //! UDP at the ends of sessions: what an end offers of itself, and the search for a direct path of each session.
 //!
 //! * [`UdpOptions`]: what the user of an end allows.
+//! * `reach`: an end's sockets, and what is known of the network around them (the underlay).
+//! * `flows`: datagram services: a local port at one end, a socket per flow at the other.
 //! * `session`: one session's search, moves, and what is told about them.
 
+pub(crate) mod flows;
+pub(crate) mod reach;
 pub(crate) mod session;
 
 use std::ops::RangeInclusive;
+
+use tokio::sync::watch;
 
 pub use switchback_shortpath::path::{Network, NetworkFilter};
 
@@ -24,6 +30,17 @@ pub struct UdpOptions {
     pub managed_port: Option<u16>,
     /// Networks to use. Default: all.
     pub networks: NetworkFilter,
+}
+
+/// Waits until an end's candidates are others than before; for ever if it does without UDP.
+pub(crate) async fn changed(network: &mut Option<watch::Receiver<u64>>) {
+    let there = match network {
+        Some(network) => network.changed().await.is_ok(),
+        None => false,
+    };
+    if !there {
+        std::future::pending().await
+    }
 }
 
 impl Default for UdpOptions {

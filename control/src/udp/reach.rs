@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use switchback_shortpath::underlay::{
-    RelayAccess as PathRelay, Shortpath, ShortpathPlan, Underlay, UnderlayConfig, UdpPolicy,
+    RelayAccess as PathRelay, Shortpath, ShortpathPlan, UdpPolicy, Underlay, UnderlayConfig,
 };
 use switchback_shortpath::{Role, SessionHandle, SessionKey};
 use tokio::net::lookup_host;
@@ -72,7 +72,11 @@ impl Reach {
         tokio::spawn(async move {
             let found = resolve(&this.home.name).await;
             if !found.is_empty() {
-                this.home.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&found);
+                this.home
+                    .addresses
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone_from(&found);
                 this.underlay.set_servers(found);
             }
         });
@@ -105,7 +109,9 @@ impl Reach {
             .and_then(|token| token.try_into().ok())
             .ok_or_else(|| Code::MessageMalformed.because("the session's token is malformed"))?;
         if !access.local.is_valid() || !access.remote.is_valid() {
-            return Err(Code::MessageMalformed.because("the session's ICE credentials are malformed"));
+            return Err(
+                Code::MessageMalformed.because("the session's ICE credentials are malformed")
+            );
         }
         let relay = match access.relay {
             Some(relay) => self.relay(relay).await,
@@ -166,9 +172,10 @@ fn is_loopback(home: &str) -> bool {
 }
 
 fn unavailable(options: &UdpOptions, error: &io::Error) -> Fault {
-    let ports = options.ports.as_ref().map_or_else(String::new, |ports| {
-        format!(", ports {}-{}", ports.start(), ports.end())
-    });
+    let ports = options
+        .ports
+        .as_ref()
+        .map_or_else(String::new, |ports| format!(", ports {}-{}", ports.start(), ports.end()));
     let managed = options.managed_port.map_or_else(String::new, |port| format!(", port {port}"));
     Code::UdpUnavailable.because(format!("UDP sockets{ports}{managed}: {error}"))
 }

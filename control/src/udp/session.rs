@@ -2,7 +2,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use switchback_shortpath::underlay::{Shortpath, ShortpathView};
+use switchback_shortpath::path::PairState;
+use switchback_shortpath::underlay::{LegView, Shortpath, ShortpathView};
 use switchback_shortpath::{
     LegKind, MoveCause, MoveStats, SessionConfig, SessionHandle, SessionKey,
 };
@@ -14,8 +15,8 @@ use crate::code::Code;
 use crate::link::report::path_legs;
 use crate::reason;
 use crate::wire::{
-    Candidate, CandidateKind, PathMove, PathPair, PathReport, REPORT_PAIRS_MAX, RelayAccess, TransportPolicy,
-    UdpAccess, UdpUse,
+    Candidate, CandidateKind, PathMove, PathPair, PathReport, REPORT_PAIRS_MAX, RelayAccess,
+    TransportPolicy, UdpAccess, UdpUse,
 };
 
 /// Moves that wait for whoever watches; one that is slower misses the oldest.
@@ -49,6 +50,7 @@ enum Search {
 }
 
 /// What a search needs besides [`UdpAccess`].
+#[derive(Clone)]
 pub(crate) struct Wanted {
     pub(crate) role: switchback_shortpath::Role,
     pub(crate) key: SessionKey,
@@ -79,7 +81,12 @@ impl SessionUdp {
     }
 
     /// Starts the search, or tells the one that runs what is new.
-    pub(crate) fn begin(self: &Arc<Self>, wanted: Wanted, access: UdpAccess, session: &SessionHandle) {
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        access: UdpAccess,
+        session: &SessionHandle,
+    ) {
         let Some(reach) = self.reach.clone() else { return };
         if self.transport.udp == UdpUse::Off {
             return;
@@ -94,8 +101,7 @@ impl SessionUdp {
         }
         let (this, session) = (self.clone(), session.clone());
         tokio::spawn(async move {
-            let who =
-                Identity { role: wanted.role, key: &wanted.key, peer_key: wanted.peer_key };
+            let who = Identity { role: wanted.role, key: &wanted.key, peer_key: wanted.peer_key };
             match reach.connect(who, access, this.transport, &session).await {
                 Ok(shortpath) => this.running(shortpath),
                 Err(fault) => {
@@ -222,7 +228,7 @@ impl SessionUdp {
     }
 }
 
-/// A session that is looked at, and not kept alive for it.
+/// A session that is looked at until its [`SessionUdp::end`].
 pub(crate) struct SessionWatch(pub(crate) SessionHandle);
 
 impl SessionWatch {
@@ -256,23 +262,36 @@ pub(crate) fn under(transport: TransportPolicy, config: &SessionConfig) -> Sessi
 }
 
 fn pairs(view: &ShortpathView) -> Vec<PathPair> {
-    let of_leg = |leg: &switchback_shortpath::underlay::LegView| {
+    let of_leg = |leg: &LegView| {
         let kind = leg.kind;
         let pairs = leg.pairs.clone();
         pairs.into_iter().map(move |pair| PathPair {
             transport: kind.to_owned(),
             local: pair.local_kind.as_str().to_owned(),
             remote: format!("{} {}", pair.remote_kind.as_str(), pair.remote),
-            state: if pair.selected { "selected".to_owned() } else { pair.state.as_str().to_owned() },
+            state: if pair.selected { "selected" } else { state(pair.state) }.to_owned(),
             rtt_us: pair.rtt_us.and_then(|us| u32::try_from(us).ok()),
         })
     };
     view.legs.iter().flat_map(of_leg).take(REPORT_PAIRS_MAX).collect()
 }
 
+const fn state(state: PairState) -> &'static str {
+    match state {
+        PairState::Waiting => "waiting",
+        PairState::Checking => "checking",
+        PairState::Succeeded => "succeeded",
+        PairState::Failed => "failed",
+    }
+}
+
 /// Notes that relay rights were renewed: a search that runs keeps its allocations, which outlive their credentials.
 pub(crate) fn renewed(udp: &SessionUdp, relay: RelayAccess) {
-    tracing::debug!(username = relay.username, searching = udp.is_searching(), "relay rights renewed");
+    tracing::debug!(
+        username = relay.username,
+        searching = udp.is_searching(),
+        "relay rights renewed"
+    );
 }
 
 fn saturated(value: u128) -> u64 {

@@ -21,7 +21,8 @@ use crate::broker::rate::{Bucket, LINK_MESSAGES};
 use crate::broker::store::Owner;
 use crate::code::{Code, Fault};
 use crate::wire::{
-    Candidate, ClientAddress, FromClient, PROTOCOL, PublicKey, SessionPurpose, SealedGrant, SessionId,
+    Candidate, ClientAddress, FromClient, PROTOCOL, PublicKey, SealedGrant, SessionId,
+    SessionPurpose,
 };
 
 /// Characters of a session id: 60 random bits.

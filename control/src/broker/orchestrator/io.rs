@@ -6,8 +6,8 @@ use switchback_engine::{LegSide, PairId, Tuning};
 use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
 use crate::wire::{
-    Candidate, ClientAddress, PathMove, PathReport, PublicKey, SessionPurpose, Resource, ResourceKind,
-    SessionId, SessionReport, TransportPolicy,
+    Candidate, ClientAddress, PathMove, PathReport, PublicKey, Resource, ResourceKind, SessionId,
+    SessionPurpose, SessionReport, TransportPolicy,
 };
 
 /// One link, of an agent or a client, while it lasts. Never used twice.

@@ -6,7 +6,7 @@ use switchback_engine::{LegSide, PairId};
 use super::*;
 use crate::api::SessionState;
 use crate::broker::orchestrator::sessions::SILENCE_MAX;
-use crate::wire::{PublicKey, SessionPurpose, Resource, SessionReport};
+use crate::wire::{PublicKey, Resource, SessionPurpose, SessionReport};
 
 pub(super) const CLIENT: LinkId = LinkId(1);
 pub(super) const AGENT: LinkId = LinkId(2);

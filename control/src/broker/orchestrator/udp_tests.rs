@@ -6,7 +6,7 @@ use super::*;
 use crate::broker::seal::Grant;
 use crate::broker::udp::RELAY_TTL;
 use crate::wire::{
-    CandidateKind, PathMove, PathReport, PublicKey, SessionPurpose, Resource, ResourceKind, Standby,
+    CandidateKind, PathMove, PathReport, PublicKey, Resource, ResourceKind, SessionPurpose, Standby,
 };
 
 fn candidate(kind: CandidateKind, address: &str) -> Candidate {
@@ -51,6 +51,7 @@ fn open(world: &mut World, udp: Option<Vec<Candidate>>) -> Vec<Output> {
         created_ms: 1,
         udp,
         purpose: SessionPurpose::Echo,
+        ready: false,
     };
     world.say(Input::Open { link: CLIENT, wish })
 }

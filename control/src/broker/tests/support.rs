@@ -26,8 +26,8 @@ use crate::broker::{Broker, ServeConfig};
 use crate::code::Code;
 use crate::invite::{Invite, InviteKind};
 use crate::wire::{
-    AGENT_LINK, CLIENT_LINK, FromAgent, FromClient, LegTicket, PROTOCOL, PublicKey, SessionPurpose,
-    Resource, SealedGrant, SessionId, ToAgent, ToClient,
+    AGENT_LINK, CLIENT_LINK, FromAgent, FromClient, LegTicket, PROTOCOL, PublicKey, Resource,
+    SealedGrant, SessionId, SessionPurpose, ToAgent, ToClient,
 };
 
 /// Far beyond what anything here takes, so that a hang becomes a failure.
