@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio::io::Interest;
 use tokio::sync::mpsc;
 
-use super::demux::{Kind, compact, kind_without_channels, segments};
+use super::demux::{Kind, compact, kind, segments};
 use super::exchange::{Ear, Exchange};
 use super::paths::{ConnectionIds, Paths, Refusal, SlotId, slot_at, virtual_address};
 use super::relay::Relay;
@@ -171,7 +171,7 @@ impl Wire {
 
     /// One datagram that a relay unwrapped.
     pub(super) fn unwrapped(&self, route: Route, datagram: &[u8]) {
-        match kind_without_channels(datagram) {
+        match kind(datagram) {
             Kind::Stun => self.stun(route, datagram),
             Kind::Quic(cid) => {
                 let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
@@ -180,7 +180,7 @@ impl Wire {
                     Err(refusal) => self.refuse(route, refusal),
                 }
             }
-            Kind::ChannelData(..) | Kind::Other => count(&self.counters.garbage),
+            Kind::Other => count(&self.counters.garbage),
         }
     }
 
@@ -272,7 +272,7 @@ impl Wire {
         meta: &RecvMeta,
     ) -> Option<(SlotId, usize)> {
         let admitted = paths.admitted(route);
-        let slot_of = |datagram: &[u8]| match kind_without_channels(datagram) {
+        let slot_of = |datagram: &[u8]| match kind(datagram) {
             Kind::Quic(cid) => paths.arrive(&self.ids, admitted, cid).map_err(Some),
             _ => Err(None),
         };
@@ -291,7 +291,7 @@ impl Wire {
                 Ok(this) if *slot.get_or_insert(this) == this => keep.push(segment),
                 Ok(other) => self.set_aside(other, datagram),
                 Err(Some(refusal)) => self.refuse(route, refusal),
-                Err(None) if matches!(kind_without_channels(datagram), Kind::Stun) => {
+                Err(None) if matches!(kind(datagram), Kind::Stun) => {
                     self.stun(route, datagram);
                 }
                 Err(None) => count(&self.counters.garbage),
