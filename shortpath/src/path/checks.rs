@@ -4,10 +4,12 @@ use std::time::Instant;
 use rand::Rng;
 use stun_types::message::{BINDING, Message, MessageClass, TransactionId};
 
-use super::candidate::{CandidateKind, Route, priority, reachable};
-use super::finder::{Finder, FinderEvent, PAIRS_MAX};
+use super::candidate::{CandidateKind, Route, priority};
+use super::finder::{Finder, PAIRS_MAX};
 use super::message::{self, Writer, attribute, is_signed};
 use super::pair::{Check, Pair, PairState};
+use super::remote::reachable;
+use super::settings::FinderEvent;
 
 /// Peer-reflexive pairs that have not answered, at most; the oldest makes room. A peer whose NAT gives it a port per
 /// destination shows one per socket of ours; a peer that makes addresses up gets no further.

@@ -5,8 +5,9 @@
 //! the controlled end selects what the peer nominated last, once its own check has been answered.
 use std::time::{Duration, Instant};
 
-use super::finder::{Finder, FinderEvent};
+use super::finder::Finder;
 use super::pair::{Pair, PairState};
+use super::settings::FinderEvent;
 use super::{CandidateKind, CauseText, Route};
 
 /// A gain below that is no reason to move.

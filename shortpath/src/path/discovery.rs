@@ -68,15 +68,14 @@ enum Test {
 struct Probe {
     test: Test,
     to: SocketAddr,
-    ids: Vec<TransactionId>,
-    first: Instant,
+    sent: Vec<(TransactionId, Instant)>,
     due: Instant,
     answered: bool,
 }
 
 impl Probe {
     fn is_done(&self, now: Instant) -> bool {
-        self.answered || (self.ids.len() >= TRIES && self.due <= now)
+        self.answered || (self.sent.len() >= TRIES && self.due <= now)
     }
 }
 
@@ -129,19 +128,18 @@ impl Discovery {
     }
 
     fn probe(&mut self, now: Instant, test: Test, to: SocketAddr) {
-        let ids = Vec::new();
-        self.probes.push(Probe { test, to, ids, first: now, due: now, answered: false });
+        self.probes.push(Probe { test, to, sent: Vec::new(), due: now, answered: false });
     }
 
     /// A datagram that came to the socket. What is no answer to a test is ignored.
     pub fn handle_packet(&mut self, now: Instant, source: SocketAddr, datagram: &[u8]) {
         let (Some(message), source) = (message::parse(datagram), canonical(source)) else { return };
         let id = message.transaction_id();
-        let Some(at) = self.probes.iter().position(|probe| probe.ids.contains(&id)) else { return };
-        let (test, to, first) = {
-            let probe = &self.probes[at];
-            (probe.test, probe.to, probe.first)
-        };
+        let find =
+            |probe: &Probe| probe.sent.iter().find(|(sent, _)| *sent == id).map(|(_, at)| *at);
+        let found = self.probes.iter().enumerate().find_map(|(n, probe)| Some((n, find(probe)?)));
+        let Some((at, sent)) = found else { return };
+        let (test, to) = (self.probes[at].test, self.probes[at].to);
         let success = message.has_class(MessageClass::Success);
         let fits = match test {
             Test::Reach | Test::Map => success && source == to,
@@ -153,7 +151,7 @@ impl Discovery {
             return;
         }
         match test {
-            Test::Reach => self.note_reached(now, source, first, &message),
+            Test::Reach => self.note_reached(now, source, sent, &message),
             Test::Map => self.observe(source, &message),
             Test::ChangeBoth => self.report.filtering = Filtering::EndpointIndependent,
             Test::ChangePort if self.report.filtering == Filtering::Unknown => {
@@ -175,11 +173,11 @@ impl Discovery {
         &mut self,
         now: Instant,
         server: SocketAddr,
-        first: Instant,
+        sent: Instant,
         message: &Message<'_>,
     ) {
         self.observe(server, message);
-        let rtt = now.saturating_duration_since(first).as_micros();
+        let rtt = now.saturating_duration_since(sent).as_micros();
         self.report.rtt_us.push((server, u64::try_from(rtt).unwrap_or(u64::MAX)));
         if self.report.server.is_none() {
             self.report.udp = true;
@@ -206,7 +204,7 @@ impl Discovery {
         }
         for at in 0..self.probes.len() {
             let probe = &self.probes[at];
-            if !probe.answered && probe.due <= now && probe.ids.len() < TRIES {
+            if !probe.answered && probe.due <= now && probe.sent.len() < TRIES {
                 self.send(now, at);
             }
         }
@@ -222,8 +220,8 @@ impl Discovery {
             _ => out,
         };
         self.transmits.push_back((probe.to, out.finish(None)));
-        probe.ids.push(id);
-        probe.due = now + if probe.ids.len() == TRIES { LAST_WAIT } else { PAUSE };
+        probe.sent.push((id, now));
+        probe.due = now + if probe.sent.len() == TRIES { LAST_WAIT } else { PAUSE };
     }
 
     fn ask_filtering(&mut self, now: Instant) {
@@ -281,7 +279,8 @@ const DONE: u8 = 4;
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{ms, nats};
-    use super::super::lab::{Nat, NatKind, Net, Server};
+    use super::super::lab::{Nat, NatKind, Net};
+    use super::super::lab_server::Server;
     use super::*;
 
     fn discover(nat: Option<NatKind>, blocked: bool) -> DiscoveryReport {

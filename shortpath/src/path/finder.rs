@@ -1,7 +1,7 @@
 //! The finder: ICE connectivity checks (RFC 8445, always trickling, RFC 8838) of one session and leg kind.
 //!
-//! Three files: this one is the outside and the clockwork, [`checks`](super::checks) the messages,
-//! [`choose`](super::choose) which pair is used and which are given up.
+//! This file is the outside and the clockwork, `checks.rs` the messages, `choose.rs` which pair is used and which are
+//! given up, `settings.rs` the knobs.
 //!
 //! **Fast where it matters.** The first checks leave at once, in a burst of [`FinderTiming::burst`], later ones
 //! [`FinderTiming::pacing`] apart. Every authenticated check of the peer triggers one back at once on the same pair, so
@@ -23,152 +23,16 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use serde::Serialize;
 use stun_types::message::{IntegrityKey, TransactionId};
 
 use super::candidate::{
-    Candidate, CandidateKind, CandidateRefusal, IceCredentials, LocalId, RemoteCandidates,
-    RemoteLimits, Route, pair_priority, priority,
+    Candidate, CandidateKind, IceCredentials, LocalId, Route, pair_priority, priority,
 };
 use super::message::{self, short_term_key};
 use super::pair::{Pair, PairState, PairView};
+use super::remote::{CandidateRefusal, RemoteCandidates, RemoteLimits};
+use super::settings::{FinderConfig, FinderCounters, FinderEvent, FinderTiming, Tokens};
 use crate::LegKind;
-
-/// A symbolic reason, stable: `no_local_candidates`, `no_remote_candidates`, `checks_unanswered`, `consent_expired`,
-/// `local_removed`.
-pub type CauseText = &'static str;
-
-/// What the owner has to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinderEvent {
-    /// The first pair that answered, once until [`FinderEvent::Lost`]: a QUIC client starts now.
-    Reachable(Route),
-    /// The pair to use: nominated, or better than the one before.
-    Selected(Route),
-    /// An authenticated check came from here: admit its QUIC packets. Once per route while the pair lives.
-    PeerAt(Route),
-    /// Nothing answers any more, or nothing ever did. The search goes on at a slower pace.
-    Lost(CauseText),
-}
-
-/// The clockwork. The defaults are meant; tests turn single knobs.
-#[derive(Clone, Debug)]
-pub struct FinderTiming {
-    /// Ta, the time between checks. 5 ms is the least that RFC 8445 section 14.2 permits; 200 checks/s of 150 bytes are
-    /// 0.24 Mbit/s.
-    pub pacing: Duration,
-    /// Checks that may leave without waiting: as many as TCP's first flight has segments (RFC 6928).
-    pub burst: u32,
-    /// Wait for the first answer; grows by half with each try. RFC 8445's 500 ms is meant for links of its days; an
-    /// answer that comes later still counts.
-    pub first_rto: Duration,
-    /// Largest wait between two checks of a round.
-    pub max_rto: Duration,
-    /// Unanswered checks that fail a pair. 12 take 6.8 s.
-    pub tries: u32,
-    /// Unanswered checks in a later round.
-    pub retry_tries: u32,
-    /// First and largest pause before a failed pair is tried again; it grows by half.
-    pub retry_first: Duration,
-    /// See `retry_first`.
-    pub retry_last: Duration,
-    /// Failed pairs that are tried again, the best ones.
-    pub retry_pairs: usize,
-    /// Between consent checks on the selected pair, times 0.8-1.2 (RFC 7675 section 5.1).
-    pub consent: Duration,
-    /// Without an answer for that long nothing may be sent any more. RFC 7675 wants at most 30 s; the session has judged
-    /// by its own bytes long before.
-    pub consent_lost: Duration,
-    /// Between checks that keep other good pairs open. Below the 30 s after which many NATs forget.
-    pub standby: Duration,
-    /// Good pairs kept open besides the selected one.
-    pub standbys: usize,
-}
-
-impl Default for FinderTiming {
-    fn default() -> Self {
-        Self {
-            pacing: Duration::from_millis(5),
-            burst: 10,
-            first_rto: Duration::from_millis(40),
-            max_rto: Duration::from_secs(1),
-            tries: 12,
-            retry_tries: 3,
-            retry_first: Duration::from_secs(10),
-            retry_last: Duration::from_secs(30),
-            retry_pairs: 16,
-            consent: Duration::from_secs(5),
-            consent_lost: Duration::from_secs(10),
-            standby: Duration::from_secs(15),
-            standbys: 2,
-        }
-    }
-}
-
-/// What a finder is made of.
-#[derive(Clone, Debug)]
-pub struct FinderConfig {
-    /// The leg it finds a path for; decides which remote candidates it takes.
-    pub kind: LegKind,
-    /// The client controls, the agent is controlled. A conflict is resolved as RFC 8445 section 7.3.1.1 says.
-    pub controlling: bool,
-    /// Our *base* credentials, as signalled; the finder derives those of its kind.
-    pub local: IceCredentials,
-    /// The peer's, likewise.
-    pub remote: IceCredentials,
-    /// What the peer may have us check.
-    pub limits: RemoteLimits,
-    /// The clockwork.
-    pub timing: FinderTiming,
-    /// For transaction ids, the tie-breaker and jitter. From the system's generator, unless a test sets it.
-    pub seed: [u8; 32],
-}
-
-impl FinderConfig {
-    /// Default limits and timing, a fresh seed.
-    #[must_use]
-    pub fn new(
-        kind: LegKind,
-        controlling: bool,
-        local: IceCredentials,
-        remote: IceCredentials,
-    ) -> Self {
-        Self {
-            kind,
-            controlling,
-            local,
-            remote,
-            limits: RemoteLimits::default(),
-            timing: FinderTiming::default(),
-            seed: rand::random(),
-        }
-    }
-}
-
-/// What was sent, and what was ignored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct FinderCounters {
-    /// Checks sent.
-    pub checks: u64,
-    /// Checks answered by the peer.
-    pub answers: u64,
-    /// The peer's checks answered by us.
-    pub requests: u64,
-    /// Messages with our username or transaction, but a wrong signature.
-    pub forged: u64,
-    /// Requests that were seen before, from elsewhere.
-    pub replayed: u64,
-    /// Answers that came another way than the check went.
-    pub astray: u64,
-    /// Requests beyond the limits on answers, addresses or pairs, or from addresses nobody may be checked at.
-    pub refused: u64,
-    /// Error answers other than a role conflict.
-    pub errors: u64,
-    /// Role conflicts resolved.
-    pub conflicts: u64,
-    /// ICMP errors.
-    pub icmp: u64,
-}
 
 #[derive(Debug)]
 pub(super) struct Local {
@@ -199,6 +63,7 @@ pub struct Finder {
     pub(super) reached: bool,
     pub(super) told_failure: bool,
     doubted: Option<Instant>,
+    evicted: Option<Instant>,
     doubted_all: Option<Instant>,
     /// Requests lately seen, to tell replays.
     pub(super) seen: VecDeque<(TransactionId, Route)>,
@@ -215,6 +80,9 @@ const LOCALS_MAX: usize = 32;
 pub(super) const PAIRS_MAX: usize = 96;
 /// Answers to the peer's checks: a peer as fast as we are sends 200/s in its first round.
 const ANSWERS: (u32, Duration) = (64, Duration::from_millis(5));
+/// A dead candidate makes room for a new one at most that often: 12 checks in 5 s is all that a peer gets who names ever
+/// new addresses.
+const EVICTION_PAUSE: Duration = Duration::from_secs(5);
 /// A doubt asks for checks of good pairs at most that often.
 const DOUBT_PAUSE: Duration = Duration::from_millis(100);
 /// And of failed ones: a peer that acknowledges nothing makes us doubt, and shall not make us scan.
@@ -248,6 +116,7 @@ impl Finder {
             reached: false,
             told_failure: false,
             doubted: None,
+            evicted: None,
             doubted_all: None,
             seen: VecDeque::new(),
             transmits: VecDeque::new(),
@@ -298,6 +167,7 @@ impl Finder {
         now: Instant,
         candidate: Candidate,
     ) -> Result<(), CandidateRefusal> {
+        self.make_room(now, Candidate::new(candidate.kind, candidate.address));
         let taken = self.remotes.take(&self.limits, self.kind, candidate)?;
         let mut bases: Vec<_> = self.locals.iter().map(|local| local.id).collect();
         bases.sort_unstable();
@@ -307,6 +177,29 @@ impl Finder {
         }
         self.pump(now);
         Ok(())
+    }
+
+    /// A peer that moves or is rebound often has new addresses in place of dead ones: the oldest that has failed goes, if
+    /// the last one to go did so long enough ago.
+    fn make_room(&mut self, now: Instant, candidate: Candidate) {
+        let Some(lack) = self.remotes.lacks_room(&self.limits, self.kind, candidate) else {
+            return;
+        };
+        if self.evicted.is_some_and(|at| now.saturating_duration_since(at) < EVICTION_PAUSE) {
+            return;
+        }
+        let same_host = lack == CandidateRefusal::TooManyOfHost;
+        let is_dead = |address: SocketAddr| {
+            let mut pairs = self.pairs.iter().filter(|pair| pair.route.remote == address);
+            pairs.all(|pair| pair.rounds > 0 && pair.state != PairState::Succeeded)
+        };
+        let mut dead = self.remotes.taken().iter().map(|taken| taken.address).filter(|address| {
+            (!same_host || address.ip() == candidate.address.ip()) && is_dead(*address)
+        });
+        let Some(address) = dead.next() else { return };
+        self.evicted = Some(now);
+        self.remotes.forget(address);
+        self.pairs.retain(|pair| pair.route.remote != address);
     }
 
     /// Whether a STUN datagram is for this finder: its username names us, or it answers a check of ours. Cheap, no
@@ -481,28 +374,3 @@ impl Finder {
 
 /// ICMP errors that fail a pair that never answered: a NAT's answer to an early punch is one, two at most.
 const ICMP_MAX: u32 = 4;
-
-/// A token bucket: `burst` at once, then one per `interval`.
-#[derive(Debug)]
-pub(super) struct Tokens {
-    interval: Duration,
-    depth: Duration,
-    /// When the bucket would be full again; that minus the depth is when a token is there.
-    full: Instant,
-}
-
-impl Tokens {
-    pub(super) fn new(now: Instant, burst: u32, interval: Duration) -> Self {
-        Self { interval, depth: interval * burst.max(1), full: now }
-    }
-
-    /// When the next token is there.
-    pub(super) fn ready(&self) -> Instant {
-        let next = self.full + self.interval;
-        next.checked_sub(self.depth).unwrap_or(self.full)
-    }
-
-    pub(super) fn take(&mut self, now: Instant) {
-        self.full = self.full.max(now) + self.interval;
-    }
-}

@@ -2,7 +2,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::lab::{Arrived, By, Nat, NatKind, Net, PortRule, Server};
+use super::lab::{Arrived, By, Nat, NatKind, Net, PortRule};
+use super::lab_server::Server;
 use super::{
     Candidate, CandidateKind, Finder, FinderConfig, FinderEvent, IceCredentials, Keeper,
     KeeperConfig, KeeperEvent, LocalId, Route, TurnClient, TurnConfig, TurnEvent,
@@ -214,6 +215,16 @@ impl World {
                 }
             }
             if client { &mut self.a } else { &mut self.b }.finders.push(finder);
+        }
+    }
+
+    /// Each end hears of the other's candidates as they are now.
+    pub(super) fn signal(&mut self) {
+        let (now, of_a, of_b) = (self.net.now, self.a.candidates(), self.b.candidates());
+        for (end, theirs) in [(&mut self.a, &of_b), (&mut self.b, &of_a)] {
+            for candidate in theirs {
+                let _ = end.finder(LegKind::UdpDirect).add_remote(now, *candidate);
+            }
         }
     }
 

@@ -127,7 +127,7 @@ fn a_spare_socket_learns_how_long_a_mapping_lives() {
     kind.timeout = Duration::from_secs(40);
     let mut net = lab::Net::new(24);
     net.host(A, ms(10), Some(lab::Nat::new(kind, "203.0.113.2")));
-    let mut server = lab::Server::new();
+    let mut server = lab_server::Server::new();
     for ip in server.addresses {
         net.host(&ip.to_string(), Duration::ZERO, None);
     }

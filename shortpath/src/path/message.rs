@@ -7,8 +7,6 @@ use stun_types::message::{
     MessageWriteExt, MessageWriteVec, Method, ShortTermCredentials, TransactionId,
 };
 
-pub(super) use stun_types::message::Message as Parsed;
-
 /// Attribute numbers (IANA "STUN Attributes").
 pub(super) mod attribute {
     pub(in crate::path) const MAPPED_ADDRESS: u16 = 0x0001;
@@ -27,7 +25,6 @@ pub(super) mod attribute {
     pub(in crate::path) const XOR_MAPPED_ADDRESS: u16 = 0x0020;
     pub(in crate::path) const PRIORITY: u16 = 0x0024;
     pub(in crate::path) const USE_CANDIDATE: u16 = 0x0025;
-    pub(in crate::path) const RESPONSE_ORIGIN: u16 = 0x802b;
     pub(in crate::path) const OTHER_ADDRESS: u16 = 0x802c;
     pub(in crate::path) const ICE_CONTROLLED: u16 = 0x8029;
     pub(in crate::path) const ICE_CONTROLLING: u16 = 0x802a;

@@ -13,34 +13,43 @@
 mod candidate;
 mod checks;
 mod choose;
-mod discovery;
-mod finder;
+pub mod discovery;
+pub mod finder;
 #[cfg(test)]
 mod fixture;
-mod keeper;
+#[cfg(test)]
+mod hostile;
+pub mod keeper;
+mod keeper_words;
 #[cfg(test)]
 mod keeping;
 #[cfg(test)]
 mod lab;
+#[cfg(test)]
+mod lab_server;
 mod lifetime;
 mod message;
 mod network;
 mod pair;
 mod predict;
+mod remote;
+mod settings;
 #[cfg(test)]
 mod tests;
-mod turn;
+pub mod turn;
+mod turn_words;
 
-pub use candidate::{
-    Candidate, CandidateKind, CandidateRefusal, IceCredentials, LocalId, RemoteCandidates,
-    RemoteLimits, Route, canonical,
-};
+pub use candidate::{Candidate, CandidateKind, IceCredentials, LocalId, Route, canonical};
 pub use discovery::{Discovery, DiscoveryReport, Filtering};
-pub use finder::{CauseText, Finder, FinderConfig, FinderCounters, FinderEvent, FinderTiming};
-pub use keeper::{Keeper, KeeperConfig, KeeperEvent, KeeperView};
+pub use finder::Finder;
+pub use keeper::Keeper;
+pub use keeper_words::{KeeperConfig, KeeperEvent, KeeperView};
 pub use lifetime::{LifetimeProbe, MappingLifetime};
 pub use message::is_stun;
 pub use network::{Network, NetworkError, NetworkFilter};
 pub use pair::{PairState, PairView};
 pub use predict::{Mapping, Observation, Ports, judge_mapping, judge_ports, predict_ports};
-pub use turn::{TurnClient, TurnConfig, TurnEvent, TurnFailure};
+pub use remote::{CandidateRefusal, RemoteCandidates, RemoteLimits};
+pub use settings::{CauseText, FinderConfig, FinderCounters, FinderEvent, FinderTiming};
+pub use turn::TurnClient;
+pub use turn_words::{TurnConfig, TurnEvent, TurnFailure};

@@ -6,7 +6,7 @@ use serde::Serialize;
 use stun_types::message::TransactionId;
 
 use super::candidate::{CandidateKind, Route};
-use super::finder::FinderTiming;
+use super::settings::FinderTiming;
 
 /// Where a pair stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

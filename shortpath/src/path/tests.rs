@@ -35,8 +35,12 @@ fn every_cell_of_the_nat_matrix_ends_where_theory_says() {
             world.start(ms(3));
             let direct = world.meet(UdpDirect, Duration::from_secs(8));
             let relay = world.meet(UdpRelay, Duration::from_secs(8));
-            if direct.is_some() != punchable(a, b) || relay.is_none() {
-                wrong.push(format!("{name_a} x {name_b}: direct {direct:?}, relay {relay:?}"));
+            // 40 ms is one RTT of the path. Symmetric NATs need a round more than cones, to learn the other's port.
+            let late = world.reachable(UdpDirect).is_some_and(|took| took > ms(3 + 2 * 40 + 5))
+                || world.reachable(UdpRelay).is_none_or(|took| took > ms(3 + 2 * 40 + 5));
+            if direct.is_some() != punchable(a, b) || relay.is_none() || late {
+                let took = [UdpDirect, UdpRelay].map(|kind| world.reachable(kind));
+                wrong.push(format!("{name_a} x {name_b}: {direct:?}, {relay:?}, reached {took:?}"));
             }
         }
     }
@@ -81,7 +85,7 @@ fn a_fifth_of_all_packets_lost_delays_but_does_not_prevent() {
     assert!(worst < Duration::from_secs(2), "{worst:?}");
 }
 
-fn met(seed: u64, a: &str, b: &str) -> World {
+pub(super) fn met(seed: u64, a: &str, b: &str) -> World {
     let mut world = World::new(seed, ms(10), Some(kind_of(a)), Some(kind_of(b)));
     world.start(ms(3));
     world.meet(UdpDirect, Duration::from_secs(3)).unwrap();
@@ -173,126 +177,6 @@ fn two_controlling_ends_agree_on_one() {
 }
 
 #[test]
-fn forged_replayed_and_reflected_checks_change_nothing() {
-    let world = World::new(8, ms(10), None, None);
-    let now = world.net.now;
-    let config = |client: bool, ours: &IceCredentials, theirs: &IceCredentials| {
-        FinderConfig::new(UdpDirect, client, ours.clone(), theirs.clone())
-    };
-    let (a, b) = (world.a.credentials.clone(), world.b.credentials.clone());
-    let route = |text: &str| Route { local: SOCKET, remote: text.parse().unwrap() };
-    let host = |text: &str| Candidate::new(CandidateKind::Host, text.parse().unwrap());
-    let mut ours = Finder::new(now, config(true, &a, &b));
-    ours.add_local(now, host("10.0.1.2:5000"), SOCKET);
-
-    let check_by = |password: &str| {
-        let liar = IceCredentials { password: password.into(), ..a.clone() };
-        let mut peer = Finder::new(now, config(false, &b, &liar));
-        peer.add_local(now, host("10.0.2.2:5000"), SOCKET);
-        peer.add_remote(now, host("10.0.1.2:5000")).unwrap();
-        peer.poll_transmit().unwrap().1
-    };
-    let forged = check_by("some-other-password-of-22-chars");
-    assert!(ours.accepts(&forged));
-    ours.handle_packet(now, route("10.0.2.2:5000"), &forged);
-    assert_eq!((ours.counters().forged, ours.pairs().len()), (1, 0));
-    assert!(ours.poll_transmit().is_none() && ours.poll_event().is_none());
-
-    let honest = check_by(&a.password);
-    ours.handle_packet(now, route("10.0.2.2:5000"), &honest);
-    assert_eq!(ours.poll_event(), Some(FinderEvent::PeerAt(route("10.0.2.2:5000"))));
-    ours.handle_packet(now, route("10.0.9.9:5000"), &honest);
-    assert_eq!((ours.counters().replayed, ours.pairs().len()), (1, 1));
-    assert!(ours.poll_event().is_none());
-
-    // Our own check, sent back to us: it names the peer, not us.
-    let sent: Vec<_> = std::iter::from_fn(|| ours.poll_transmit()).collect();
-    let mine = sent.iter().find(|(_, bytes)| bytes[..2] == [0, 1]).unwrap();
-    ours.handle_packet(now, mine.0, &mine.1);
-    assert_eq!(ours.counters().requests, 1);
-
-    for len in 0..honest.len() {
-        ours.handle_packet(now, route("10.0.2.2:5000"), &honest[..len]);
-    }
-    assert_eq!(ours.counters().requests, 1);
-}
-
-/// A finder with one socket, and nobody who answers.
-fn lonely(world: &World) -> Finder {
-    let config = FinderConfig::new(
-        UdpDirect,
-        true,
-        world.a.credentials.clone(),
-        world.b.credentials.clone(),
-    );
-    let mut finder = Finder::new(world.net.now, config);
-    finder.add_local(world.net.now, Candidate::new(CandidateKind::Host, world.a.socket), SOCKET);
-    finder
-}
-
-/// Lets a lonely finder run; every check with its time since the start.
-fn checks_within(
-    finder: &mut Finder,
-    start: std::time::Instant,
-    limit: Duration,
-) -> Vec<(Duration, Route)> {
-    let mut sent = Vec::new();
-    let mut now = start;
-    loop {
-        sent.extend(std::iter::from_fn(|| finder.poll_transmit()).map(|(r, _)| (now - start, r)));
-        match finder.poll_timeout().filter(|at| *at <= start + limit) {
-            Some(at) => now = now.max(at),
-            None => return sent,
-        }
-        finder.handle_timeout(now);
-    }
-}
-
-#[test]
-fn a_hostile_list_of_candidates_is_no_scan_on_command() {
-    let world = World::new(9, ms(10), None, None);
-    let (mut finder, now) = (lonely(&world), world.net.now);
-    finder.limits.servers = vec![world.server.stun()];
-    for n in 0..1000_u32 {
-        let address = match n % 4 {
-            0 => format!("224.0.0.{}:{}", n % 250, 1000 + n),
-            1 => format!("127.0.0.1:{}", 1000 + n),
-            2 => "192.0.2.1:3478".into(),
-            _ => format!("198.51.{}.{}:{}", n / 250, n % 250 + 1, 1000 + n),
-        };
-        let candidate = Candidate::new(CandidateKind::Host, address.parse().unwrap());
-        let _ = finder.add_remote(now, candidate);
-    }
-    assert_eq!(finder.refused().map(|(_, count)| count).sum::<u64>(), 968);
-    let sent = checks_within(&mut finder, now, Duration::from_secs(600));
-    assert!(sent.iter().all(|(_, route)| route.remote.ip().to_string().starts_with("198.51.")));
-    let within = |limit| sent.iter().filter(|(at, _)| *at < limit).count();
-    assert!(within(ms(1)) <= 10, "the burst");
-    assert!(within(Duration::from_secs(1)) <= 10 + 200, "the pace");
-    assert!(within(Duration::from_secs(10)) <= 32 * 12, "the first round");
-    // Afterwards 16 pairs, three checks each, every 10 to 30 s.
-    assert!(sent.len() <= 32 * 12 + 16 * 3 * 25, "{}", sent.len());
-}
-
-#[test]
-fn strangers_with_the_password_cannot_make_us_keep_more_than_a_few() {
-    let world = World::new(9, ms(10), None, None);
-    let (mut finder, now) = (lonely(&world), world.net.now);
-    for n in 0..500_u16 {
-        let (a, b) = (world.a.credentials.clone(), world.b.credentials.clone());
-        let mut peer = Finder::new(now, FinderConfig::new(UdpDirect, false, b, a));
-        let host = Candidate::new(CandidateKind::Host, "10.0.2.2:1".parse().unwrap());
-        peer.add_local(now, host, SOCKET);
-        peer.add_remote(now, Candidate::new(CandidateKind::Host, world.a.socket)).unwrap();
-        let check = peer.poll_transmit().unwrap().1;
-        let remote = std::net::SocketAddr::new("198.51.100.7".parse().unwrap(), 2000 + n);
-        finder.handle_packet(now, Route { local: SOCKET, remote }, &check);
-    }
-    assert!(finder.pairs().len() <= 8);
-    assert!(finder.counters().refused > 0 && finder.counters().requests <= 64);
-}
-
-#[test]
 fn consent_that_is_not_renewed_ends_and_is_found_again() {
     let mut world = met(10, "port-restr", "port-restr");
     world.net.blocked.push(super::fixture::B.parse().unwrap());
@@ -332,20 +216,6 @@ fn a_search_that_finds_nothing_says_so_once_and_goes_on_at_a_slow_pace() {
 }
 
 #[test]
-fn icmp_errors_alone_do_not_end_a_pair_that_answers() {
-    let mut world = met(12, "fullcone", "fullcone");
-    let route = world.a.finders[0].selected().unwrap();
-    for _ in 0..50 {
-        let now = world.net.now;
-        world.a.finder(UdpDirect).unreachable(now, route);
-        world.run(ms(20));
-    }
-    assert_eq!(world.a.finders[0].selected(), Some(route));
-    let checks = world.a.finders[0].counters().checks;
-    assert!(checks < 80, "{checks}: forged errors buy few checks");
-}
-
-#[test]
 fn a_removed_base_gives_way_to_another_at_once() {
     let mut world = World::new(13, ms(10), None, None).with_relay();
     world.start(ms(3));
@@ -366,4 +236,45 @@ fn the_choice_is_stable_over_an_hour() {
     assert!(changes.is_empty(), "{changes:?}");
     let checks = world.a.finders[0].counters().checks;
     assert!(checks < 2200, "{checks} checks in an hour");
+}
+
+/// After whatever has happened, the two ends use the same pair of addresses in both directions, or say that none works.
+#[test]
+fn random_stories_end_with_both_ends_on_one_path() {
+    for seed in 0..60_u64 {
+        let names = ["fullcone", "addr-restr", "port-restr", "eim-nopres"];
+        let pick = |at: u64| Some(kind_of(names[usize::try_from(at % 4).unwrap()]));
+        let mut world = World::new(seed, ms(5 + seed % 40), pick(seed), pick(seed / 4));
+        world.start(ms(seed % 90));
+        for step in 0..20_u64 {
+            let dice = (seed * 31 + step * 17) % 11;
+            let now = world.net.now;
+            match dice {
+                0 => world.net.rebind(super::fixture::A, 0),
+                1 => world.net.rebind(B, 0),
+                2 => world.net.loss = 0.3,
+                3 => world.net.loss = 0.0,
+                4 => world.net.blocked.push(B.parse().unwrap()),
+                5 | 6 => world.net.blocked.clear(),
+                7 => world.a.finder(UdpDirect).doubt(now),
+                8 => world.b.finder(UdpDirect).doubt(now),
+                _ => {}
+            }
+            world.run(ms(200 + 613 * dice));
+        }
+        world.net.blocked.clear();
+        world.net.loss = 0.0;
+        let end = world.net.now + Duration::from_secs(50);
+        // The broker would forward what the keepers have found.
+        world.run(Duration::from_secs(16));
+        world.signal();
+        let agreed = world.run_until(end, |world| {
+            let used = |end: &super::fixture::End| end.finders[0].selected().map(|r| r.remote);
+            let rtt = |end: &super::fixture::End| {
+                end.finders[0].pairs().iter().any(|p| p.selected && p.state == PairState::Succeeded)
+            };
+            used(&world.a).is_some() && used(&world.b).is_some() && rtt(&world.a) && rtt(&world.b)
+        });
+        assert!(agreed, "seed {seed}: {:?} {:?}", world.a.finders[0], world.b.finders[0].pairs());
+    }
 }

@@ -1,4 +1,5 @@
-//! What a UDP payload is: STUN, ChannelData of a TURN server, or QUIC (RFC 9443 section 3), in pure code.
+//! What a UDP payload is: STUN or QUIC (RFC 9443 section 3), in pure code. ChannelData of TURN servers comes on sockets of its
+//! own only (see [`super::relay`]), so that the first bytes 64 to 79, which QUIC uses as well, are no riddle here.
 //!
 //! The kernel hands several datagrams of one sender over as one buffer (GRO), so every *segment* is looked at by itself:
 //! a check may sit between two QUIC packets.
@@ -14,8 +15,6 @@ pub(super) const TOKEN_CID_LEN: usize = 20;
 pub(super) enum Kind<'a> {
     /// A STUN message, by first byte and magic cookie.
     Stun,
-    /// A TURN channel's number and payload.
-    ChannelData(u16, &'a [u8]),
     /// A QUIC packet for the connection id it begins with.
     Quic(&'a [u8]),
     /// None of them.
@@ -31,16 +30,6 @@ const STUN_HEADER: usize = 20;
 pub(super) fn kind(datagram: &[u8]) -> Kind<'_> {
     match datagram.first() {
         Some(0..=3) if is_stun(datagram) => Kind::Stun,
-        Some(64..=79) => channel_data(datagram).unwrap_or_else(|| quic(datagram)),
-        Some(80..) => quic(datagram),
-        _ => Kind::Other,
-    }
-}
-
-/// [`kind`] for sockets on which no TURN server speaks: 64 to 79 are QUIC's short headers there.
-pub(super) fn kind_without_channels(datagram: &[u8]) -> Kind<'_> {
-    match datagram.first() {
-        Some(0..=3) if is_stun(datagram) => Kind::Stun,
         Some(64..) => quic(datagram),
         _ => Kind::Other,
     }
@@ -48,15 +37,6 @@ pub(super) fn kind_without_channels(datagram: &[u8]) -> Kind<'_> {
 
 fn is_stun(datagram: &[u8]) -> bool {
     datagram.len() >= STUN_HEADER && datagram.get(4..8) == Some(&COOKIE)
-}
-
-/// RFC 8656 section 12.4: channel number, length, payload; over UDP padding may follow.
-fn channel_data(datagram: &[u8]) -> Option<Kind<'_>> {
-    let head: [u8; 4] = datagram.get(..4)?.try_into().ok()?;
-    let number = u16::from_be_bytes([head[0], head[1]]);
-    let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
-    let payload = datagram.get(4..4 + length)?;
-    Some(Kind::ChannelData(number, payload))
 }
 
 /// The connection id a QUIC packet is addressed to (RFC 9000 section 17).
@@ -128,22 +108,11 @@ mod tests {
         assert_eq!(kind(&stun()), Kind::Stun);
         let mut short = vec![0x41];
         short.extend([9; 30]);
-        assert_eq!(kind_without_channels(&short), Kind::Quic(&[9; CID_LEN]));
+        assert_eq!(kind(&short), Kind::Quic(&[9; CID_LEN]));
         let mut long = vec![0xC3, 0, 0, 0, 1, 20];
         long.extend([5; 20]);
         long.extend([0; 1100]);
         assert_eq!(kind(&long), Kind::Quic(&[5; 20]));
-    }
-
-    #[test]
-    fn a_channel_carries_stun_and_quic_alike() {
-        for inner in [stun(), vec![0x55; 40]] {
-            let mut outer = vec![0x40, 1];
-            outer.extend(u16::try_from(inner.len()).unwrap().to_be_bytes());
-            outer.extend(&inner);
-            let Kind::ChannelData(0x4001, payload) = kind(&outer) else { panic!("no channel") };
-            assert_eq!(payload, inner);
-        }
     }
 
     #[test]
@@ -175,7 +144,6 @@ mod tests {
             &[0xC0, 0, 0, 0, 1, 200, 1],
         ] {
             assert_eq!(kind(garbage), Kind::Other, "{garbage:?}");
-            assert_eq!(kind_without_channels(garbage), Kind::Other, "{garbage:?}");
         }
         let mut wrong_cookie = stun();
         wrong_cookie[5] ^= 1;
@@ -194,7 +162,7 @@ mod tests {
         assert_eq!(ranges, [0..20, 20..40, 40..52]);
         let keep: Vec<_> = ranges
             .into_iter()
-            .filter(|range| matches!(kind_without_channels(&batch[range.clone()]), Kind::Quic(_)))
+            .filter(|range| matches!(kind(&batch[range.clone()]), Kind::Quic(_)))
             .collect();
         let length = compact(&mut batch, &keep);
         assert_eq!(length, 32);

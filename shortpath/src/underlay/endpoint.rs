@@ -51,8 +51,8 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const INCOMING: usize = 256;
 
 thread_local! {
-    /// The slot that connection ids are made for. quinn asks for them within `connect_with` and `accept_with`; ids it asks
-    /// for later, which peers use only when they migrate (ours never see a reason to), are of no slot.
+    /// The slot that connection ids are made for. quinn asks for the first within `connect_with` and `accept_with`; those it
+    /// asks for later are of nobody. quinn's servers use such a one (RFC 9000 section 10.3: only they have reset tokens).
     static SLOT: Cell<Option<SlotId>> = const { Cell::new(None) };
 }
 

@@ -18,6 +18,8 @@ pub(super) struct SlotId(u32);
 
 /// Slots at once: a process of 16 million sessions has other worries. The number itself stands for no slot.
 const SLOTS_MAX: u32 = (1 << 24) - 1;
+/// In connection ids that were made without knowing for whom.
+const NOBODY: SlotId = SlotId(SLOTS_MAX);
 /// Routes admitted per slot; the oldest goes. A session has a few pairs that answer (the finder holds 96 in all).
 const ROUTES_MAX: usize = 16;
 
@@ -44,8 +46,18 @@ pub(super) enum Refusal {
     UnknownId,
     /// A first packet with a token nobody announced.
     UnknownToken,
-    /// A connection id of ours, by a route that no check has proved: the peer's NAT may have rebound.
-    Stranger(SlotId),
+    /// A connection id of ours, by a route that no check has proved: the peer's NAT may have rebound. The slot, if the id
+    /// names one.
+    Stranger(Option<SlotId>),
+}
+
+/// Where a QUIC packet belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    Slot(SlotId),
+    /// Its connection id was made without knowing for whom: one of those that the route is proved for. quinn finds the
+    /// connection by the id, and ignores the packet where the address does not fit.
+    AnyAdmitted,
 }
 
 #[derive(Debug, Default)]
@@ -137,27 +149,31 @@ impl Paths {
         self.routes.get(&route).map_or(&[], Vec::as_slice)
     }
 
-    /// The slot of a QUIC packet to connection id `cid` that came by a route proved for `admitted`.
+    /// Where a QUIC packet to connection id `cid` belongs that came by a route proved for `admitted`.
     pub(super) fn arrive(
         &self,
         ids: &ConnectionIds,
         admitted: &[SlotId],
         cid: &[u8],
-    ) -> Result<SlotId, Refusal> {
+    ) -> Result<Arrival, Refusal> {
         let id = if cid.len() == TOKEN_CID_LEN {
             let token: Option<Token> = cid.get(..17).and_then(|token| token.try_into().ok());
             *token.and_then(|token| self.tokens.get(&token)).ok_or(Refusal::UnknownToken)?
         } else {
-            ids.slot_of(cid).ok_or(Refusal::UnknownId)?
+            match ids.slot_of(cid).ok_or(Refusal::UnknownId)? {
+                NOBODY if admitted.is_empty() => return Err(Refusal::Stranger(None)),
+                NOBODY => return Ok(Arrival::AnyAdmitted),
+                id => id,
+            }
         };
         if admitted.contains(&id) {
-            return Ok(id);
+            return Ok(Arrival::Slot(id));
         }
-        if self.slots.contains_key(&id) {
-            Err(Refusal::Stranger(id))
+        Err(if self.slots.contains_key(&id) {
+            Refusal::Stranger(Some(id))
         } else {
-            Err(Refusal::UnknownId)
-        }
+            Refusal::UnknownId
+        })
     }
 }
 
@@ -169,9 +185,9 @@ pub(super) struct ConnectionIds {
 }
 
 impl ConnectionIds {
-    /// The id of this number for a slot; without one, packets to it go nowhere.
+    /// The id of this number for a slot, or for one that is not known.
     pub(super) fn make(&self, slot: Option<SlotId>, number: u16) -> [u8; CID_LEN] {
-        let slot = slot.map_or(SLOTS_MAX, |slot| slot.0);
+        let SlotId(slot) = slot.unwrap_or(NOBODY);
         let mut id = [0; CID_LEN];
         id[..3].copy_from_slice(&slot.to_be_bytes()[1..]);
         id[3..5].copy_from_slice(&number.to_be_bytes());
@@ -244,10 +260,16 @@ mod tests {
         let (mut paths, ids) = (Paths::default(), ConnectionIds::default());
         let id = paths.open(None).unwrap();
         let cid = ids.make(Some(id), 7);
-        assert_eq!(paths.arrive(&ids, paths.admitted(route(1)), &cid), Err(Refusal::Stranger(id)));
+        assert_eq!(
+            paths.arrive(&ids, paths.admitted(route(1)), &cid),
+            Err(Refusal::Stranger(Some(id)))
+        );
         paths.direct(id, route(1));
-        assert_eq!(paths.arrive(&ids, paths.admitted(route(1)), &cid), Ok(id));
-        assert_eq!(paths.arrive(&ids, paths.admitted(route(2)), &cid), Err(Refusal::Stranger(id)));
+        assert_eq!(paths.arrive(&ids, paths.admitted(route(1)), &cid), Ok(Arrival::Slot(id)));
+        assert_eq!(
+            paths.arrive(&ids, paths.admitted(route(2)), &cid),
+            Err(Refusal::Stranger(Some(id)))
+        );
         for at in 0..cid.len() {
             let mut forged = cid;
             forged[at] ^= 1;
@@ -268,7 +290,7 @@ mod tests {
         let other = token_of(&[3; 16], LegKind::UdpRelay);
         paths.admit(id, route(1));
         let arrive = |token| paths.arrive(&ids, paths.admitted(route(1)), &first_packet(token));
-        assert_eq!(arrive(token), Ok(id));
+        assert_eq!(arrive(token), Ok(Arrival::Slot(id)));
         assert_eq!(arrive(other), Err(Refusal::UnknownToken));
     }
 
@@ -279,7 +301,19 @@ mod tests {
         paths.direct(one, route(1));
         paths.direct(two, route(1));
         let arrive = |id| paths.arrive(&ids, paths.admitted(route(1)), &ids.make(Some(id), 0));
-        assert_eq!((arrive(one), arrive(two)), (Ok(one), Ok(two)));
+        assert_eq!(arrive(one), Ok(Arrival::Slot(one)));
+        assert_eq!(arrive(two), Ok(Arrival::Slot(two)));
+    }
+
+    #[test]
+    fn an_id_of_nobody_belongs_to_those_the_route_is_proved_for() {
+        let (mut paths, ids) = (Paths::default(), ConnectionIds::default());
+        let id = paths.open(None).unwrap();
+        let cid = ids.make(None, 3);
+        assert_eq!(paths.arrive(&ids, &[], &cid), Err(Refusal::Stranger(None)));
+        paths.admit(id, route(1));
+        let arrived = paths.arrive(&ids, paths.admitted(route(1)), &cid);
+        assert_eq!(arrived, Ok(Arrival::AnyAdmitted));
     }
 
     #[test]

@@ -21,9 +21,9 @@ use serde::Serialize;
 use tokio::io::Interest;
 use tokio::sync::mpsc;
 
-use super::demux::{Kind, compact, kind_without_channels, segments};
+use super::demux::{Kind, compact, kind, segments};
 use super::exchange::{Ear, Exchange};
-use super::paths::{ConnectionIds, Paths, Refusal, SlotId, slot_at, virtual_address};
+use super::paths::{Arrival, ConnectionIds, Paths, Refusal, SlotId, slot_at, virtual_address};
 use super::relay::Relay;
 use super::sockets::Bound;
 use crate::path::{LocalId, Route, canonical};
@@ -171,16 +171,20 @@ impl Wire {
 
     /// One datagram that a relay unwrapped.
     pub(super) fn unwrapped(&self, route: Route, datagram: &[u8]) {
-        match kind_without_channels(datagram) {
+        match kind(datagram) {
             Kind::Stun => self.stun(route, datagram),
             Kind::Quic(cid) => {
                 let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
-                match paths.arrive(&self.ids, paths.admitted(route), cid) {
-                    Ok(slot) => self.set_aside(slot, datagram),
+                let admitted = paths.admitted(route);
+                match paths.arrive(&self.ids, admitted, cid) {
+                    Ok(Arrival::Slot(slot)) => self.set_aside(slot, datagram),
+                    Ok(Arrival::AnyAdmitted) => {
+                        admitted.iter().for_each(|slot| self.set_aside(*slot, datagram));
+                    }
                     Err(refusal) => self.refuse(route, refusal),
                 }
             }
-            Kind::ChannelData(..) | Kind::Other => count(&self.counters.garbage),
+            Kind::Other => count(&self.counters.garbage),
         }
     }
 
@@ -197,8 +201,9 @@ impl Wire {
             Refusal::Stranger(slot) => {
                 count(&self.counters.quic_stranger);
                 let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+                let all = strangers.iter().filter(|(id, _)| slot.is_none_or(|slot| slot == **id));
                 // A full ear knows already.
-                let _ = strangers.get(&slot).map(|ear| ear.try_send((slot, route)));
+                all.for_each(|(id, ear)| drop(ear.try_send((*id, route))));
             }
         }
     }
@@ -272,32 +277,50 @@ impl Wire {
         meta: &RecvMeta,
     ) -> Option<(SlotId, usize)> {
         let admitted = paths.admitted(route);
-        let slot_of = |datagram: &[u8]| match kind_without_channels(datagram) {
+        let slot_of = |datagram: &[u8]| match kind(datagram) {
             Kind::Quic(cid) => paths.arrive(&self.ids, admitted, cid).map_err(Some),
             _ => Err(None),
         };
+        // What is for any of several slots is for the first, and copied for the others.
+        let first_of = |arrival| match arrival {
+            Ok(Arrival::Slot(slot)) => Some(slot),
+            Ok(Arrival::AnyAdmitted) if admitted.len() == 1 => admitted.first().copied(),
+            _ => None,
+        };
         let mut all = segments(meta.len, meta.stride);
-        let first = all.next().map(|segment| slot_of(&buffer[segment]))?;
-        if let Ok(slot) = first
-            && all.all(|segment| slot_of(&buffer[segment]) == Ok(slot))
-        {
-            return Some((slot, meta.len));
+        let first = all.next().map(|segment| first_of(slot_of(&buffer[segment])))?;
+        if first.is_some() && all.all(|segment| first_of(slot_of(&buffer[segment])) == first) {
+            return first.map(|slot| (slot, meta.len));
         }
         let mut keep: Vec<Range<usize>> = Vec::new();
-        let mut slot = None;
+        let mut kept = None;
         for segment in segments(meta.len, meta.stride) {
             let datagram = &buffer[segment.clone()];
-            match slot_of(datagram) {
-                Ok(this) if *slot.get_or_insert(this) == this => keep.push(segment),
-                Ok(other) => self.set_aside(other, datagram),
-                Err(Some(refusal)) => self.refuse(route, refusal),
-                Err(None) if matches!(kind_without_channels(datagram), Kind::Stun) => {
-                    self.stun(route, datagram);
+            let slots = match slot_of(datagram) {
+                Ok(Arrival::Slot(slot)) => &[slot][..],
+                Ok(Arrival::AnyAdmitted) => admitted,
+                Err(Some(refusal)) => {
+                    self.refuse(route, refusal);
+                    continue;
                 }
-                Err(None) => count(&self.counters.garbage),
+                Err(None) if matches!(kind(datagram), Kind::Stun) => {
+                    self.stun(route, datagram);
+                    continue;
+                }
+                Err(None) => {
+                    count(&self.counters.garbage);
+                    continue;
+                }
+            };
+            for slot in slots {
+                if *kept.get_or_insert(*slot) == *slot {
+                    keep.push(segment.clone());
+                } else {
+                    self.set_aside(*slot, datagram);
+                }
             }
         }
-        slot.map(|slot| (slot, compact(buffer, &keep)))
+        kept.map(|slot| (slot, compact(buffer, &keep)))
     }
 
     fn poll_socket(

@@ -1,0 +1,205 @@
+//! The lab's server: STUN with RFC 5780's second address, and TURN, as far as the tests need them.
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use rand::Rng;
+use stun_types::message::{
+    BINDING, IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageClass, Method,
+};
+
+use super::lab::{Arrived, Net};
+use super::message::{self, Writer, attribute};
+
+/// A STUN server on two addresses with two ports each, and a TURN server on the first.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) addresses: [IpAddr; 2],
+    pub(super) username: String,
+    pub(super) password: String,
+    /// Clients by their relayed port: client address, lifetime ignored, channels, permitted IPs.
+    allocations: BTreeMap<u16, Allocation>,
+    pub(super) nonce: u32,
+    /// Answers every allocation with 486.
+    pub(super) full: bool,
+    pub(super) answered: u64,
+}
+
+#[derive(Debug)]
+struct Allocation {
+    client: SocketAddr,
+    channels: BTreeMap<u16, SocketAddr>,
+}
+
+pub(super) const STUN_PORT: u16 = 3478;
+pub(super) const OTHER_PORT: u16 = 3479;
+const RELAY_FIRST: u16 = 50_000;
+
+impl Server {
+    pub(super) fn new() -> Self {
+        Self {
+            addresses: ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()],
+            username: "1800000000:test".into(),
+            password: "relay-secret".into(),
+            allocations: BTreeMap::new(),
+            nonce: 1,
+            full: false,
+            answered: 0,
+        }
+    }
+
+    pub(super) fn stun(&self) -> SocketAddr {
+        SocketAddr::new(self.addresses[0], STUN_PORT)
+    }
+
+    pub(super) fn owns(&self, to: SocketAddr) -> bool {
+        self.addresses.contains(&to.ip())
+    }
+
+    /// Forgets every allocation, as a server that was started anew.
+    pub(super) fn restart(&mut self) {
+        self.allocations.clear();
+        self.nonce += 1;
+    }
+
+    pub(super) fn handle(&mut self, net: &mut Net, datagram: &Arrived) {
+        if datagram.to.port() >= RELAY_FIRST {
+            return self.relay_in(net, datagram);
+        }
+        let Some(message) = message::parse(&datagram.bytes) else {
+            return self.relay_out(net, datagram);
+        };
+        if message.has_method(BINDING) {
+            if message.has_class(MessageClass::Request) {
+                self.binding(net, datagram, &message);
+            }
+        } else if message.has_class(MessageClass::Indication) {
+            self.indication(net, datagram, &message);
+        } else {
+            let reply = self.turn(datagram, &message);
+            net.send(datagram.to, datagram.from, reply);
+        }
+    }
+
+    fn binding(&mut self, net: &mut Net, datagram: &Arrived, message: &Message<'_>) {
+        self.answered += 1;
+        let plain = |address: SocketAddr| {
+            let mut bytes = vec![0, 1];
+            bytes.extend(address.port().to_be_bytes());
+            if let IpAddr::V4(ip) = address.ip() {
+                bytes.extend(ip.octets());
+            }
+            bytes
+        };
+        let other_ip = self.addresses[usize::from(datagram.to.ip() == self.addresses[0])];
+        let other_port = if datagram.to.port() == STUN_PORT { OTHER_PORT } else { STUN_PORT };
+        let change = message::number_u32(message, attribute::CHANGE_REQUEST).unwrap_or(0);
+        let from = SocketAddr::new(
+            if change & 4 == 0 { datagram.to.ip() } else { other_ip },
+            if change & 2 == 0 { datagram.to.port() } else { other_port },
+        );
+        let reply = Writer::new(MessageClass::Success, BINDING, message.transaction_id())
+            .add_address(attribute::XOR_MAPPED_ADDRESS, datagram.from)
+            .add(attribute::OTHER_ADDRESS, &plain(SocketAddr::new(other_ip, other_port)))
+            .finish(None);
+        net.send(from, datagram.from, reply);
+    }
+
+    fn turn(&mut self, datagram: &Arrived, message: &Message<'_>) -> Vec<u8> {
+        let (method, id) = (message.method(), message.transaction_id());
+        let key =
+            LongTermKeyCredentials::new(self.username.clone(), self.password.clone(), "lab".into())
+                .make_key(IntegrityAlgorithm::Sha1);
+        let nonce = format!("nonce{}", self.nonce);
+        let error = |code: u16| {
+            let class_number = [0, 0, u8::try_from(code / 100).unwrap(), (code % 100) as u8];
+            Writer::new(MessageClass::Error, method, id)
+                .add(attribute::ERROR_CODE, &class_number)
+                .add(attribute::REALM, b"lab")
+                .add(attribute::NONCE, nonce.as_bytes())
+        };
+        let theirs = message::value(message, attribute::NONCE).map(|raw| raw.value.to_vec());
+        if theirs.is_none() || !message::is_signed(message, &key) {
+            return error(401).finish(None);
+        }
+        if theirs.as_deref() != Some(nonce.as_bytes()) {
+            return error(438).finish(None);
+        }
+        let found = self.allocations.iter().find(|(_, a)| a.client == datagram.from);
+        let port = found.map(|(port, _)| *port);
+        let success = || Writer::new(MessageClass::Success, method, id);
+        let out = match (method.value(), port) {
+            (3, _) if self.full => error(486),
+            (3, None) => {
+                let port = RELAY_FIRST + u16::try_from(self.allocations.len()).unwrap();
+                let relayed = SocketAddr::new(self.addresses[0], port);
+                let channels = BTreeMap::new();
+                self.allocations.insert(port, Allocation { client: datagram.from, channels });
+                success()
+                    .add_address(attribute::XOR_RELAYED_ADDRESS, relayed)
+                    .add_address(attribute::XOR_MAPPED_ADDRESS, datagram.from)
+                    .add(attribute::LIFETIME, &600_u32.to_be_bytes())
+            }
+            (4, Some(port)) => {
+                let lifetime = message::number_u32(message, attribute::LIFETIME).unwrap_or(600);
+                if lifetime == 0 {
+                    self.allocations.remove(&port);
+                }
+                success().add(attribute::LIFETIME, &lifetime.to_be_bytes())
+            }
+            (9, Some(port)) => {
+                let peer = message::address(message, attribute::XOR_PEER_ADDRESS).unwrap();
+                let raw = message::value(message, attribute::CHANNEL_NUMBER).unwrap();
+                let channel = u16::from_be_bytes([raw.value[0], raw.value[1]]);
+                self.allocations.get_mut(&port).unwrap().channels.insert(channel, peer);
+                success()
+            }
+            _ => error(437),
+        };
+        out.finish(Some(&key))
+    }
+
+    fn relay_out(&mut self, net: &mut Net, datagram: &Arrived) {
+        let found = self.allocations.iter().find(|(_, a)| a.client == datagram.from);
+        let (Some((port, allocation)), Some(&[a, b, c, d])) =
+            (found, datagram.bytes.first_chunk::<4>())
+        else {
+            return;
+        };
+        let channel = u16::from_be_bytes([a, b]);
+        let end = 4 + usize::from(u16::from_be_bytes([c, d]));
+        let Some(peer) = allocation.channels.get(&channel) else { return };
+        let from = SocketAddr::new(self.addresses[0], *port);
+        net.send(from, *peer, datagram.bytes[4..end].to_vec());
+    }
+
+    fn indication(&mut self, net: &mut Net, datagram: &Arrived, message: &Message<'_>) {
+        let found = self.allocations.iter().find(|(_, a)| a.client == datagram.from);
+        let Some((port, allocation)) = found else { return };
+        let peer = message::address(message, attribute::XOR_PEER_ADDRESS).unwrap();
+        if allocation.channels.values().any(|permitted| permitted.ip() == peer.ip()) {
+            let place = message::place_of(&datagram.bytes, attribute::DATA).unwrap();
+            let from = SocketAddr::new(self.addresses[0], *port);
+            net.send(from, peer, datagram.bytes[place].to_vec());
+        }
+    }
+
+    fn relay_in(&mut self, net: &mut Net, datagram: &Arrived) {
+        let Some(allocation) = self.allocations.get(&datagram.to.port()) else { return };
+        let channel = allocation.channels.iter().find(|(_, peer)| **peer == datagram.from);
+        let bytes = if let Some((channel, _)) = channel {
+            let mut bytes = channel.to_be_bytes().to_vec();
+            bytes.extend(u16::try_from(datagram.bytes.len()).unwrap().to_be_bytes());
+            bytes.extend(&datagram.bytes);
+            bytes
+        } else if allocation.channels.values().any(|peer| peer.ip() == datagram.from.ip()) {
+            let id = net.rng.random::<u128>().into();
+            Writer::new(MessageClass::Indication, Method::new(7), id)
+                .add_address(attribute::XOR_PEER_ADDRESS, datagram.from)
+                .add(attribute::DATA, &datagram.bytes)
+                .finish_bare()
+        } else {
+            return;
+        };
+        net.send(self.stun(), allocation.client, bytes);
+    }
+}
