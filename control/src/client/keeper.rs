@@ -108,6 +108,9 @@ impl Keeper {
     /// Takes in an event; a fault if it was the session's last.
     fn follow(&mut self, event: Option<SessionEvent>, plan: &mut LegPlan) -> Option<Fault> {
         match event {
+            Some(SessionEvent::LegSuspect(leg)) if self.is_spare(leg) => {
+                tracing::debug!(session = %self.id, %leg, "UDP leg suspect");
+            }
             Some(SessionEvent::LegSuspect(leg)) => {
                 tracing::debug!(session = %self.id, %leg, "leg suspect, dialling another");
                 self.desk.doubt_link();
@@ -140,8 +143,16 @@ impl Keeper {
         None
     }
 
+    /// Not one of those that are dialled here, while there are such: the search for UDP makes its legs anew itself.
+    fn is_spare(&self, leg: LegId) -> bool {
+        !self.legs.is_empty() && !self.legs.contains(&leg)
+    }
+
     /// A session may lose a leg before it ever carried anything, or have another under way already.
     fn lost(&mut self, leg: LegId, plan: &mut LegPlan) {
+        if self.is_spare(leg) {
+            return;
+        }
         let newest = self.legs.last() == Some(&leg);
         self.legs.remove(&leg);
         if self.legs.is_empty() {
