@@ -47,6 +47,8 @@ pub(super) struct Driver {
     remote: Vec<Candidate>,
     relay: RelayStage,
     relay_reason: Option<&'static str>,
+    /// Our relayed address, for the peer to be told.
+    relayed: Option<Candidate>,
     view: watch::Sender<ShortpathView>,
     view_at: Option<Instant>,
     stop: CancellationToken,
@@ -111,6 +113,7 @@ impl Driver {
             remote: Vec::new(),
             searches: Vec::new(),
             relay_reason: None,
+            relayed: None,
             view_at: Some(now()),
             inner,
             plan,
@@ -431,6 +434,7 @@ impl Driver {
         let failed = match event {
             Some(TurnEvent::Allocated { relayed, .. }) => {
                 let candidate = Candidate::new(CandidateKind::Relayed, relayed);
+                self.relayed = Some(candidate);
                 let relays = |search: &&mut Search| search.kind == LegKind::UdpRelay;
                 if let Some(search) = self.searches.iter_mut().find(relays) {
                     search.start();
@@ -444,6 +448,7 @@ impl Driver {
             None => "relay_unreachable",
         };
         relay.close();
+        self.relayed = None;
         let relays = |search: &&mut Search| search.kind == LegKind::UdpRelay;
         if let Some(search) = self.searches.iter_mut().find(relays) {
             search.finder.remove_local(now(), id);
@@ -466,7 +471,7 @@ impl Driver {
         let mut view = ShortpathView {
             legs: self.searches.iter().map(Search::view).collect(),
             reasons: Vec::new(),
-            local: known.locals.iter().map(|(candidate, _)| *candidate).collect(),
+            local: known.locals.iter().map(|(it, _)| *it).chain(self.relayed).collect(),
             remote: self.remote.clone(),
         };
         if self.searches.iter().any(Search::is_up) {
