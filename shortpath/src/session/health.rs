@@ -7,8 +7,9 @@ use super::words::LegKind;
 /// Copies of what a newly suspected leg carries unseen, in bytes; what others deliver of them is added twice, as a
 /// congestion window grows.
 pub(super) const RESCUE_FIRST: u64 = 64 * 1024;
-/// Silence after which a UDP leg is given up at least: its own recovery has tried at 1 and 3 probe timeouts by then.
-const UDP_SUSTAINED: Duration = Duration::from_millis(150);
+/// Silence after which a UDP leg is given up at least: its own recovery has tried at 1 and 3 probe timeouts by then. Copies
+/// keep interactive bytes moving meanwhile, so patience costs only bulk.
+const UDP_SUSTAINED: Duration = Duration::from_millis(250);
 /// The same for TCP, whose first two retransmissions after a lost tail come at 200 and 600 ms.
 const TCP_SUSTAINED: Duration = Duration::from_millis(700);
 /// First quarantine. A NAT that rebinds and a radio that hands over are back within it.
@@ -80,6 +81,11 @@ impl Health {
         if over && self.pongs >= PONGS {
             self.quarantined_until = None;
         }
+    }
+
+    /// The answer was the first since the leg fell: it says how long the leg was gone, not how far away the peer is.
+    pub(super) fn is_first_pong(&self) -> bool {
+        self.is_quarantined() && self.pongs == 1
     }
 
     pub(super) fn is_quarantined(&self) -> bool {

@@ -66,7 +66,8 @@ impl Session {
     ) {
         let Some(limits) = self.config.redundancy else { return };
         let Some(leg) = self.legs.get(&on) else { return };
-        let lossy = leg.path.loses(now);
+        // Legs mostly share the client's own link, and only UDP tells of its losses.
+        let lossy = self.legs.values().any(|leg| leg.path.loses(now));
         let len = range.end - range.start;
         if len > SMALL || !(lossy || leg.rtt.is_unsure(now)) || leg.health.suspicion.is_some() {
             return;
