@@ -20,7 +20,7 @@ const QUARANTINE_MAX: Duration = Duration::from_secs(64);
 const FORGET: Duration = Duration::from_secs(60);
 /// PONGs in a row before a quarantined leg may carry again.
 const PONGS: u32 = 3;
-/// First demotion of a leg that proved slower than another: the least after which its network is worth another look.
+/// First demotion of a leg that was left for a better one: the least after which its network is worth another look.
 const DEMOTION: Duration = Duration::from_secs(10);
 
 /// A leg owes word of what it carries.
@@ -44,6 +44,7 @@ pub(super) struct Health {
     falls: u32,
     fell_at: Option<Instant>,
     demoted_until: Option<Instant>,
+    demoted_at: Option<Instant>,
     demotions: u32,
 }
 
@@ -63,11 +64,7 @@ impl Health {
 
     /// The leg let the session down.
     pub(super) fn quarantine(&mut self, now: Instant) {
-        let forgotten = self.fell_at.map_or(0, |at| {
-            let trusted = now.saturating_duration_since(at).as_secs() / FORGET.as_secs();
-            u32::try_from(trusted).unwrap_or(u32::MAX)
-        });
-        self.falls = self.falls.saturating_sub(forgotten) + 1;
+        self.falls = self.falls.saturating_sub(forgotten(self.fell_at, now)) + 1;
         self.fell_at = Some(now);
         self.quarantined_until = Some(now + doubled(QUARANTINE, self.falls));
         self.pongs = 0;
@@ -92,10 +89,16 @@ impl Health {
         self.quarantined_until.is_some()
     }
 
-    /// Another leg moves bulk faster.
+    /// Another leg is better.
     pub(super) fn demote(&mut self, now: Instant) {
-        self.demotions += 1;
+        self.demotions = self.demotions.saturating_sub(forgotten(self.demoted_at, now)) + 1;
+        self.demoted_at = Some(now);
         self.demoted_until = Some(now + doubled(DEMOTION, self.demotions));
+    }
+
+    /// It proved better after all.
+    pub(super) fn promote(&mut self) {
+        self.demoted_until = None;
     }
 
     pub(super) fn is_demoted(&self, now: Instant) -> bool {
@@ -111,6 +114,12 @@ impl Health {
     pub(super) fn forgive(&mut self, now: Instant) -> bool {
         self.demoted_until.take_if(|until| *until <= now).is_some()
     }
+}
+
+/// Falls forgotten since the last one.
+fn forgotten(last: Option<Instant>, now: Instant) -> u32 {
+    let since = last.map_or(0, |at| now.saturating_duration_since(at).as_secs());
+    u32::try_from(since / FORGET.as_secs()).unwrap_or(u32::MAX)
 }
 
 /// `base` doubled for every time but the first.

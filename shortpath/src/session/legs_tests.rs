@@ -460,7 +460,7 @@ fn a_close_that_overtakes_bytes_waits_for_them() {
 
 /// Steps of the random story: `SESSION_STEPS`, or enough for a daily run.
 fn steps() -> u64 {
-    std::env::var("SESSION_STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(200_000)
+    std::env::var("SESSION_STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000)
 }
 
 fn random_weather(random: &mut StdRng) -> Weather {
@@ -532,7 +532,7 @@ fn settle_all(pair: &mut Pair, seed: u64) {
 
 #[test]
 fn every_byte_arrives_once_over_many_legs_that_lose_move_and_die() {
-    const STORY: u64 = 1_000;
+    const STORY: u64 = 500;
     for seed in 0..steps().div_ceil(STORY) {
         let config = SessionConfig {
             resume_window: Duration::from_secs(1_000_000),
