@@ -103,6 +103,19 @@ fn unsafe_lives_in_the_ring_only_and_every_block_says_why() {
 
 /// Modules that decide and never act: no clock, no socket, no thread, no async runtime.
 const PURE: &[&str] = &[
+    "engine/src/datagram/allocation.rs",
+    "engine/src/datagram/binding.rs",
+    "engine/src/datagram/counts.rs",
+    "engine/src/datagram/credentials.rs",
+    "engine/src/datagram/forward.rs",
+    "engine/src/datagram/nonce.rs",
+    "engine/src/datagram/peers.rs",
+    "engine/src/datagram/requests.rs",
+    "engine/src/datagram/server.rs",
+    "engine/src/datagram/shared.rs",
+    "engine/src/datagram/throttle.rs",
+    "engine/src/datagram/trial.rs",
+    "engine/src/datagram/wire.rs",
     "engine/src/gateway/hello.rs",
     "engine/src/gateway/pairing.rs",
     "engine/src/gateway/sources.rs",

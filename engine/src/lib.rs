@@ -25,6 +25,8 @@ mod worker;
 
 pub use admission::{Admission, Admitted, Refusal, Verdict};
 pub use config::{EngineConfig, IoChoice};
+#[doc(hidden)]
+pub use datagram::Trial;
 pub use datagram::{
     Network, NoRelay, RelayAddress, RelayCredentials, RelayUser, SharedSecret, UdpConfig, UdpDrop,
     UdpMetrics, UdpRefusal, UdpService, UdpSockets, UdpTraffic, bind_udp, relay_password,

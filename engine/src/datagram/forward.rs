@@ -49,7 +49,7 @@ pub(crate) type Head = ([u8; HEAD_MAX], u8, u8);
 
 impl Server {
     /// Sorts what came from a client.
-    pub(crate) fn from_client(&self, now: Instant, tuple: &Tuple, bytes: &[u8]) -> FromClient {
+    pub(crate) fn sort(&self, now: Instant, tuple: &Tuple, bytes: &[u8]) -> FromClient {
         // RFC 8656 section 12.5: the first two bits tell ChannelData (01) from STUN (00).
         match bytes.first() {
             Some(first) if first >> 6 == 1 => self.channel(now, tuple, bytes),
@@ -107,7 +107,7 @@ impl Server {
     ///
     /// # Errors
     /// The allocation is over, or the peer has no permission.
-    pub(crate) fn from_peer(
+    pub(crate) fn route(
         &self,
         now: Instant,
         id: usize,

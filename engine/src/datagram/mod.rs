@@ -3,7 +3,8 @@
 //! ```text
 //!            worker.rs     the loop: wait (ready.rs), move data, answer, sweep
 //!   data     forward.rs    whose is it, where does it go?          (pure)
-//!   control  server.rs     requests → answers                      (pure)   over wire.rs, nonce.rs, credentials.rs
+//!   control  server.rs     who asks, and may he?                   (pure)   over wire.rs, nonce.rs, credentials.rs
+//!            requests.rs   what a signed request does              (pure)
 //!            binding.rs    Binding requests, NAT behaviour         (pure)
 //!   state    allocation.rs permissions and channels                (pure)   shared.rs: quotas over all workers
 //!   abuse    peers.rs      whom the relay sends to                 (pure)   throttle.rs: answers to strangers
@@ -22,12 +23,14 @@ mod nonce;
 mod peers;
 mod ready;
 mod relays;
+mod requests;
 mod server;
 mod service;
 mod shared;
 #[cfg(test)]
 mod stories;
 mod throttle;
+mod trial;
 mod wire;
 mod worker;
 
@@ -36,3 +39,4 @@ pub use counts::{UdpDrop, UdpMetrics, UdpRefusal, UdpTraffic};
 pub use credentials::{NoRelay, RelayCredentials, RelayUser, SharedSecret, relay_password};
 pub use peers::Network;
 pub use service::{UdpService, bind_udp};
+pub use trial::Trial;

@@ -225,6 +225,12 @@ impl Writer {
         self
     }
 
+    /// Attributes that are bytes already.
+    pub(crate) fn put_raw(mut self, attributes: &[u8]) -> Self {
+        self.0.extend_from_slice(attributes);
+        self
+    }
+
     /// An address as XOR-MAPPED-ADDRESS and its like have it.
     pub(crate) fn put_xor(self, kind: u16, address: SocketAddr) -> Self {
         let transaction = self.0.get(4..).and_then(|bytes| bytes.first_chunk()).copied();
@@ -346,8 +352,9 @@ pub(crate) fn channel_data(bytes: &[u8]) -> Option<(u16, usize)> {
         .then_some((u16::from_be_bytes([*a, *b]), length))
 }
 
-/// Channel numbers (RFC 8656 section 12).
-pub(crate) const CHANNELS: std::ops::RangeInclusive<u16> = 0x4000..=0x4fff;
+/// Channel numbers as RFC 5766 section 11 has them, because stock clients still choose any of these; RFC 8656 section 12
+/// ends at 0x4fff, to leave room for other protocols on a port, which this one does not share.
+pub(crate) const CHANNELS: std::ops::RangeInclusive<u16> = 0x4000..=0x7fff;
 
 #[cfg(test)]
 mod tests {
@@ -432,7 +439,7 @@ mod tests {
         assert_eq!(channel_data(b"\x40\x00\x00\x00"), Some((0x4000, 0)));
         assert_eq!(channel_data(b"\x40\x00\x00\x04abc"), None);
         assert_eq!(channel_data(b"\x40\x00\x00\x03abc\0\0\0\0"), None);
-        assert_eq!(channel_data(b"\x50\x00\x00\x00"), None);
+        assert_eq!(channel_data(b"\x80\x00\x00\x00"), None);
         assert_eq!(channel_data(b"\x40"), None);
     }
 

@@ -149,14 +149,14 @@ impl Worker {
         let Ok(count) = self.desk.inbox.receive(socket, first, FROM_PEER_MAX) else { return first };
         for index in 0..count {
             if let Some(received) = self.desk.inbox.get(first, index) {
-                self.from_peer(now, id, &received);
+                self.take_from_peer(now, id, &received);
             }
         }
         first + count
     }
 
-    fn from_peer(&mut self, now: Instant, id: usize, received: &Received) {
-        let route = match self.server.from_peer(now, id, received.from) {
+    fn take_from_peer(&mut self, now: Instant, id: usize, received: &Received) {
+        let route = match self.server.route(now, id, received.from) {
             Ok(route) => route,
             Err(why) => return self.counters.add(Count::Dropped(why), 1),
         };
@@ -189,7 +189,7 @@ impl Worker {
             let Ok(count) = self.desk.inbox.receive(socket.as_fd(), 0, SLOTS) else { return };
             for index in 0..count {
                 match self.desk.inbox.get(0, index) {
-                    Some(received) => self.from_client(now, at, &received),
+                    Some(received) => self.take_from_client(now, at, &received),
                     None => self.counters.add(Count::Dropped(UdpDrop::Malformed), 1),
                 }
             }
@@ -200,7 +200,7 @@ impl Worker {
         }
     }
 
-    fn from_client(&mut self, now: Now, at: Site, received: &Received) {
+    fn take_from_client(&mut self, now: Now, at: Site, received: &Received) {
         let bound = || self.sites[at.index()].as_ref().and_then(|socket| socket.local_addr().ok());
         let reached = received.to.or_else(|| bound().map(|address| address.ip()));
         let reached = reached.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
@@ -208,7 +208,7 @@ impl Worker {
         for (start, length) in received.datagrams() {
             let bytes = self.desk.inbox.bytes().get(start..start + length).unwrap_or_default();
             let sorted = if at == Site::PRIMARY {
-                self.server.from_client(now.instant, &tuple, bytes)
+                self.server.sort(now.instant, &tuple, bytes)
             } else {
                 FromClient::Control
             };

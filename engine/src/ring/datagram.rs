@@ -169,7 +169,7 @@ impl Inbox {
         let mut received =
             Received { from, to: None, start: (first + index) * STRIDE, length, segment: length };
         for (level, kind, value) in
-            control_messages(&envelope.control, header.msg_hdr.msg_controllen as usize)
+            control_messages(&envelope.control, header.msg_hdr.msg_controllen)
         {
             match (level, kind, value) {
                 (libc::SOL_UDP, libc::UDP_GRO, [a, b, c, d, ..]) => {
@@ -355,7 +355,7 @@ impl Outbox {
                 message.msg_control = control.0.as_mut_ptr().cast();
                 message.msg_controllen = length as _;
             }
-            at_vector += message.msg_iovlen as usize;
+            at_vector += message.msg_iovlen;
             at_parcel += count;
         }
     }
@@ -554,10 +554,10 @@ mod tests {
     fn the_source_address_is_chosen_by_the_sender() {
         let sender = UdpSocket::bind("0.0.0.0:0").unwrap();
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let from = Some("127.0.0.7".parse().unwrap());
-        let parcel = Parcel { from, ..parcel(receiver.local_addr().unwrap(), 0, 1) };
+        let from: IpAddr = "127.0.0.7".parse().unwrap();
+        let parcel = Parcel { from: Some(from), ..parcel(receiver.local_addr().unwrap(), 0, 1) };
         assert_eq!(Outbox::new().send(sender.as_fd(), &[0], &[parcel]).datagrams, 1);
-        assert_eq!(receiver.recv_from(&mut [0; 9]).unwrap().1.ip(), from.unwrap());
+        assert_eq!(receiver.recv_from(&mut [0; 9]).unwrap().1.ip(), from);
     }
 
     #[test]
