@@ -108,6 +108,39 @@ fn a_resource_written_wrongly_is_refused_with_the_reason() {
 }
 
 #[test]
+fn commands_about_paths_teach_and_refuse() {
+    for (command, taught) in [
+        ("ping", "--until-direct"),
+        ("netcheck", "--every"),
+        ("explain", "reasons"),
+        ("agent", "relay-only"),
+        ("serve", "--turn-ports"),
+        ("connect", "--udp-ports"),
+    ] {
+        let help = run(&[command, "--help"]);
+        assert!(help.status.success() && text(&help.stdout).contains(taught), "{command}");
+    }
+    for words in [vec!["ping", "ssh"], vec!["netcheck"], vec!["explain", "k3m9x2q7w4ht"]] {
+        let words: Vec<_> = ["--json"].into_iter().chain(words).collect();
+        assert_eq!(error_object(&run(&words))["code"], "NOT_LOGGED_IN", "{words:?}");
+    }
+    for (words, wanted) in [
+        (vec!["ping", "ssh", "--size", "7"], "8 to 16384"),
+        (vec!["netcheck", "--every", "1s"], "at least 5s"),
+        (vec!["connect", "x", "--listen", "127.0.0.1:0", "--udp-ports", "9-5"], "comes after"),
+        (vec!["connect", "x", "--stdio", "--no-udp", "--udp-ports", "5-9"], "cannot be used with"),
+        (vec!["agent", "--resource", "x=udp:h:1;udp=on"], "expected prefer, require"),
+        (vec!["serve", "--turn-server", "turn.example:3478"], "--turn-secret"),
+        (vec!["serve", "--no-turn", "--turn-ports", "5-9"], "cannot be used with"),
+    ] {
+        let words: Vec<_> = ["--json"].into_iter().chain(words).collect();
+        let error = error_object(&run(&words));
+        assert_eq!(error["code"], "USAGE_INVALID", "{words:?}");
+        assert!(error["message"].as_str().unwrap().contains(wanted), "{words:?}: {error}");
+    }
+}
+
+#[test]
 fn a_configuration_file_is_refused_by_file_line_and_key() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, "# comment\nlistn = \"127.0.0.1:0\"").unwrap();

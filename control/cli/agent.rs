@@ -5,16 +5,18 @@ use std::path::PathBuf;
 use clap::Args;
 use etcetera::BaseStrategy;
 use serde::{Deserialize, Serialize};
-use switchback_control::agent::{self, AgentConfig, WARM_LEGS_DEFAULT};
+use switchback_control::agent::{self, AgentConfig, AgentOptions, WARM_LEGS_DEFAULT};
 use switchback_control::invite::{Invite, InviteKind};
 use switchback_control::secret::Secret;
-use switchback_control::wire::{ProxyHeader, Resource};
+use switchback_control::udp::UdpOptions;
+use switchback_control::wire::{ProxyHeader, Resource, Standby, UdpUse};
 use switchback_control::{Code, Fault};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Global, secret};
 use crate::resource_spec::{self, ResourceSpec};
 use crate::stop::Stop;
+use crate::udp_args::{Networks, PortRange};
 use crate::{account, config_file, output, tuning};
 
 const ROOT_STATE: &str = "/var/lib/switchback-agent";
@@ -30,6 +32,7 @@ Examples:
   switchback agent --join sbjoin1_... --resource ssh=tcp:127.0.0.1:22
   pass show switchback | switchback agent --join - --resource ssh=tcp:127.0.0.1:22
   switchback agent --join sbjoin1_... --name branch --resource web=tcp:intra.example:8080 --resource db=tcp:[::1]:5432
+  switchback agent --join sbjoin1_... --resource game=udp:127.0.0.1:9000 --udp-ports 50000-50100
   switchback agent --join sbjoin1_... --resource 'web=tcp:127.0.0.1:80;proxy=v2;dscp=af21'
   SWITCHBACK_JOIN=sbjoin1_... switchback agent --config /etc/switchback/agent.toml   # resource = [\"ssh=tcp:...\"]
 
@@ -46,7 +49,7 @@ pub(crate) struct AgentArgs {
     /// A service and the name users connect to; repeatable. --help lists the options
     #[arg(
         long,
-        value_name = "NAME=tcp:HOST:PORT[;OPTION=VALUE]",
+        value_name = "NAME=tcp|udp:HOST:PORT[;OPTION=VALUE]",
         env = "SWITCHBACK_RESOURCE",
         value_delimiter = ',',
         long_help = tuning::RESOURCE_HELP
@@ -55,6 +58,19 @@ pub(crate) struct AgentArgs {
     /// Legs kept waiting at the gateway, so that a session need not wait for a dial [default: 4]
     #[arg(long, value_name = "N", env = "SWITCHBACK_WARM_LEGS")]
     warm_legs: Option<u32>,
+    /// Do without UDP: sessions stay on TCP
+    #[arg(long, env = "SWITCHBACK_NO_UDP", conflicts_with_all = ["udp_ports", "udp_networks", "managed_port"])]
+    no_udp: bool,
+    /// Local UDP ports to use, for firewalls that let only some out [default: any]
+    #[arg(long, value_name = "FIRST-LAST", env = "SWITCHBACK_UDP_PORTS")]
+    udp_ports: Option<PortRange>,
+    /// Listen on a fixed UDP port, for networks that route to this host; without a number 3390 [default: no]
+    #[arg(long, value_name = "PORT", env = "SWITCHBACK_MANAGED_PORT", num_args = 0..=1)]
+    #[arg(default_missing_value = "3390", value_parser = clap::value_parser!(u16).range(1..))]
+    managed_port: Option<u16>,
+    /// Networks to use for UDP; with `!` in front, not to use: 10.0.0.0/8,!10.9.0.0/16 [default: all]
+    #[arg(long, value_name = "NETWORK,...", env = "SWITCHBACK_UDP_NETWORKS")]
+    udp_networks: Option<Networks>,
     /// Where this agent keeps its key [default: /var/lib/switchback-agent as root, else
     /// $XDG_STATE_HOME/switchback/agent]
     #[arg(long, value_name = "DIR", env = "SWITCHBACK_STATE")]
@@ -75,8 +91,25 @@ impl AgentArgs {
             name: self.name.or(file.name),
             resource: if self.resource.is_empty() { file.resource } else { self.resource },
             warm_legs: self.warm_legs.or(file.warm_legs),
+            no_udp: self.no_udp || file.no_udp,
+            udp_ports: self.udp_ports.or(file.udp_ports),
+            managed_port: self.managed_port.or(file.managed_port),
+            udp_networks: self.udp_networks.or(file.udp_networks),
             state: self.state.or(file.state),
             config: self.config,
+        })
+    }
+
+    fn udp(&self) -> Result<UdpOptions, Fault> {
+        let asks = self.udp_ports.is_some() || self.managed_port.is_some();
+        if self.no_udp && (asks || self.udp_networks.is_some()) {
+            return Err(Code::ConfigInvalid.because("no-udp leaves the other UDP options no use"));
+        }
+        Ok(UdpOptions {
+            enabled: !self.no_udp,
+            ports: self.udp_ports.clone().map(|PortRange(ports)| ports),
+            managed_port: self.managed_port,
+            networks: self.udp_networks.clone().map(|Networks(filter)| filter).unwrap_or_default(),
         })
     }
 
@@ -144,11 +177,13 @@ struct Offering<'a> {
 
 /// Runs `agent`.
 pub(crate) async fn run(args: AgentArgs, global: &Global) -> Result<(), Fault> {
-    let config = args.with_file()?.into_config()?;
+    let args = args.with_file()?;
+    let options = AgentOptions { udp: args.udp()?, ..AgentOptions::default() };
+    let config = args.into_config()?;
     let mut stop = Stop::listen()?;
     announce(&config, global)?;
     let cancel = CancellationToken::new();
-    let agent = agent::run(config, cancel.clone());
+    let agent = agent::run_with(config, options, cancel.clone());
     tokio::pin!(agent);
     tokio::select! {
         ended = &mut agent => return ended,
@@ -165,12 +200,16 @@ fn announce(config: &AgentConfig, global: &Global) -> Result<(), Fault> {
     }
     output::line(&format!("agent {name}, broker {}", invite.url))?;
     resources.iter().try_for_each(|resource| {
-        let Resource { name, target, tuning, .. } = resource;
+        let Resource { name, target, tuning, kind, transport, .. } = resource;
+        let udp =
+            (transport.udp != UdpUse::Prefer).then(|| format!("udp={}", transport.udp.as_str()));
+        let standby = (transport.standby != Standby::Warm).then(|| "standby=cold".to_owned());
         let proxy = resource.proxy.map(|ProxyHeader::V2| "proxy=v2".to_owned());
         let tuning = (!tuning.is_empty()).then(|| tuning.to_string());
-        let options: Vec<_> = tuning.into_iter().chain(proxy).collect();
+        let options: Vec<_> = udp.into_iter().chain(standby).chain(tuning).chain(proxy).collect();
         let with = if options.is_empty() { "" } else { " with " };
-        output::line(&format!("  offers {name} = {target}{with}{}", options.join(",")))
+        let scheme = if kind.is_tcp() { "" } else { "udp:" };
+        output::line(&format!("  offers {name} = {scheme}{target}{with}{}", options.join(",")))
     })
 }
 
@@ -179,6 +218,8 @@ mod tests {
     use std::io::Write;
 
     use clap::Parser;
+
+    use switchback_control::udp::MANAGED_PORT_DEFAULT;
 
     use super::*;
     use crate::args::{Cli, Command};
@@ -211,6 +252,19 @@ mod tests {
         let config = parsed(&words).with_file().and_then(AgentArgs::into_config).unwrap();
         assert_eq!((config.name.as_str(), config.warm_legs), ("other", 5));
         assert_eq!(config.resources[1].target, "[::1]:80");
+    }
+
+    #[test]
+    fn udp_is_on_without_a_listener_unless_said_otherwise() {
+        let udp = parsed(&[]).udp().unwrap();
+        assert!(udp.enabled && udp.managed_port.is_none() && udp.ports.is_none());
+        let udp = parsed(&["--managed-port", "--udp-ports", "5000-5010"]).udp().unwrap();
+        assert_eq!((udp.managed_port, udp.ports), (Some(MANAGED_PORT_DEFAULT), Some(5000..=5010)));
+        assert!(!parsed(&["--no-udp"]).udp().unwrap().enabled);
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "no-udp = true\nudp-networks = \"10.0.0.0/8\"").unwrap();
+        let from_file = parsed(&["--config", file.path().to_str().unwrap()]).with_file().unwrap();
+        assert_eq!(from_file.udp().unwrap_err().code, Code::ConfigInvalid);
     }
 
     #[test]

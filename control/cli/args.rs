@@ -9,8 +9,8 @@ use switchback_control::secret::Secret;
 use switchback_control::{Code, Fault};
 
 use crate::{
-    account, agent, connect, demo, errors, grants, logging, metrics, output, pairs, resources,
-    serve, sessions, tokens,
+    account, agent, connect, demo, errors, explain, grants, logging, metrics, netcheck, output, pairs, ping,
+    resources, serve, sessions, tokens,
 };
 
 /// Version and commit.
@@ -35,6 +35,9 @@ Use resources:
   connect     Reach a resource by a local port or standard input and output
   sessions    List sessions with transport and round-trip times
   session     Show every figure of one session
+  ping        Round trips to the agent of a resource, and the way each took
+  netcheck    What this machine's network lets through: UDP, kind of NAT, latency
+  explain     Why a session takes the way it takes, and what would mend it
   kill        End a session
 
 Administer:
@@ -64,7 +67,7 @@ const STYLES: Styles = Styles::styled()
     .literal(AnsiColor::Cyan.on_default())
     .error(AnsiColor::Red.on_default().bold());
 
-/// Reach any TCP service behind a NAT or firewall without an inbound listener there.
+/// Reach any TCP or UDP service behind a NAT or firewall without an inbound listener there.
 #[derive(Debug, Parser)]
 #[command(name = "switchback", version = VERSION, help_template = TEMPLATE, after_help = QUICK_START)]
 #[command(styles = STYLES, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
@@ -129,6 +132,9 @@ pub(crate) enum Command {
     Whoami(account::WhoamiArgs),
     Resources(resources::ResourcesArgs),
     Connect(connect::ConnectArgs),
+    Netcheck(netcheck::NetcheckArgs),
+    Ping(ping::PingArgs),
+    Explain(explain::ExplainArgs),
     Sessions(sessions::SessionsArgs),
     Session(sessions::SessionArgs),
     Kill(sessions::KillArgs),

@@ -6,14 +6,16 @@ use clap::Args;
 use serde::Serialize;
 use switchback_control::client::{Client, ClientOptions, ClientSession, SessionConfig};
 use switchback_control::invite::Invite;
-use switchback_control::wire::RttView;
+use switchback_control::wire::{PathMove, ResourceKind, RttView};
 use switchback_control::{Code, Fault};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::broadcast;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::args::Global;
 use crate::output::human;
 use crate::stop::Stop;
+use crate::udp_args::UdpArgs;
 use crate::{account, output};
 
 /// How long the status line waits for the first round-trip time, which one PING gives.
@@ -24,13 +26,16 @@ const RTT_POLL: Duration = Duration::from_millis(20);
 
 /// Reach a resource by a local port or standard input and output.
 ///
-/// With --listen, every connection to the local port becomes a channel of one session. With --stdio, one channel runs
+/// With --listen, every connection to the local port becomes a channel of one session; of a UDP service, every local
+/// address that sends becomes a flow of datagrams, forgotten after two minutes of silence. One line tells each change of
+/// transport: to what, its round trip, and why. With --stdio, one channel runs
 /// over standard input and output, for ssh's ProxyCommand; nothing else is printed there. If the network or the
 /// gateway goes away, connections pause and go on where they stopped.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   switchback connect web --listen 127.0.0.1:8080      then: curl http://127.0.0.1:8080/
+  switchback connect game --listen 127.0.0.1:9000     a UDP service
   switchback connect db --listen 127.0.0.1:0 --json   one line says which port it became
   ssh -o ProxyCommand='switchback connect ssh --stdio -q' user@ssh")]
 pub(crate) struct ConnectArgs {
@@ -54,6 +59,8 @@ pub(crate) struct ConnectArgs {
     /// which is how long the agent waits
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = resume_window)]
     resume_window: Duration,
+    #[command(flatten)]
+    udp: UdpArgs,
 }
 
 /// The agent's resume window: past it the agent's end of the session is gone, and waiting on would be in vain.
@@ -86,12 +93,12 @@ pub(crate) async fn run(args: ConnectArgs, global: &Global) -> Result<(), Fault>
     let invite = account::invite(global)?;
     let mut stop = Stop::listen()?;
     let opening = open(&args, invite);
-    let (listener, session) = tokio::select! {
+    let (port, session) = tokio::select! {
         opened = opening => opened?,
         () = stop.wait() => return Ok(()),
     };
     let outcome = tokio::select! {
-        outcome = carry(&session, listener, &args.name, global) => outcome,
+        outcome = carry(&session, port, &args.name, global) => outcome,
         () = stop.wait() => Ok(()),
     };
     // The other end learns of a lost farewell by itself.
@@ -99,39 +106,79 @@ pub(crate) async fn run(args: ConnectArgs, global: &Global) -> Result<(), Fault>
     outcome
 }
 
-/// Takes the local port first: a session is not worth opening for a port that is taken.
-async fn open(
-    args: &ConnectArgs,
-    invite: Invite,
-) -> Result<(Option<TcpListener>, ClientSession), Fault> {
-    let listener = match args.listen {
-        Some(address) => Some(bind(address).await?),
+/// Where applications come in.
+enum Port {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+    Stdio,
+}
+
+impl Port {
+    fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Udp(socket) => socket.local_addr().ok(),
+            Self::Stdio => None,
+        }
+    }
+}
+
+/// Takes the local port first, for both protocols, as the resource's is not known yet: a session is not worth opening for
+/// a port that is taken.
+async fn open(args: &ConnectArgs, invite: Invite) -> Result<(Port, ClientSession), Fault> {
+    let ports = match args.listen {
+        Some(address) => {
+            let (tcp, udp) = (bind(address).await, bind_udp(address).await);
+            if let (Err(fault), Err(_)) = (&tcp, &udp) {
+                return Err(fault.clone());
+            }
+            Some((tcp, udp))
+        }
         None => None,
     };
     let options = ClientOptions {
         start_within: args.start_timeout,
         session: SessionConfig { resume_window: args.resume_window, ..SessionConfig::default() },
+        udp: args.udp.options(),
+        // This process opens one session.
+        ready_max: 0,
     };
     let client = Client::connect_with(invite, options).await?;
     let session = client.open(&args.name).await?;
-    Ok((listener, session))
+    let port = match (ports, session.kind()) {
+        (Some((tcp, _)), ResourceKind::Tcp) => tcp.map(Port::Tcp),
+        (Some((_, udp)), ResourceKind::Udp) => udp.map(Port::Udp),
+        (None, ResourceKind::Tcp) => Ok(Port::Stdio),
+        (None, ResourceKind::Udp) => Err(Code::UsageInvalid
+            .because(format!("{} is a UDP service: use --listen ADDRESS:PORT", args.name))),
+    };
+    match port {
+        Ok(port) => Ok((port, session)),
+        Err(fault) => {
+            let _ = timeout(CLOSE_PATIENCE, session.close()).await;
+            Err(fault)
+        }
+    }
 }
 
 async fn carry(
     session: &ClientSession,
-    listener: Option<TcpListener>,
+    port: Port,
     resource: &str,
     global: &Global,
 ) -> Result<(), Fault> {
-    let local = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+    let local = port.address();
+    let moves = session.moves();
     let tell = async {
         let status = status(session, resource, local).await;
-        announce(&status, global)
+        announce(&status, global)?;
+        tell_moves(moves, &status, global).await
     };
     let work = async {
-        match listener {
-            Some(listener) => session.forward(listener).await,
-            None => session.stdio().await,
+        match port {
+            Port::Tcp(listener) => session.forward(listener).await,
+            Port::Udp(socket) => session.forward_datagrams(socket).await,
+            Port::Stdio => session.stdio().await,
         }
     };
     tokio::pin!(work);
@@ -141,6 +188,46 @@ async fn carry(
         ended = &mut work => return ended,
     }
     work.await
+}
+
+/// One line for each change of transport from what the status told, until the session is over.
+async fn tell_moves(
+    mut moves: broadcast::Receiver<PathMove>,
+    status: &Status,
+    global: &Global,
+) -> Result<(), Fault> {
+    let mut known = status.transport.clone();
+    loop {
+        let moved = match moves.recv().await {
+            Ok(moved) => moved,
+            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(broadcast::error::RecvError::Closed) => return Ok(()),
+        };
+        // What happened before the status was told is in it.
+        if known.replace(moved.to.clone()).as_ref() == Some(&moved.to) {
+            continue;
+        }
+        if !global.json {
+            if global.quiet == 0 {
+                output::note(&move_in_words(&moved));
+            }
+        } else if status.listen.is_some() {
+            output::json(&moved)?;
+        } else {
+            output::note(&serde_json::to_string(&moved).unwrap_or_default());
+        }
+    }
+}
+
+fn move_in_words(moved: &PathMove) -> String {
+    let PathMove { to, cause, stall_us, rtt_us, .. } = moved;
+    let rtt = rtt_us.map_or_else(|| human::UNKNOWN.into(), |us| human::micros(us.into()));
+    let stall = if *stall_us == 0 {
+        String::new()
+    } else {
+        format!(", {} stalled", human::micros(*stall_us))
+    };
+    format!("  now {to}, RTT {rtt} ({}{stall})", cause.replace('_', " "))
 }
 
 /// The session's figures, once the first round-trip time is known or has let us wait too long.
@@ -191,15 +278,21 @@ fn in_words(status: &Status) -> String {
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Fault> {
-    TcpListener::bind(address).await.map_err(|error| {
-        let code = match error.kind() {
-            std::io::ErrorKind::AddrInUse => Code::AddressInUse,
-            std::io::ErrorKind::AddrNotAvailable => Code::AddressUnavailable,
-            std::io::ErrorKind::PermissionDenied => Code::PortNotPermitted,
-            _ => Code::Internal,
-        };
-        code.because(format!("cannot listen on {address}: {error}"))
-    })
+    TcpListener::bind(address).await.map_err(|error| refused(address, &error))
+}
+
+async fn bind_udp(address: SocketAddr) -> Result<UdpSocket, Fault> {
+    UdpSocket::bind(address).await.map_err(|error| refused(address, &error))
+}
+
+fn refused(address: SocketAddr, error: &std::io::Error) -> Fault {
+    let code = match error.kind() {
+        std::io::ErrorKind::AddrInUse => Code::AddressInUse,
+        std::io::ErrorKind::AddrNotAvailable => Code::AddressUnavailable,
+        std::io::ErrorKind::PermissionDenied => Code::PortNotPermitted,
+        _ => Code::Internal,
+    };
+    code.because(format!("cannot listen on {address}: {error}"))
 }
 
 #[cfg(test)]
@@ -208,6 +301,21 @@ mod tests {
 
     use super::*;
     use crate::args::Cli;
+
+    #[test]
+    fn a_change_of_transport_is_one_line() {
+        let mut moved = PathMove {
+            at_ms: 5,
+            from: None,
+            to: "UDP (Shortpath)".into(),
+            cause: "better".into(),
+            stall_us: 0,
+            rtt_us: Some(12_000),
+        };
+        assert_eq!(move_in_words(&moved), "  now UDP (Shortpath), RTT 12.0 ms (better)");
+        moved.stall_us = 41_000;
+        assert!(move_in_words(&moved).ends_with("(better, 41.0 ms stalled)"));
+    }
 
     #[test]
     fn it_needs_exactly_one_way_in() {

@@ -13,12 +13,15 @@ mod config_file;
 mod connect;
 mod demo;
 mod errors;
+mod explain;
 mod grants;
 mod logging;
 mod metrics;
+mod netcheck;
 mod notify;
 mod output;
 mod pairs;
+mod ping;
 mod resource_spec;
 mod resources;
 mod serve;
@@ -26,6 +29,7 @@ mod sessions;
 mod stop;
 mod tokens;
 mod tuning;
+mod udp_args;
 mod upgrade;
 
 /// How long tasks may take to end after the command has: a read of standard input cannot be interrupted.
@@ -64,6 +68,9 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode, Fault> {
         Command::Whoami(_) => account::whoami(&global).await,
         Command::Resources(_) => resources::run(&global).await,
         Command::Connect(args) => connect::run(args, &global).await,
+        Command::Netcheck(args) => netcheck::run(args, &global).await,
+        Command::Ping(args) => ping::run(args, &global).await,
+        Command::Explain(args) => explain::run(args, &global).await,
         Command::Sessions(_) => sessions::list(&global).await,
         Command::Session(args) => sessions::show(args, &global).await,
         Command::Kill(args) => sessions::kill(args, &global).await,

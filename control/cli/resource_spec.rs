@@ -1,9 +1,10 @@
-//! `NAME=tcp:HOST:PORT;OPTION=VALUE...`: what an agent offers, as people write it.
+//! `NAME=tcp:HOST:PORT;OPTION=VALUE...`, or `udp:`: what an agent offers, as people write it.
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
-use switchback_control::wire::{ProxyHeader, Resource};
+use switchback_control::wire::{ProxyHeader, Resource, ResourceKind, Standby, UdpUse};
 use switchback_engine::{TuningInvalid, TuningOption};
 
 use crate::tuning::Scalar;
@@ -23,16 +24,15 @@ impl FromStr for ResourceSpec {
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, target) =
             text.split_once('=').ok_or("expected NAME=tcp:HOST:PORT, there is no `=`")?;
-        check_name(name)?;
         let mut parts = target.split(';').map(str::trim);
-        let target = parse_target(parts.next().unwrap_or_default())?;
-        let mut resource = Resource::tcp(name, target);
+        let target = parts.next().unwrap_or_default();
+        let mut options = Vec::new();
         for option in parts {
             let (key, value) =
                 option.split_once('=').ok_or_else(|| format!("`{option}` is no OPTION=VALUE"))?;
-            set_option(&mut resource, key.trim(), value.trim())?;
+            options.push((key.trim().to_owned(), value.trim().to_owned()));
         }
-        Ok(Self(resource))
+        from_parts(name, target, &options)
     }
 }
 
@@ -76,23 +76,46 @@ fn from_parts(
     options: &[(String, String)],
 ) -> Result<ResourceSpec, String> {
     check_name(name)?;
-    let mut resource = Resource::tcp(name, parse_target(target)?);
-    options.iter().try_for_each(|(key, value)| set_option(&mut resource, key, value))?;
-    Ok(ResourceSpec(resource))
+    let (kind, target) = parse_target(target)?;
+    let mut resource = Resource { kind, ..Resource::tcp(name, target) };
+    let mut set = HashSet::new();
+    for (key, value) in options {
+        if !set.insert(key) {
+            return Err(format!("{key} is given twice"));
+        }
+        set_option(&mut resource, key, value)?;
+    }
+    let Resource { kind, proxy, transport, .. } = &resource;
+    if *kind == ResourceKind::Udp && proxy.is_some() {
+        return Err("proxy=v2 is for tcp: services; a datagram has no first byte".into());
+    }
+    match (transport.udp, transport.standby) {
+        (UdpUse::Off, Standby::Cold) => Err("standby=cold with udp=off leaves nothing".into()),
+        _ => Ok(ResourceSpec(resource)),
+    }
 }
 
 /// Sets an option of a resource by name.
 fn set_option(resource: &mut Resource, key: &str, value: &str) -> Result<(), String> {
-    if key == PROXY {
-        return match (value, resource.proxy) {
-            ("v2", None) => {
-                resource.proxy = Some(ProxyHeader::V2);
-                Ok(())
-            }
-            ("v2", Some(_)) => Err(format!("{PROXY} is given twice")),
-            _ => Err(format!("{PROXY}: `{value}` is not allowed; expected v2")),
-        };
+    let wrong = |expected: &str| format!("{key}: `{value}` is not allowed; expected {expected}");
+    match key {
+        PROXY if value == "v2" => resource.proxy = Some(ProxyHeader::V2),
+        PROXY => return Err(wrong("v2")),
+        UDP => {
+            let udp = UdpUse::from_text(value);
+            resource.transport.udp =
+                udp.ok_or_else(|| wrong("prefer, require, relay-only or off"))?;
+        }
+        STANDBY => {
+            let standby = Standby::from_text(value);
+            resource.transport.standby = standby.ok_or_else(|| wrong("warm or cold"))?;
+        }
+        _ => return set_tuning(resource, key, value),
     }
+    Ok(())
+}
+
+fn set_tuning(resource: &mut Resource, key: &str, value: &str) -> Result<(), String> {
     let set = resource.tuning.set(key, value).and_then(|()| resource.tuning.check_for_resource());
     set.map_err(|invalid| match invalid {
         TuningInvalid::Unknown(key) => {
@@ -103,27 +126,38 @@ fn set_option(resource: &mut Resource, key: &str, value: &str) -> Result<(), Str
 }
 
 const PROXY: &str = "proxy";
+const UDP: &str = "udp";
+const STANDBY: &str = "standby";
 
 fn options_of_resources() -> String {
     let of_listeners_only = |option: &TuningOption| *option == TuningOption::FastOpen;
     let tuning = TuningOption::ALL.into_iter().filter(|option| !of_listeners_only(option));
-    let names: Vec<_> = std::iter::once(PROXY).chain(tuning.map(TuningOption::as_str)).collect();
+    let names: Vec<_> =
+        [UDP, STANDBY, PROXY].into_iter().chain(tuning.map(TuningOption::as_str)).collect();
     names.join(", ")
 }
 
-/// Reads `tcp:HOST:PORT` and returns `HOST:PORT`.
-pub(crate) fn parse_target(text: &str) -> Result<String, String> {
-    let address = match text.split_once(':') {
-        Some(("tcp", address)) => address,
-        Some(("udp", _)) => return Err("udp: is not offered yet, only tcp:HOST:PORT".into()),
-        _ => return Err(format!("`{text}` must be tcp:HOST:PORT")),
+/// Reads `tcp:HOST:PORT` or `udp:HOST:PORT` and returns the kind and `HOST:PORT`.
+fn parse_target(text: &str) -> Result<(ResourceKind, String), String> {
+    let (kind, address) = match text.split_once(':') {
+        Some(("tcp", address)) => (ResourceKind::Tcp, address),
+        Some(("udp", address)) => (ResourceKind::Udp, address),
+        _ => return Err(format!("`{text}` must be tcp:HOST:PORT or udp:HOST:PORT")),
     };
     let (host, port) =
         address.rsplit_once(':').ok_or_else(|| format!("`{address}` has no :PORT"))?;
     check_host(host)?;
     match port.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(format!("{host}:{port}")),
+        Ok(port) if port > 0 => Ok((kind, format!("{host}:{port}"))),
         _ => Err(format!("`{port}` is no port: it must be 1 to 65535")),
+    }
+}
+
+/// Reads `tcp:HOST:PORT` and returns `HOST:PORT`.
+pub(crate) fn tcp_target(text: &str) -> Result<String, String> {
+    match parse_target(text)? {
+        (ResourceKind::Tcp, target) => Ok(target),
+        (ResourceKind::Udp, _) => Err("only tcp:HOST:PORT here".into()),
     }
 }
 
@@ -175,6 +209,8 @@ fn check_host(host: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use switchback_control::wire::TransportPolicy;
+
     use super::*;
 
     fn fault(text: &str) -> String {
@@ -200,8 +236,13 @@ mod tests {
             ("=tcp:h:1", "1 to 63"),
             ("SSH=tcp:h:1", "'S'"),
             ("a b=tcp:h:1", "' '"),
-            ("ssh=127.0.0.1:22", "must be tcp:HOST:PORT"),
-            ("dns=udp:127.0.0.1:53", "not offered yet"),
+            ("ssh=127.0.0.1:22", "must be tcp:HOST:PORT or udp:HOST:PORT"),
+            ("dns=udp:127.0.0.1", "no :PORT"),
+            ("dns=udp:127.0.0.1:53;proxy=v2", "for tcp: services"),
+            ("ssh=tcp:h:22;udp=on", "udp: `on` is not allowed; expected prefer, require"),
+            ("ssh=tcp:h:22;standby=hot", "standby: `hot` is not allowed; expected warm or cold"),
+            ("ssh=tcp:h:22;udp=off;udp=off", "udp is given twice"),
+            ("ssh=tcp:h:22;udp=off;standby=cold", "leaves nothing"),
             ("ssh=tcp:host", "no :PORT"),
             ("ssh=tcp:host:0", "no port"),
             ("ssh=tcp:host:65536", "no port"),
@@ -218,7 +259,10 @@ mod tests {
             ("ssh=tcp:h:22;proxy=v1", "expected v2"),
             ("ssh=tcp:h:22;proxy=v2;proxy=v2", "proxy is given twice"),
             ("ssh=tcp:h:22;fast-open=5", "for the gateway's listener"),
-            ("ssh=tcp:h:22;colour=red", "a resource may have proxy, congestion, dscp"),
+            (
+                "ssh=tcp:h:22;colour=red",
+                "a resource may have udp, standby, proxy, congestion, dscp",
+            ),
         ] {
             let said = fault(text);
             assert!(said.contains(wanted), "{text}: {said}");
@@ -255,6 +299,17 @@ mod tests {
             let said = toml::from_str::<File>(table).unwrap_err().to_string();
             assert!(said.contains(wanted), "{table}: {said}");
         }
+    }
+
+    #[test]
+    fn a_policy_and_a_kind_are_understood() {
+        let ResourceSpec(game) =
+            "game=udp:127.0.0.1:9000;udp=require;standby=cold".parse().unwrap();
+        assert_eq!((game.kind, &*game.target), (ResourceKind::Udp, "127.0.0.1:9000"));
+        let transport = TransportPolicy { udp: UdpUse::Require, standby: Standby::Cold };
+        assert_eq!(game.transport, transport);
+        let ResourceSpec(plain) = "ssh=tcp:h:22".parse().unwrap();
+        assert_eq!((plain.kind, plain.transport), Default::default());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `resources`: the feed.
 use clap::Args;
 use switchback_control::Fault;
-use switchback_control::wire::ResourceKind;
 
 use crate::account;
 use crate::args::Global;
@@ -11,7 +10,8 @@ use crate::output::{self, human};
 /// List what you may connect to (the feed).
 ///
 /// Shows the resources that were granted to you, and whether an agent that offers them is connected now.
-/// Administrators also see the agents.
+/// UDP says what may carry its sessions: `prefer` whatever is best, `require` a direct UDP path, `relay-only` UDP through
+/// the gateway, `off` TCP alone. Administrators also see the agents.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  switchback resources\n  switchback resources --json | jq -r '.[].name'"
@@ -28,18 +28,18 @@ pub(crate) async fn run(global: &Global) -> Result<(), Fault> {
         Column::Text("NAME"),
         Column::Text("KIND"),
         Column::Text("STATE"),
+        Column::Text("UDP"),
         Column::Text("AGENTS"),
     ]);
     for resource in resources {
-        let kind = match resource.kind {
-            ResourceKind::Tcp => "tcp",
-        };
+        let kind = resource.kind.as_str();
+        let udp = resource.transport.map_or(human::UNKNOWN, |transport| transport.udp.as_str());
         let agents = match resource.agents.as_slice() {
             [] => human::UNKNOWN.to_owned(),
             agents => agents.join(", "),
         };
         let state = if resource.online { "online" } else { "offline" };
-        table.row([resource.name, kind.into(), state.into(), agents]);
+        table.row([resource.name, kind.into(), state.into(), udp.into(), agents]);
     }
     table.print("no resources: none is granted to you, or no agent ever offered one")
 }

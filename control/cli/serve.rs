@@ -1,12 +1,16 @@
 //! `serve`: broker and gateway in the foreground.
+use std::fs::File;
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use etcetera::BaseStrategy;
 use serde::{Deserialize, Serialize};
-use switchback_control::broker::{Broker, Draining, Handover, ServeConfig, Successor, TlsFiles};
+use switchback_control::broker::{
+    Broker, Draining, Handover, Relay, ServeConfig, Successor, TlsFiles,
+};
 use switchback_control::secret::Secret;
 use switchback_control::{Code, Fault};
 use switchback_engine::IoChoice;
@@ -16,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::Global;
 use crate::stop::Stop;
 use crate::tuning::{self, TuningSpec};
+use crate::udp_args::PortRange;
 use crate::upgrade::Upgrade;
 use crate::{config_file, notify, output};
 
@@ -35,7 +40,7 @@ const DRAIN_TIMEOUT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 ///
 /// Run it on a host that both the services' side and the users' side can reach. The first start makes a certificate,
 /// keys and a database in the data directory, and prints a join string for agents and a login string for the first
-/// user, an administrator. It also answers STUN on the UDP port of the same number. Ctrl-C or SIGTERM ends it; sessions
+/// user, an administrator. It also answers STUN and relays UDP (TURN) on the UDP port of the same number. Ctrl-C or SIGTERM ends it; sessions
 /// wait for its return and resume.
 ///
 /// SIGUSR2 replaces it without dropping a connection: it starts its program anew, with the same arguments and
@@ -47,6 +52,7 @@ const DRAIN_TIMEOUT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 Examples:
   switchback serve
   switchback serve --listen 0.0.0.0:8443 --data ./data --public gate.example:8443
+  switchback serve --turn-ports 50000-50999       for a firewall in front: UDP 443 and these, TCP 443
   switchback serve --tuning congestion=cubic,dscp=af21,notsent-lowat=64k
   switchback serve --config /etc/switchback/serve.toml      # listen = \"0.0.0.0:8443\" ...
   kill -USR2 PID                                            # replace it by the program now on the disk")]
@@ -85,6 +91,32 @@ pub(crate) struct ServeArgs {
     #[arg(env = "SWITCHBACK_DRAIN_TIMEOUT")]
     #[serde(deserialize_with = "time")]
     drain_timeout: Option<Duration>,
+    /// UDP ports that sessions are relayed through (TURN), for firewalls [default: 49152-65535]
+    #[arg(long, value_name = "FIRST-LAST", env = "SWITCHBACK_TURN_PORTS", conflicts_with_all = ["no_turn", "turn_server"])]
+    turn_ports: Option<PortRange>,
+    /// Relay no UDP; sessions without a direct path stay on TCP
+    #[arg(long, env = "SWITCHBACK_NO_TURN", conflicts_with = "turn_server")]
+    no_turn: bool,
+    /// Have UDP relayed by another TURN server (coturn with use-auth-secret); needs --turn-secret
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "SWITCHBACK_TURN_SERVER",
+        requires = "turn_secret"
+    )]
+    turn_server: Option<String>,
+    /// File that holds the secret shared with --turn-server (coturn's static-auth-secret)
+    #[arg(long, value_name = "FILE", env = "SWITCHBACK_TURN_SECRET", requires = "turn_server")]
+    turn_secret: Option<PathBuf>,
+    /// Another address or port to answer STUN on, so that `netcheck` can tell kinds of NAT (RFC 5780); three in all: other
+    /// port, other address, both
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "SWITCHBACK_STUN_ALTERNATE",
+        value_delimiter = ','
+    )]
+    stun_alternate: Vec<SocketAddr>,
     /// Socket options of the listener and of every connection it accepts; --help lists them
     #[arg(long, value_name = "KEY=VALUE,...", env = "SWITCHBACK_TUNING", long_help = tuning::LISTENER_HELP)]
     tuning: Option<TuningSpec>,
@@ -133,6 +165,15 @@ impl ServeArgs {
             public: self.public.or(file.public),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
             takeover: self.takeover,
+            turn_ports: self.turn_ports.or(file.turn_ports),
+            no_turn: self.no_turn || file.no_turn,
+            turn_server: self.turn_server.or(file.turn_server),
+            turn_secret: self.turn_secret.or(file.turn_secret),
+            stun_alternate: if self.stun_alternate.is_empty() {
+                file.stun_alternate
+            } else {
+                self.stun_alternate
+            },
             tuning: TuningSpec::over(self.tuning, file.tuning),
             config: self.config,
         })
@@ -154,6 +195,10 @@ impl ServeArgs {
         if self.drain_timeout.is_some_and(|limit| limit > DRAIN_TIMEOUT_MAX) {
             return Err(Code::ConfigInvalid.because("--drain-timeout must be at most 30days"));
         }
+        let relay = relay(self.no_turn, self.turn_server, self.turn_secret.as_deref())?;
+        if self.stun_alternate.len() > STUN_ALTERNATES_MAX {
+            return Err(Code::ConfigInvalid.because("--stun-alternate: at most three"));
+        }
         let busy_poll = self.busy_poll.filter(|&micros| micros > 0);
         let listen = self.listen.unwrap_or(DEFAULT_LISTEN);
         let data = self.data.map_or_else(default_data, Ok)?;
@@ -163,9 +208,47 @@ impl ServeArgs {
             busy_poll: busy_poll.map(|micros| Duration::from_micros(micros.into())),
             tls,
             public: self.public,
+            relay,
+            turn_ports: self.turn_ports.map(|PortRange(ports)| ports),
+            stun_alternates: self.stun_alternate,
             tuning: self.tuning.map(|TuningSpec(tuning)| tuning).unwrap_or_default(),
             ..ServeConfig::new(listen, data)
         })
+    }
+}
+
+/// RFC 5780 section 7.1: two addresses and two ports, of which the listener has one of each.
+const STUN_ALTERNATES_MAX: usize = 3;
+/// Longest secret read; coturn's are typed by people.
+const SECRET_BYTES_MAX: u64 = 4096;
+
+/// Where UDP is relayed.
+fn relay(off: bool, server: Option<String>, secret: Option<&Path>) -> Result<Relay, Fault> {
+    match (server, secret) {
+        (Some(_), _) | (_, Some(_)) if off => {
+            Err(Code::ConfigInvalid.because("--no-turn and --turn-server exclude each other"))
+        }
+        (Some(address), Some(path)) => {
+            let wrong = |why: String| {
+                Code::ConfigInvalid.because(format!("--turn-secret {}: {why}", path.display()))
+            };
+            let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
+            let mut text = String::new();
+            file.take(SECRET_BYTES_MAX)
+                .read_to_string(&mut text)
+                .map_err(|error| wrong(error.to_string()))?;
+            if text.trim().is_empty() {
+                return Err(wrong("it is empty".into()));
+            }
+            if !address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+                let why = format!("--turn-server `{address}` is no HOST:PORT");
+                return Err(Code::ConfigInvalid.because(why));
+            }
+            Ok(Relay::Foreign { address, secret: Secret::new(text.trim()) })
+        }
+        (None, None) if off => Ok(Relay::Off),
+        (None, None) => Ok(Relay::Own),
+        _ => Err(Code::ConfigInvalid.because("--turn-server and --turn-secret go together")),
     }
 }
 
@@ -342,7 +425,7 @@ fn announce(broker: &Broker, global: &Global) -> Result<(), Fault> {
 fn in_words(serving: &Serving) -> String {
     let Serving { url, address, io, io_reason, .. } = serving;
     let head = format!(
-        "serving {url}\n  listening on {address} (TCP, and STUN on UDP)\n  io {io}: {io_reason}\n"
+        "serving {url}\n  listening on {address} (TCP, and STUN and TURN on UDP)\n  io {io}: {io_reason}\n"
     );
     let next = match (&serving.join, &serving.login) {
         (Some(join), Some(login)) => format!(

@@ -2,7 +2,7 @@
 use clap::Args;
 use switchback_control::Fault;
 use switchback_control::api::{LegView, SendingView, SessionView, SlowPart};
-use switchback_control::wire::{RttView, SessionId};
+use switchback_control::wire::{PathLeg, RttView, SessionId};
 
 use crate::account;
 use crate::args::Global;
@@ -24,7 +24,7 @@ pub(crate) struct SessionsArgs {}
 
 /// Show every figure of one session, and who is slow.
 ///
-/// For each leg and end to end: smoothed, smallest, median and 99th percentile of the round-trip time. For each leg what
+/// PATH lists every transport that is ready, the one that carries first told. For each leg and end to end: smoothed, smallest, median and 99th percentile of the round-trip time. For each leg what
 /// the gateway's kernel (TCP_INFO) says about sending towards that end: what was lost, how fast it goes, and what it waits
 /// for. Shares and "delivered" refer to the last second before the sample; "of it" is the part of the busy time.
 #[derive(Debug, Args)]
@@ -86,6 +86,8 @@ pub(crate) async fn show(args: SessionArgs, global: &Global) -> Result<(), Fault
     facts.print("")?;
     output::line("")?;
     rtt_table(&session).print("")?;
+    output::line("")?;
+    paths_table(&session).print("no leg is attached")?;
     output::line("")?;
     legs_table(&session).print("")
 }
@@ -168,6 +170,17 @@ fn rtt_table(session: &SessionView) -> Table {
             figure(|view| view.p50_us),
             figure(|view| view.p99_us),
         ]);
+    }
+    table
+}
+
+/// Every leg that is attached, end to end.
+fn paths_table(session: &SessionView) -> Table {
+    let mut table = Table::new(&[Column::Text("PATH"), Column::Text(""), Column::Figure("RTT")]);
+    for PathLeg { transport, carries, rtt_us } in session.paths.iter().cloned() {
+        let role = if carries { "carries" } else { "stands by" };
+        let rtt = rtt_us.map_or_else(|| human::UNKNOWN.into(), |us| human::micros(us.into()));
+        table.row([transport, role.into(), rtt]);
     }
     table
 }

@@ -29,6 +29,11 @@ pub(crate) const RESOURCE_HELP: &str = "\
 A service and the name users connect to; repeatable. Options follow after `;` and hold for its connections, here and at \
 the gateway, over the gateway's own --tuning:
 
+  udp=prefer               what may carry its sessions: the best of all (the default), or
+      require              only a direct UDP path; without one the session ends
+      relay-only           UDP through the gateway, never direct: the ends do not learn each other's addresses
+      off                  TCP only
+  standby=warm|cold        keep TCP ready beside UDP (warm, the default), or not
   proxy=v2                 send the PROXY protocol's header, so that the service sees the client's address
   congestion=NAME          congestion control, e.g. cubic; in the kernels of both machines
   dscp=NAME|0-63           ef, af11 to af43, cs0 to cs7, le, va, default
@@ -39,6 +44,7 @@ the gateway, over the gateway's own --tuning:
   mss=BYTES                largest segment to the service, 88 to 32767
 
   --resource 'rdp=tcp:10.0.0.5:3389;dscp=ef;max-pacing-rate=50mbit;proxy=v2'
+  --resource 'game=udp:127.0.0.1:9000;udp=require'
 
 In the configuration file also as a table:
 

@@ -99,6 +99,11 @@ codes! {
     SessionProtocol "SESSION_PROTOCOL" Internal "The other end broke the session protocol; update both ends to the same version.";
     PeerKeyMismatch "PEER_KEY_MISMATCH" NoPermission "The other end is not who the broker said: something between may be tampering.";
     GrantInvalid "GRANT_INVALID" NoPermission "The session can no longer be resumed; connect again.";
+    DirectRequired "DIRECT_REQUIRED" NoPermission "This resource is only served over a direct UDP path, and one of the ends does without UDP: start it without --no-udp, or ask for udp=prefer.";
+    DirectUnavailable "DIRECT_UNAVAILABLE" Unavailable "No direct UDP path was found in time, and this resource demands one; `switchback netcheck` at both ends says what is in the way.";
+    CandidateRefused "CANDIDATE_REFUSED" Data "An address that no peer may be sent to (loopback, multicast, the gateway itself); look for what reports it.";
+    PingUnanswered "PING_UNANSWERED" Unavailable "Not one reply came; `switchback sessions` and `switchback explain ID` say where the session stands.";
+    UdpUnavailable "UDP_UNAVAILABLE" System "UDP sockets could not be had: pass another --udp-ports range, or --no-udp to do without.";
     ChannelLimit "CHANNEL_LIMIT" Temporary "This session carries as many connections as it may; close some.";
     // The service behind the agent.
     TargetRefused "TARGET_REFUSED" Unavailable "The service refused the agent's connection; is it running and listening there?";

@@ -4,6 +4,7 @@
 //! * `broker` signs in, decides, orchestrates; it owns the database, the registry of sessions and the gateway.
 //! * `agent` keeps a link and warm legs, and connects sessions to targets.
 //! * `client` asks for sessions and carries application connections into them.
+//! * [`udp`] is what both ends do to find each other by UDP.
 
 pub mod agent;
 pub mod api;
@@ -13,9 +14,19 @@ pub mod code;
 pub mod dial;
 pub mod invite;
 pub mod link;
+pub mod netcheck;
+pub mod path_reason;
 pub mod reason;
 pub mod secret;
 pub mod ticket;
+pub mod udp;
 pub mod wire;
 
 pub use code::{Code, Exit, Fault};
+
+/// Whether a transport of this label leads from end to end without the gateway.
+#[must_use]
+pub fn is_direct(label: &str) -> bool {
+    use switchback_shortpath::LegKind;
+    [LegKind::UdpDirect, LegKind::UdpManaged].iter().any(|kind| kind.label() == label)
+}

@@ -16,6 +16,7 @@ const TABLE: &[(u16, Code)] = &[
     (4, Code::TokenRevoked),
     (5, Code::GrantInvalid),
     (6, Code::Internal),
+    (7, Code::DirectUnavailable),
     (16, Code::TargetRefused),
     (17, Code::TargetTimeout),
     (18, Code::TargetUnreachable),

@@ -3,11 +3,19 @@
 //! Agents and clients each hold one WebSocket link to the broker ([`AGENT_LINK`], [`CLIENT_LINK`]) and exchange these
 //! as JSON text messages. Unknown fields are ignored so that a newer peer may add some; an unknown `type` is
 //! [`Code::MessageMalformed`](crate::Code). Times are Unix milliseconds, durations microseconds where the name says so.
+mod udp;
+
 use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use switchback_engine::Tuning;
+
+pub use udp::{
+    CANDIDATES_MAX, Candidate, CandidateKind, IceCredentials, PathLeg, PathMove, PathPair,
+    PathReport, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX, REPORT_REASONS_MAX,
+    RelayAccess, SessionPurpose, Standby, TransportPolicy, UdpAccess, UdpUse,
+};
 
 use crate::code::Code;
 use crate::secret::Secret;
@@ -56,13 +64,22 @@ pub struct Resource {
     /// How the service is told whose connection it is; absent: not at all. Only then the broker tells the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<ProxyHeader>,
+    /// What may carry its sessions.
+    #[serde(default, skip_serializing_if = "TransportPolicy::is_default")]
+    pub transport: TransportPolicy,
 }
 
 impl Resource {
     /// A TCP service at `target`, `HOST:PORT`, with nothing special about it.
     pub fn tcp(name: impl Into<String>, target: impl Into<String>) -> Self {
         let (name, target) = (name.into(), target.into());
-        Self { name, kind: ResourceKind::Tcp, target, tuning: Tuning::default(), proxy: None }
+        let (tuning, transport) = (Tuning::default(), TransportPolicy::default());
+        Self { name, kind: ResourceKind::Tcp, target, tuning, proxy: None, transport }
+    }
+
+    /// A UDP service at `target`, `HOST:PORT`, with nothing special about it.
+    pub fn udp(name: impl Into<String>, target: impl Into<String>) -> Self {
+        Self { kind: ResourceKind::Udp, ..Self::tcp(name, target) }
     }
 }
 
@@ -94,11 +111,31 @@ impl ClientAddress {
 }
 
 /// What a resource carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResourceKind {
     /// Byte streams: each application connection is a channel.
+    #[default]
     Tcp,
+    /// Datagrams: each local peer address is a flow.
+    Udp,
+}
+
+impl ResourceKind {
+    /// Lower-case name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// Whether it is byte streams.
+    #[must_use]
+    pub fn is_tcp(&self) -> bool {
+        *self == Self::Tcp
+    }
 }
 
 /// From an agent to the broker.
@@ -130,12 +167,36 @@ pub enum FromAgent {
         /// One per session.
         sessions: Vec<SessionReport>,
     },
+    /// The client of a ready session opened its first channel: from now on it is a session like any other.
+    Begun {
+        /// Which.
+        session: SessionId,
+    },
     /// A session is over at the agent.
     Ended {
         /// Which.
         session: SessionId,
         /// Why.
         code: Code,
+    },
+    /// Where the agent can be reached by UDP from now on; sent after `register`, and whenever it changes.
+    Network {
+        /// All that are good now.
+        candidates: Vec<Candidate>,
+    },
+    /// More candidates for one session, for its client.
+    Candidates {
+        /// Which.
+        session: SessionId,
+        /// New ones.
+        candidates: Vec<Candidate>,
+    },
+    /// Answer to `explain`.
+    Paths {
+        /// Which.
+        session: SessionId,
+        /// What the agent sees.
+        paths: Box<PathReport>,
     },
 }
 
@@ -164,12 +225,36 @@ pub enum ToAgent {
         /// How the leg comes about.
         leg: AgentLeg,
     },
+    /// The client of a ready session says that it is used from now on.
+    Begun {
+        /// Which.
+        session: SessionId,
+    },
     /// End this session now.
     End {
         /// Which.
         session: SessionId,
         /// Why.
         code: Code,
+    },
+    /// The client can also be reached here.
+    Candidates {
+        /// Which session.
+        session: SessionId,
+        /// New ones.
+        candidates: Vec<Candidate>,
+    },
+    /// The right to use the relay, renewed.
+    Relay {
+        /// Which session.
+        session: SessionId,
+        /// In place of the one before.
+        relay: RelayAccess,
+    },
+    /// Asks for `paths`.
+    Explain {
+        /// Which session.
+        session: SessionId,
     },
 }
 
@@ -189,6 +274,22 @@ pub struct SessionOffer {
     /// Where its client is now, for a resource with [`Resource::proxy`]; absent if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_address: Option<ClientAddress>,
+    /// What may carry it.
+    #[serde(default, skip_serializing_if = "TransportPolicy::is_default")]
+    pub transport: TransportPolicy,
+    /// How to find the client by UDP; absent if that is not allowed, not possible, or already told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<Box<UdpAccess>>,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "SessionPurpose::is_default")]
+    pub purpose: SessionPurpose,
+    /// Nobody uses it yet: `begun` is due when its client opens a channel, unless the broker says so before.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ready: bool,
+}
+
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// How an agent's leg for an offer comes about.
@@ -233,6 +334,15 @@ pub enum FromClient {
         resource: String,
         /// The client's key for this session.
         key: PublicKey,
+        /// Where the client can be reached by UDP; absent if it does without.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        udp: Option<Vec<Candidate>>,
+        /// What the session is for.
+        #[serde(default, skip_serializing_if = "SessionPurpose::is_default")]
+        purpose: SessionPurpose,
+        /// To be held ready, and to begin with its first channel.
+        #[serde(default, skip_serializing_if = "is_false")]
+        ready: bool,
     },
     /// Asks for another leg for a session that was granted before.
     Leg {
@@ -240,6 +350,14 @@ pub enum FromClient {
         request: u64,
         /// The session's proof.
         grant: SealedGrant,
+        /// Where the client can be reached by UDP now; absent if it does without.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        udp: Option<Vec<Candidate>>,
+    },
+    /// A ready session is used from now on.
+    Begun {
+        /// Which.
+        session: SessionId,
     },
     /// Figures of sessions that moved since the last report.
     Report {
@@ -252,6 +370,27 @@ pub enum FromClient {
         session: SessionId,
         /// Why.
         code: Code,
+    },
+    /// The client can also be reached here, for the session's agent.
+    Candidates {
+        /// Which session.
+        session: SessionId,
+        /// New ones.
+        candidates: Vec<Candidate>,
+    },
+    /// The session went over to another transport.
+    Moved {
+        /// Which session.
+        session: SessionId,
+        /// How.
+        moved: Box<PathMove>,
+    },
+    /// Answer to `explain`.
+    Paths {
+        /// Which session.
+        session: SessionId,
+        /// What the client sees.
+        paths: Box<PathReport>,
     },
 }
 
@@ -273,6 +412,15 @@ pub enum ToClient {
         grant: SealedGrant,
         /// Admission of the first leg.
         ticket: LegTicket,
+        /// What may carry it.
+        #[serde(default, skip_serializing_if = "TransportPolicy::is_default")]
+        transport: TransportPolicy,
+        /// How to find the agent by UDP; absent if that is not allowed or not possible.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        udp: Option<Box<UdpAccess>>,
+        /// What the resource carries.
+        #[serde(default, skip_serializing_if = "ResourceKind::is_tcp")]
+        kind: ResourceKind,
     },
     /// Answer to `leg`.
     Leg {
@@ -280,6 +428,9 @@ pub enum ToClient {
         request: u64,
         /// Admission of the leg.
         ticket: LegTicket,
+        /// How to find the agent by UDP from now on; absent if that is not allowed or not possible.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        udp: Option<Box<UdpAccess>>,
     },
     /// The request is refused.
     Refused {
@@ -296,6 +447,25 @@ pub enum ToClient {
         session: SessionId,
         /// Why.
         code: Code,
+    },
+    /// The agent can also be reached here.
+    Candidates {
+        /// Which session.
+        session: SessionId,
+        /// New ones.
+        candidates: Vec<Candidate>,
+    },
+    /// The right to use the relay, renewed.
+    Relay {
+        /// Which session.
+        session: SessionId,
+        /// In place of the one before.
+        relay: RelayAccess,
+    },
+    /// Asks for `paths`.
+    Explain {
+        /// Which session.
+        session: SessionId,
     },
 }
 
@@ -321,6 +491,9 @@ pub struct SessionReport {
     pub channels: u32,
     /// Legs lost and replaced so far.
     pub resumes: u32,
+    /// Every leg that is attached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<PathLeg>,
 }
 
 /// A round-trip time over its recent samples.

@@ -8,21 +8,26 @@
 //! * [`tls`] authenticates. TLS 1.3 configurations with raw public keys (RFC 7250) pinned at both ends.
 //! * [`shell`] acts. Tokio tasks that move frames between the session and its legs, and bytes between channels and
 //!   sockets. It dials nothing: the owner makes legs and attaches them.
+//! * [`underlay`] owns the process's UDP sockets and its QUIC endpoint. It drives `path`, and gives sessions their UDP
+//!   legs.
 //!
 //! Byte offsets belong to channels, never to legs, so any leg may carry any frame: a planned move is "next frames go to
-//! the new leg", a failure is "re-send from the last acknowledgement", a duplicate is dropped by its offset.
+//! the new leg", a failure is "re-send from the last acknowledgement", a duplicate is dropped by its offset. What a leg is
+//! worth is judged by what the peer says has come on it.
 
 pub mod path;
 pub mod session;
 pub mod shell;
 pub mod tls;
+pub mod underlay;
 
 pub use session::{
-    ChannelError, ChannelId, CloseReason, LegId, LegKind, OpenError, Role, RttFigures,
-    SessionConfig,
+    ChannelError, ChannelId, CloseReason, DatagramError, LegId, LegKind, LegState, MoveCause,
+    OpenError, PathFigures, Redundancy, Role, RttFigures, SessionConfig,
 };
 pub use shell::{
-    CarryEnd, CarryOutcome, Channel, ChannelReader, ChannelWriter, LinkState, SessionEvent,
-    SessionHandle, SessionStats, carry, carry_stdio,
+    CarryEnd, CarryOutcome, Channel, ChannelReader, ChannelWriter, DatagramFlow, FlowEnd,
+    FlowOutcome, LegStats, LinkState, MoveStats, SessionEvent, SessionHandle, SessionStats, carry,
+    carry_datagrams, carry_stdio,
 };
 pub use tls::{KeyError, SessionKey, client_config, server_config};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::AlwaysResolvesClientRawPublicKeys;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs as provider};
@@ -44,6 +45,12 @@ pub enum KeyError {
 pub struct SessionKey {
     pkcs8: PrivatePkcs8KeyDer<'static>,
     spki: Vec<u8>,
+}
+
+impl Clone for SessionKey {
+    fn clone(&self) -> Self {
+        Self { pkcs8: self.pkcs8.clone_key(), spki: self.spki.clone() }
+    }
 }
 
 impl SessionKey {
@@ -120,6 +127,18 @@ pub fn client_config(own: &SessionKey, peer_spki: &[u8]) -> Result<Arc<ClientCon
     Ok(Arc::new(config))
 }
 
+/// [`client_config`] for QUIC (RFC 9001). No early data, and no session is resumed: keys are proved every time.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn quic_client_config(
+    own: &SessionKey,
+    peer_spki: &[u8],
+) -> Result<Arc<QuicClientConfig>, KeyError> {
+    let config = client_config(own, peer_spki)?;
+    QuicClientConfig::try_from(config).map(Arc::new).map_err(|_| KeyError::Malformed)
+}
+
 /// TLS for the end that is dialled: proves `own`, demands `peer_spki` and nothing else. Sends no session tickets: a
 /// resumed handshake would skip the proof of the client's key.
 ///
@@ -138,6 +157,18 @@ pub fn server_config(own: &SessionKey, peer_spki: &[u8]) -> Result<Arc<ServerCon
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(Arc::new(config))
+}
+
+/// [`server_config`] for QUIC (RFC 9001).
+///
+/// # Errors
+/// As [`client_config`].
+pub fn quic_server_config(
+    own: &SessionKey,
+    peer_spki: &[u8],
+) -> Result<Arc<QuicServerConfig>, KeyError> {
+    let config = server_config(own, peer_spki)?;
+    QuicServerConfig::try_from(config).map(Arc::new).map_err(|_| KeyError::Malformed)
 }
 
 /// Accepts one public key, and the signatures it makes.

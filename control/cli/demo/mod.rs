@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use crate::args::Global;
 use crate::output;
-use crate::resource_spec::parse_target;
+use crate::resource_spec::tcp_target;
 use crate::serve::Io;
 use crate::stop::Stop;
 use show::Show;
@@ -43,7 +43,7 @@ Examples:
   switchback demo --target tcp:127.0.0.1:22 --hold    then: ssh -p PORT user@127.0.0.1")]
 pub(crate) struct DemoArgs {
     /// Reach this service instead of the demo's own
-    #[arg(long, value_name = "tcp:HOST:PORT", value_parser = parse_target)]
+    #[arg(long, value_name = "tcp:HOST:PORT", value_parser = tcp_target)]
     pub(crate) target: Option<String>,
     /// Keep everything running after the summary, until Ctrl-C
     #[arg(long)]

@@ -27,13 +27,15 @@ use crate::dial::BrokerAddress;
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, register_grants};
 use crate::link::{self, Doubt, LinkEvent};
+use crate::udp::reach::Reach;
+use crate::udp::{self, UdpOptions};
 use crate::wire::{
     AGENT_LINK, AgentLeg, FromAgent, LegTicket, PROTOCOL, Resource, SessionId, SessionOffer,
     ToAgent,
 };
 use legs::{Purpose, WarmGone};
 use pool::WarmPool;
-use session::{SessionOver, Sessions};
+use session::{News, SessionOver, Sessions};
 
 /// Warm legs kept when nobody says otherwise: a burst of four sessions starts without a dial, for four idle sockets.
 pub const WARM_LEGS_DEFAULT: u32 = 4;
@@ -68,13 +70,16 @@ pub struct AgentOptions {
     pub sessions_max: usize,
     /// How sessions are held. The default gives a resume window of 60 s.
     pub session: SessionConfig,
+    /// How UDP is used.
+    pub udp: UdpOptions,
     /// Is told of every change of the agent's state.
     pub state: Option<watch::Sender<AgentState>>,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { sessions_max: 8192, session: SessionConfig::default(), state: None }
+        let (session, udp) = (SessionConfig::default(), UdpOptions::default());
+        Self { sessions_max: 8192, session, udp, state: None }
     }
 }
 
@@ -114,12 +119,20 @@ pub async fn run_with(
     config.resources.iter().try_for_each(probe_tuning)?;
     let home: Arc<str> = BrokerAddress::of(&config.invite)?.host_port().into();
     let key = identity::load(&config.state_dir)?;
-    let (over_sender, mut over) = mpsc::channel(EVENTS_MAX);
+    let reach = Reach::start(&options.udp, &home)?;
+    let (news_sender, mut news) = mpsc::channel(EVENTS_MAX);
     let (gone_sender, mut gone) = mpsc::channel(EVENTS_MAX);
-    let AgentOptions { sessions_max, session, state } = options;
+    let AgentOptions { sessions_max, session, udp: _, state } = options;
     let doubt = Doubt::default();
-    let sessions =
-        Sessions::new(key, &config.resources, session, sessions_max, over_sender, doubt.clone());
+    let sessions = Sessions::new(
+        key,
+        &config.resources,
+        session,
+        (sessions_max, reach.clone()),
+        news_sender,
+        doubt.clone(),
+    );
+    let mut network = reach.as_ref().map(Reach::changed);
     let mut agent = Agent {
         pool: WarmPool::new(config.warm_legs),
         name: config.name,
@@ -130,6 +143,7 @@ pub async fn run_with(
         gone: gone_sender,
         in_flight: Arc::new(Semaphore::new(LEGS_IN_FLIGHT_MAX)),
         link: Link { queue: None, unsaid: VecDeque::new(), reporter: Reporter::default() },
+        reach,
         was_registered: false,
         state: state.unwrap_or_default(),
     };
@@ -151,14 +165,18 @@ pub async fn run_with(
                 None => break Ok(()),
             },
             Some(warm_gone) = gone.recv() => agent.warm_gone(&warm_gone),
-            Some(session_over) = over.recv() => agent.session_over(session_over),
+            Some(news) = news.recv() => match news {
+                News::Begun(session) => agent.session_begun(session),
+                News::Over(over) => agent.session_over(over),
+            },
             _ = tick.tick() => agent.report(),
+            () = udp::changed(&mut network) => agent.tell_network(),
             () = sleep_until(warm_at.unwrap_or_else(Instant::now)), if warm_at.is_some() => {}
             () = stop.cancelled() => break Ok(()),
         }
     };
     drop(events);
-    agent.stop(&mut over).await;
+    agent.stop(&mut news).await;
     link_stop.cancel();
     let link = link.await.unwrap_or_else(|_| Err(Code::Internal.because("the link's task died")));
     ended.and(link)
@@ -193,6 +211,7 @@ struct Agent {
     gone: mpsc::Sender<WarmGone>,
     in_flight: Arc<Semaphore>,
     link: Link,
+    reach: Option<Reach>,
     was_registered: bool,
     state: watch::Sender<AgentState>,
 }
@@ -204,11 +223,16 @@ impl Agent {
                 self.link.queue = Some(queue);
                 self.link.reporter.link_up();
                 self.register();
+                if let Some(reach) = &self.reach {
+                    reach.locate();
+                }
+                self.tell_network();
             }
             LinkEvent::Down(fault) => {
                 self.link.queue = None;
                 self.pool.link_down();
                 self.warm.clear();
+                self.sessions.end_ready();
                 self.state.send_if_modified(|state| {
                     state.registered = false;
                     state.fault = Some(fault);
@@ -221,6 +245,16 @@ impl Agent {
             }
             LinkEvent::Message(ToAgent::WarmTickets { tickets }) => self.warm_up(tickets),
             LinkEvent::Message(ToAgent::Offer { session, leg }) => self.offered(*session, leg),
+            LinkEvent::Message(ToAgent::Explain { session }) => self.explain(session),
+            LinkEvent::Message(ToAgent::Candidates { session, candidates }) => {
+                self.sessions.add_candidates(&session, candidates);
+            }
+            LinkEvent::Message(ToAgent::Relay { session, relay }) => {
+                self.sessions.renew(&session, relay);
+            }
+            LinkEvent::Message(ToAgent::Begun { session }) => {
+                self.sessions.begin(&session);
+            }
             LinkEvent::Message(ToAgent::End { session, code }) => self.sessions.end(&session, code),
         }
         Ok(())
@@ -321,14 +355,39 @@ impl Agent {
         }
     }
 
+    /// What the broker cannot be told of must not be used: rights and limits are its business.
+    fn session_begun(&mut self, session: SessionId) {
+        if self.sessions.begin(&session)
+            && !self.link.say(FromAgent::Begun { session: session.clone() })
+        {
+            self.sessions.end(&session, Code::BrokerUnreachable);
+        }
+    }
+
     fn session_over(&mut self, over: SessionOver) {
         if self.sessions.forget(&over.id) {
             self.link.say_surely(over.id, over.code);
         }
     }
 
+    /// Where this agent is by UDP, for the sessions to come and those that are.
+    fn tell_network(&self) {
+        if let Some(reach) = &self.reach {
+            self.link.say(FromAgent::Network { candidates: reach.candidates() });
+        }
+    }
+
+    fn explain(&self, session: SessionId) {
+        if let Some(paths) = self.sessions.explain(&session) {
+            self.link.say(FromAgent::Paths { session, paths: Box::new(paths) });
+        }
+    }
+
     fn report(&mut self) {
         self.link.report(&self.sessions);
+        for (session, candidates) in self.sessions.relayed() {
+            self.link.say(FromAgent::Candidates { session, candidates });
+        }
     }
 
     fn show(&self) {
@@ -341,10 +400,10 @@ impl Agent {
     }
 
     /// Closes all sessions, and tells their clients if that can be done in time.
-    async fn stop(mut self, over: &mut mpsc::Receiver<SessionOver>) {
+    async fn stop(mut self, news: &mut mpsc::Receiver<News>) {
         self.sessions.end_all();
         drop(self);
-        let last_words = async { while over.recv().await.is_some() {} };
+        let last_words = async { while news.recv().await.is_some() {} };
         // Those not told learn it from the broker, or from their resume window.
         let _ = timeout(STOP_TIMEOUT, last_words).await;
     }

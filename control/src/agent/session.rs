@@ -1,5 +1,5 @@
 //! The agent's end of the sessions it serves.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use data_encoding::BASE64URL_NOPAD;
@@ -15,9 +15,15 @@ use crate::code::{Code, Fault};
 use crate::link::Doubt;
 use crate::link::report::figures;
 use crate::reason;
+use crate::udp::reach::Reach;
+use crate::udp::session::{SessionUdp, SessionWatch, Wanted, renewed, under};
 use crate::wire::{
-    ClientAddress, PublicKey, Resource, SealedGrant, SessionId, SessionOffer, SessionReport,
+    Candidate, ClientAddress, PathReport, PublicKey, RelayAccess, Resource, SealedGrant, SessionId,
+    SessionOffer, SessionPurpose, SessionReport, UdpUse,
 };
+
+/// Part of an agent's sessions that may be ready ones: most of its room is for those in use.
+const READY_PART: usize = 4;
 
 /// A session ended by itself or by its client.
 #[derive(Debug)]
@@ -26,14 +32,26 @@ pub(super) struct SessionOver {
     pub(super) code: Code,
 }
 
+/// What a session tells its agent, in order.
+#[derive(Debug)]
+pub(super) enum News {
+    /// A ready session is being used.
+    Begun(SessionId),
+    /// It is over.
+    Over(SessionOver),
+}
+
 /// The live sessions.
 pub(super) struct Sessions {
     key: SessionKey,
     targets: HashMap<String, Arc<Target>>,
     config: SessionConfig,
     sessions_max: usize,
+    reach: Option<Reach>,
     live: HashMap<SessionId, Live>,
-    over: mpsc::Sender<SessionOver>,
+    /// Of those, the ones that nobody uses yet.
+    ready: HashSet<SessionId>,
+    news: mpsc::Sender<News>,
     doubt: Doubt,
 }
 
@@ -44,6 +62,9 @@ struct Live {
     grant: SealedGrant,
     target: Arc<Target>,
     client_address: watch::Sender<Option<ClientAddress>>,
+    udp: Arc<SessionUdp>,
+    /// To look for the client by UDP.
+    wanted: Wanted,
 }
 
 impl Sessions {
@@ -51,13 +72,14 @@ impl Sessions {
         key: SessionKey,
         resources: &[Resource],
         config: SessionConfig,
-        sessions_max: usize,
-        over: mpsc::Sender<SessionOver>,
+        (sessions_max, reach): (usize, Option<Reach>),
+        news: mpsc::Sender<News>,
         doubt: Doubt,
     ) -> Self {
         let target = |resource: &Resource| (resource.name.clone(), Arc::new(resource.into()));
         let targets = resources.iter().map(target).collect();
-        Self { key, targets, config, sessions_max, live: HashMap::new(), over, doubt }
+        let (live, ready) = (HashMap::new(), HashSet::new());
+        Self { key, targets, config, sessions_max, reach, live, ready, news, doubt }
     }
 
     /// The session of an offer, as its leg must know it; created if it is new.
@@ -76,38 +98,106 @@ impl Sessions {
             if offer.client_address.is_some() {
                 live.client_address.send_replace(offer.client_address);
             }
+            if let Some(access) = offer.udp {
+                live.udp.begin(live.wanted.clone(), *access, &live.handle);
+            }
             return Ok(live.purpose(id));
         }
         if self.live.len() >= self.sessions_max {
             return Err(Code::SessionLimit.because("this agent serves as many as it may"));
         }
+        let ready = offer.ready;
+        if ready && self.ready.len() >= self.sessions_max.div_ceil(READY_PART) {
+            return Err(Code::SessionLimit.because("this agent holds as many ready as it may"));
+        }
         let live = self.create(offer)?;
         let purpose = live.purpose(id.clone());
+        if ready {
+            self.ready.insert(id.clone());
+        }
         self.live.insert(id, live);
         Ok(purpose)
     }
 
     fn create(&self, offer: SessionOffer) -> Result<Live, Fault> {
-        let SessionOffer { id, user, resource, client_key, grant, client_address } = offer;
+        let SessionOffer {
+            id,
+            user,
+            resource,
+            client_key,
+            grant,
+            client_address,
+            transport,
+            udp: access,
+            purpose,
+            ready,
+        } = offer;
         let target = self.targets.get(&resource).ok_or_else(|| {
             Code::ResourceUnknown.because(format!("this agent does not offer `{resource}`"))
         })?;
-        let tls = BASE64URL_NOPAD
-            .decode(client_key.0.as_bytes())
-            .ok()
-            .and_then(|spki| server_config(&self.key, &spki).ok())
-            .ok_or_else(|| Code::MessageMalformed.because("the client's key is malformed"))?;
-        let (handle, events) = SessionHandle::start(Role::Agent, &id.0, self.config.clone());
-        tracing::info!(session = %id, user, resource, "session offered");
+        let malformed = || Code::MessageMalformed.because("the client's key is malformed");
+        let peer_key = BASE64URL_NOPAD.decode(client_key.0.as_bytes()).map_err(|_| malformed())?;
+        let tls = server_config(&self.key, &peer_key).map_err(|_| malformed())?;
+        let config = under(transport, &self.config);
+        let (handle, events) = SessionHandle::start(Role::Agent, &id.0, config);
+        tracing::info!(session = %id, user, resource, ready, "session offered");
         let (client_address, client) = watch::channel(client_address);
         let target = target.clone();
-        let service = Service { target: target.clone(), client };
-        tokio::spawn(follow(id, events, service, self.over.clone(), self.doubt.clone()));
-        Ok(Live { handle, tls, client_key, grant, target, client_address })
+        let udp = SessionUdp::new(transport, self.reach.clone());
+        let wanted = Wanted { role: Role::Agent, key: self.key.clone(), peer_key };
+        if let Some(access) = access {
+            udp.begin(wanted.clone(), *access, &handle);
+        }
+        if transport.udp == UdpUse::Require {
+            tokio::spawn(udp.clone().enforce(SessionWatch(handle.clone())));
+        }
+        let _paths = Paths { udp: udp.clone() };
+        let service = Service { target: target.clone(), client, purpose, ready, _paths };
+        tokio::spawn(follow(id, events, service, self.news.clone(), self.doubt.clone()));
+        Ok(Live { handle, tls, client_key, grant, target, client_address, udp, wanted })
+    }
+
+    /// The client of a session can also be reached here.
+    pub(super) fn add_candidates(&self, id: &SessionId, candidates: Vec<Candidate>) {
+        if let Some(live) = self.live.get(id) {
+            live.udp.add(candidates);
+        }
+    }
+
+    /// A session's right to use the relay was renewed.
+    pub(super) fn renew(&self, id: &SessionId, relay: RelayAccess) {
+        if let Some(live) = self.live.get(id) {
+            renewed(&live.udp, relay);
+        }
+    }
+
+    /// Relays that came to be since the last look, by session.
+    pub(super) fn relayed(&self) -> Vec<(SessionId, Vec<Candidate>)> {
+        let untold = self.live.iter().map(|(id, live)| (id, live.udp.untold()));
+        let some = untold.filter(|(_, candidates)| !candidates.is_empty());
+        some.map(|(id, candidates)| (id.clone(), candidates)).collect()
+    }
+
+    /// What this agent sees of a session's paths.
+    pub(super) fn explain(&self, id: &SessionId) -> Option<PathReport> {
+        self.live.get(id).map(|live| live.udp.report(&live.handle))
+    }
+
+    /// A ready session is used from now on; false if it was before, or is over by now.
+    pub(super) fn begin(&mut self, id: &SessionId) -> bool {
+        self.ready.remove(id)
+    }
+
+    /// Ends the sessions that nobody uses: the broker, whose word they wait on, is out of reach.
+    pub(super) fn end_ready(&mut self) {
+        for id in std::mem::take(&mut self.ready) {
+            self.end(&id, Code::BrokerUnreachable);
+        }
     }
 
     /// Ends a session at the broker's word; its last event then forgets it.
     pub(super) fn end(&mut self, id: &SessionId, code: Code) {
+        self.ready.remove(id);
         if let Some(live) = self.live.remove(id) {
             tracing::info!(session = %id, %code, "session ended by the broker");
             live.handle.close(reason::to_wire(code));
@@ -123,11 +213,13 @@ impl Sessions {
 
     /// Forgets a session that is over; false if it was forgotten before.
     pub(super) fn forget(&mut self, id: &SessionId) -> bool {
+        self.ready.remove(id);
         self.live.remove(id).is_some()
     }
 
+    /// Sessions in use.
     pub(super) fn len(&self) -> usize {
-        self.live.len()
+        self.live.len() - self.ready.len()
     }
 
     /// The agent's public key.
@@ -137,16 +229,20 @@ impl Sessions {
 
     /// Proof of every live session.
     pub(super) fn grants(&self) -> impl Iterator<Item = SealedGrant> {
-        self.live.values().map(|live| live.grant.clone())
+        self.in_use().map(|(_, live)| live.grant.clone())
     }
 
     /// Figures and proof of every live session.
     pub(super) fn figures(&self) -> impl Iterator<Item = (SessionReport, SealedGrant)> {
-        self.live.iter().map(|(id, live)| {
+        self.in_use().map(|(id, live)| {
             let stats = live.handle.stats();
             let report = figures(id.clone(), &stats, stats.bytes_received, stats.bytes_sent);
             (report, live.grant.clone())
         })
+    }
+
+    fn in_use(&self) -> impl Iterator<Item = (&SessionId, &Live)> {
+        self.live.iter().filter(|(id, _)| !self.ready.contains(*id))
     }
 }
 
@@ -162,24 +258,64 @@ impl Live {
 struct Service {
     target: Arc<Target>,
     client: watch::Receiver<Option<ClientAddress>>,
+    purpose: SessionPurpose,
+    /// Its use is yet to be told.
+    ready: bool,
+    /// Dropped with the rest.
+    _paths: Paths,
+}
+
+/// A session's UDP, which ends with its events.
+struct Paths {
+    udp: Arc<SessionUdp>,
+}
+
+impl Drop for Paths {
+    fn drop(&mut self) {
+        self.udp.end();
+    }
 }
 
 /// Connects a session's channels to their target until it is over.
 async fn follow(
     id: SessionId,
     mut events: mpsc::Receiver<SessionEvent>,
-    service: Service,
-    over: mpsc::Sender<SessionOver>,
+    mut service: Service,
+    news: mpsc::Sender<News>,
     doubt: Doubt,
 ) {
     let mut fault = Fault::from(Code::SessionClosed);
     while let Some(event) = events.recv().await {
         match event {
+            SessionEvent::Incoming(channel) if service.purpose == SessionPurpose::Echo => {
+                tokio::spawn(target::echo(channel));
+            }
             SessionEvent::Incoming(channel) => {
+                if std::mem::take(&mut service.ready) {
+                    // The agent is stopping.
+                    let _ = news.send(News::Begun(id.clone())).await;
+                }
                 // Bounded by the session's own limit of channels.
                 let (id, target) = (id.clone(), service.target.clone());
                 let client = *service.client.borrow();
                 tokio::spawn(async move { target::serve(channel, &target, &id, client).await });
+            }
+            SessionEvent::IncomingDatagrams(flow) if service.purpose == SessionPurpose::Echo => {
+                flow.reset(reason::to_wire(Code::ChannelLimit));
+            }
+            SessionEvent::IncomingDatagrams(flow) => {
+                if std::mem::take(&mut service.ready) {
+                    // The agent is stopping.
+                    let _ = news.send(News::Begun(id.clone())).await;
+                }
+                // Bounded by the session's own limit of channels.
+                let (id, target) = (id.clone(), service.target.clone());
+                tokio::spawn(async move { target::serve_datagrams(flow, &target, &id).await });
+            }
+            SessionEvent::Moved { from, to, cause, stall } => {
+                let from = from.map_or("-", switchback_shortpath::LegKind::label);
+                let (to, cause, stall_us) = (to.label(), cause.as_str(), stall.as_micros());
+                tracing::info!(session = %id, from, to, cause, stall_us, "session moved");
             }
             SessionEvent::LegSuspect(leg) => {
                 tracing::debug!(session = %id, %leg, "leg suspect");
@@ -199,7 +335,7 @@ async fn follow(
     }
     tracing::info!(session = %id, %fault, "session over");
     // The agent is stopping.
-    let _ = over.send(SessionOver { id, code: fault.code }).await;
+    let _ = news.send(News::Over(SessionOver { id, code: fault.code })).await;
 }
 
 #[cfg(test)]
@@ -208,12 +344,16 @@ mod tests {
 
     use super::*;
     use crate::secret::Secret;
+    use crate::wire::TransportPolicy;
 
-    fn sessions(sessions_max: usize) -> (Sessions, mpsc::Receiver<SessionOver>) {
+    fn sessions(sessions_max: usize) -> (Sessions, mpsc::Receiver<News>) {
         let resources = [Resource::tcp("ssh", "127.0.0.1:22")];
         let (sender, over) = mpsc::channel(4);
         let (key, config) = (SessionKey::generate().unwrap(), SessionConfig::default());
-        (Sessions::new(key, &resources, config, sessions_max, sender, Doubt::default()), over)
+        (
+            Sessions::new(key, &resources, config, (sessions_max, None), sender, Doubt::default()),
+            over,
+        )
     }
 
     fn offer(id: &str, client: &SessionKey) -> SessionOffer {
@@ -224,7 +364,28 @@ mod tests {
             client_key: PublicKey(BASE64URL_NOPAD.encode(&client.public())),
             grant: Secret::new("sealed"),
             client_address: None,
+            transport: TransportPolicy::default(),
+            udp: None,
+            purpose: SessionPurpose::Use,
+            ready: false,
         }
+    }
+
+    #[tokio::test]
+    async fn ready_sessions_are_bounded_uncounted_and_end_with_the_link() {
+        let (mut sessions, _over) = sessions(8);
+        let client = SessionKey::generate().unwrap();
+        let ready = |id| SessionOffer { ready: true, ..offer(id, &client) };
+        sessions.accept(ready("a")).unwrap();
+        sessions.accept(ready("b")).unwrap();
+        assert_eq!(sessions.accept(ready("c")).err().unwrap().code, Code::SessionLimit);
+        assert_eq!((sessions.len(), sessions.grants().count()), (0, 0));
+        assert!(sessions.begin(&SessionId("a".into())));
+        assert!(!sessions.begin(&SessionId("a".into())), "it began before");
+        assert_eq!((sessions.len(), sessions.figures().count()), (1, 1));
+        sessions.end_ready();
+        assert!(!sessions.begin(&SessionId("b".into())), "it is over");
+        assert_eq!((sessions.len(), sessions.live.len()), (1, 1));
     }
 
     #[tokio::test]
@@ -278,7 +439,7 @@ mod tests {
         drop(sessions.accept(offer("a", &client)).unwrap());
         sessions.end(&SessionId("a".into()), Code::SessionKilled);
         assert_eq!((sessions.len(), sessions.grants().count()), (0, 0));
-        let last = over.recv().await.unwrap();
+        let Some(News::Over(last)) = over.recv().await else { panic!("its last word") };
         assert_eq!((last.id.0.as_str(), last.code), ("a", Code::SessionKilled));
         assert!(!sessions.forget(&last.id));
     }

@@ -3,15 +3,17 @@ use std::io;
 use std::time::Duration;
 
 use switchback_engine::Tuning;
-use switchback_shortpath::{CarryEnd, Channel, carry};
+use switchback_shortpath::{CarryEnd, Channel, DatagramFlow, carry, carry_datagrams};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::agent::proxy_v2;
 use crate::code::{Code, Fault};
 use crate::dial::tcp;
 use crate::reason;
-use crate::wire::{ClientAddress, ProxyHeader, Resource, SessionId};
+use crate::udp::flows::{self, FLOW_IDLE};
+use crate::wire::{ClientAddress, ProxyHeader, Resource, ResourceKind, SessionId};
 
 /// From a channel's opening to the service's accept. Services are near their agent: a lost SYN or two (1 + 2 s) fit,
 /// and a user need not wait longer to learn that nothing answers.
@@ -24,12 +26,13 @@ pub(super) struct Target {
     address: String,
     pub(super) tuning: Tuning,
     proxy: Option<ProxyHeader>,
+    is_udp: bool,
 }
 
 impl From<&Resource> for Target {
     fn from(resource: &Resource) -> Self {
-        let Resource { target, tuning, proxy, .. } = resource.clone();
-        Self { address: target, tuning, proxy }
+        let Resource { target, tuning, proxy, kind, .. } = resource.clone();
+        Self { address: target, tuning, proxy, is_udp: kind == ResourceKind::Udp }
     }
 }
 
@@ -57,6 +60,10 @@ pub(super) async fn serve(
     session: &SessionId,
     client: Option<ClientAddress>,
 ) {
+    if target.is_udp {
+        // A client that takes datagrams for a byte stream.
+        return channel.reset(reason::to_wire(Code::TargetRefused));
+    }
     let dialled = tokio::select! {
         dialled = target.dial(session, client) => dialled,
         // Whoever asked has gone: a service that hangs holds nothing for nobody.
@@ -83,6 +90,40 @@ pub(super) async fn serve(
             tracing::debug!(%session, sent, received, %error, "target ended early");
         }
     }
+}
+
+/// Connects a flow of datagrams to its service and carries it until it ends or falls idle.
+pub(super) async fn serve_datagrams(flow: DatagramFlow, target: &Target, session: &SessionId) {
+    if !target.is_udp {
+        // A client that takes a byte stream for datagrams.
+        return flow.reset(reason::to_wire(Code::TargetRefused));
+    }
+    let socket = match timeout(DIAL_TIMEOUT, flows::connect(&target.address)).await {
+        Ok(Ok(socket)) => socket,
+        failed => {
+            let error = failed.map_or_else(
+                |_| io::ErrorKind::TimedOut.into(),
+                |it| it.err().unwrap_or_else(|| io::ErrorKind::Other.into()),
+            );
+            let fault = unreachable(&target.address, &error);
+            tracing::warn!(%session, %fault, "target not reached");
+            return flow.reset(reason::to_wire(fault.code));
+        }
+    };
+    let outcome = carry_datagrams(flow, socket, FLOW_IDLE).await;
+    let (sent, received, end) = (outcome.bytes_out, outcome.bytes_in, outcome.end);
+    tracing::debug!(%session, sent, received, %end, "flow ended");
+}
+
+/// Sends back what a channel brings, without asking the service, until it ends.
+pub(super) async fn echo(channel: Channel) {
+    let (mut reader, mut writer) = channel.split();
+    while let Ok(Some(bytes)) = reader.read().await {
+        if writer.write(bytes).await.is_err() {
+            return;
+        }
+    }
+    writer.finish();
 }
 
 fn unreachable(target: &str, error: &io::Error) -> Fault {

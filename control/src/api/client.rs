@@ -14,8 +14,8 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::{
-    ErrorBody, GrantView, IssuedToken, NewTestPairs, NewToken, ResourceView, SessionView, TestPair,
-    TokenView, WhoAmI,
+    ErrorBody, ExplainView, GrantView, IssuedToken, NewTestPairs, NewToken, ResourceView,
+    SessionView, TestPair, TokenView, WhoAmI,
 };
 use crate::code::{Code, Fault};
 use crate::dial::{BrokerAddress, connect_broker};
@@ -72,6 +72,15 @@ impl ApiClient {
     /// The broker's refusal, [`Code::SessionUnknown`] among them.
     pub async fn session(&self, id: &SessionId) -> Result<SessionView, Fault> {
         self.get(&format!("/v1/sessions/{}", segment(&id.0))).await
+    }
+
+    /// Why a session takes the way it takes. Its ends are asked, which takes a round trip, and up to 3 s if one of them
+    /// does not answer.
+    ///
+    /// # Errors
+    /// The broker's refusal, [`Code::SessionUnknown`] among them.
+    pub async fn explain(&self, id: &SessionId) -> Result<ExplainView, Fault> {
+        self.get(&format!("/v1/sessions/{}/explain", segment(&id.0))).await
     }
 
     /// Ends a session.

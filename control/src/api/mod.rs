@@ -9,6 +9,7 @@
 //! | `GET /v1/resources` | any user | `[ResourceView]`, the feed |
 //! | `GET /v1/sessions` | any user, own sessions; admins, all | `[SessionView]` |
 //! | `GET /v1/sessions/{id}` | owner or admin | [`SessionView`] |
+//! | `GET /v1/sessions/{id}/explain` | owner or admin | [`ExplainView`] |
 //! | `DELETE /v1/sessions/{id}` | owner or admin | 204 |
 //! | `GET /v1/tokens` | admin | `[TokenView]` |
 //! | `POST /v1/tokens` [`NewToken`] | admin | [`IssuedToken`] |
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Fault};
 use crate::secret::Secret;
-use crate::wire::{ResourceKind, RttView, SessionId};
+use crate::wire::{PathLeg, PathReport, ResourceKind, RttView, SessionId, TransportPolicy};
 
 /// Body of every refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +74,9 @@ pub struct ResourceView {
     /// Agents that offer it; empty unless the caller is an admin.
     #[serde(default)]
     pub agents: Vec<String>,
+    /// What may carry its sessions; absent while it is offline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<TransportPolicy>,
 }
 
 /// State of a session.
@@ -116,6 +120,9 @@ pub struct SessionView {
     pub state: SessionState,
     /// Transport label, `TCP (Reverse-Connect)`; absent while no leg carries it.
     pub transport: Option<String>,
+    /// Every leg that is attached, as an end sees it.
+    #[serde(default)]
+    pub paths: Vec<PathLeg>,
     /// Round-trip times.
     pub rtt: SessionRtt,
     /// What the gateway's kernel knows about the two legs.
@@ -134,6 +141,28 @@ pub struct SessionView {
     pub channels: u32,
     /// Legs lost and replaced so far.
     pub resumes: u32,
+}
+
+/// Why a session takes the way it takes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExplainView {
+    /// The session.
+    pub session: SessionView,
+    /// What may carry it.
+    pub policy: TransportPolicy,
+    /// What its client sees; absent if it never said.
+    pub client: Option<EndView>,
+    /// What its agent sees; absent if it never said.
+    pub agent: Option<EndView>,
+}
+
+/// What an end of a session sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndView {
+    /// Since it said so, in milliseconds.
+    pub age_ms: u64,
+    /// What it sees.
+    pub paths: PathReport,
 }
 
 /// Round-trip times of a session, each absent until measured.

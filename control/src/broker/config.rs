@@ -1,13 +1,32 @@
 //! What `serve` can be told, and the address that invitations carry.
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use switchback_engine::{IoChoice, Limits, Tuning};
+use switchback_engine::{IoChoice, Limits, RelayAddress, Tuning};
 
 use crate::broker::identity::{TlsFiles, is_host};
 use crate::broker::orchestrator::SessionLimits;
 use crate::code::{Code, Fault};
+use crate::secret::Secret;
+
+/// Where the ends of sessions relay their UDP (TURN, RFC 8656).
+#[derive(Clone, Debug, Default)]
+pub enum Relay {
+    /// At this gateway, on the UDP port of STUN.
+    #[default]
+    Own,
+    /// At another server that believes time-limited credentials made with `secret` (coturn: `use-auth-secret`).
+    Foreign {
+        /// Its `HOST:PORT`, UDP.
+        address: String,
+        /// coturn's `static-auth-secret`.
+        secret: Secret,
+    },
+    /// Nowhere.
+    Off,
+}
 
 /// Configuration of a [`crate::broker::Broker`].
 #[derive(Clone, Debug)]
@@ -33,6 +52,13 @@ pub struct ServeConfig {
     pub gateway_limits: Limits,
     /// How many sessions are granted.
     pub session_limits: SessionLimits,
+    /// Where UDP is relayed. Default: here.
+    pub relay: Relay,
+    /// Ports of this gateway's relay. Default: 49152 to 65535.
+    pub turn_ports: Option<RangeInclusive<u16>>,
+    /// More addresses to answer STUN on, so that ends can tell what kind of NAT they are behind (RFC 5780): another port,
+    /// another address, and both.
+    pub stun_alternates: Vec<SocketAddr>,
 }
 
 impl ServeConfig {
@@ -49,7 +75,23 @@ impl ServeConfig {
             tuning: Tuning::default(),
             gateway_limits: Limits::default(),
             session_limits: SessionLimits::default(),
+            relay: Relay::default(),
+            turn_ports: None,
+            stun_alternates: Vec::new(),
         }
+    }
+}
+
+impl ServeConfig {
+    /// Where the relay has addresses that others reach it by, if the configuration tells: behind a 1:1 NAT, as clouds have
+    /// them, the address that a packet arrived at is not one of those.
+    pub(crate) fn public_relay(&self) -> Option<RelayAddress> {
+        let public = Authority::parse(self.public.as_deref()?, 1)?.host.parse::<IpAddr>().ok()?;
+        let bind = self.listen.ip();
+        let same_family = bind.is_unspecified() || bind.is_ipv4() == public.is_ipv4();
+        let any = if public.is_ipv4() { "0.0.0.0" } else { "::" }.parse().ok()?;
+        let bind = if bind.is_unspecified() { reachable(any) } else { bind };
+        same_family.then_some(RelayAddress { bind, public })
     }
 }
 
@@ -149,6 +191,22 @@ mod tests {
         ] {
             assert_eq!(choose(public).as_deref(), Ok(url));
         }
+    }
+
+    #[test]
+    fn behind_a_nat_the_relay_tells_its_public_address() {
+        let relay = |listen: &str, public: Option<&str>| {
+            let mut config = ServeConfig::new(listen.parse().unwrap(), "/");
+            config.public = public.map(str::to_owned);
+            config.public_relay().map(|relay| (relay.bind, relay.public.to_string()))
+        };
+        let ten = "10.0.0.5".parse().unwrap();
+        let there = Some((ten, "192.0.2.7".to_owned()));
+        assert_eq!(relay("10.0.0.5:443", Some("192.0.2.7:443")), there);
+        assert_eq!(relay("10.0.0.5:443", Some("gate.example")), None);
+        assert_eq!(relay("10.0.0.5:443", None), None);
+        let (bind, _) = relay("0.0.0.0:443", Some("192.0.2.7")).unwrap();
+        assert!(!bind.is_unspecified());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the broker counts.
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::broker::moves::Moves;
 use crate::code::{Code, Fault};
 
 /// A number that only grows.
@@ -9,7 +10,11 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn add(&self) {
-        self.0.fetch_add(1, Relaxed);
+        self.add_many(1);
+    }
+
+    pub(crate) fn add_many(&self, count: u64) {
+        self.0.fetch_add(count, Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -60,6 +65,10 @@ pub(crate) struct Counters {
     pub(crate) handshakes_failed: Counter,
     /// Links closed because the peer did not drain them.
     pub(crate) links_overrun: Counter,
+    /// Candidates of ends that were not passed on.
+    pub(crate) candidates_refused: Counter,
+    /// Moves of sessions between transports.
+    pub(crate) moves: Moves,
 }
 
 impl Counters {

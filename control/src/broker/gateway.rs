@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use switchback_engine::{
-    Admission, Cause, EngineConfig, ForeignConnection, Gateway, GatewayEvent, Metrics, NoRelay,
+    Admission, Cause, EngineConfig, ForeignConnection, Gateway, GatewayEvent, Metrics, Network,
     PairId, StartError, UdpConfig, UdpMetrics, UdpService, UdpSockets, Verdict, bind_listeners,
     bind_udp,
 };
@@ -231,15 +231,40 @@ pub(crate) fn start(
     let gateway = Gateway::start(listeners, engine(config), admission, foreign, events);
     DataPlane::set(&hub.data_plane.gateway, gateway.map_err(refused)?);
     if let Some(socket) = stun {
+        let alternate = alternates(&config.stun_alternates)?;
         let start = |primary| {
-            let sockets = UdpSockets { primary: vec![primary], alternate: Vec::new() };
-            UdpService::start(sockets, UdpConfig::default(), Arc::new(NoRelay))
+            let sockets = UdpSockets { primary: vec![primary], alternate };
+            UdpService::start(sockets, udp(config), hub.relay_credentials())
         };
         let service = socket.try_clone().and_then(start);
         let service = service.map_err(|error| Code::Internal.because(format!("UDP: {error}")))?;
         DataPlane::set(&hub.data_plane.stun, Stun { service, socket });
     }
     Ok(())
+}
+
+fn alternates(addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>, Fault> {
+    let bind = |address: &SocketAddr| {
+        UdpSocket::bind(address).map_err(|error| {
+            Code::AddressUnavailable.because(format!("alternate STUN address {address}: {error}"))
+        })
+    };
+    addresses.iter().map(bind).collect()
+}
+
+fn udp(config: &ServeConfig) -> UdpConfig {
+    let listen = config.listen.ip().to_canonical();
+    let mut udp = UdpConfig { workers: workers(config), ..UdpConfig::default() };
+    if let Some(ports) = &config.turn_ports {
+        udp.relay_ports = ports.clone();
+    }
+    // Ends on this very machine, as in the demo, are to be relayed too; from elsewhere nobody gets here.
+    if listen.is_loopback() {
+        udp.allowed_peers =
+            vec![Network { address: listen, prefix: if listen.is_ipv4() { 8 } else { 128 } }];
+    }
+    udp.relay_addresses.extend(config.public_relay());
+    udp
 }
 
 /// Starts a gateway of this configuration on a port of its own, and ends it: threads, rings and descriptors can be had,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
-use switchback_engine::{GatewayEvent, LegSide, PairId, PairMeter};
+use switchback_engine::{GatewayEvent, LegSide, PairId, PairMeter, RelayCredentials};
 use tokio::sync::mpsc;
 
 use crate::broker::clock;
@@ -13,13 +13,21 @@ use crate::broker::counters::Counters;
 use crate::broker::gateway::DataPlane;
 use crate::broker::limits::LINK_QUEUE_MAX;
 use crate::broker::orchestrator::{
-    How, Input, LinkId, Orchestrator, Output, SessionLimits, Snapshot,
+    Explained, How, Input, LinkId, Notice, Orchestrator, Output, SessionLimits, Snapshot,
 };
 use crate::broker::seal::{Grant, SealKey};
 use crate::broker::tuning::Tunings;
+use crate::broker::udp::UdpKeys;
 use crate::code::Fault;
 use crate::ticket::{TICKET_TTL, Ticket, TicketKey};
-use crate::wire::{AgentLeg, ClientAddress, LegTicket, SessionId, SessionOffer, ToAgent, ToClient};
+use crate::wire::{
+    AgentLeg, Candidate, ClientAddress, LegTicket, ResourceKind, SessionId, SessionOffer, ToAgent,
+    ToClient, TransportPolicy, UdpAccess,
+};
+
+/// What an agent is told with an offer: its client's address, what may carry the session, the client's candidates, and
+/// whether the session is only held ready.
+type Told = (Option<ClientAddress>, TransportPolicy, Option<Vec<Candidate>>, bool);
 
 /// Something for a link to do.
 #[derive(Debug)]
@@ -45,6 +53,7 @@ pub(crate) struct Connected {
 pub(crate) struct Hub {
     core: Mutex<Core>,
     seal: SealKey,
+    udp: UdpKeys,
     tickets: Arc<TicketKey>,
     pub(crate) tunings: Arc<Tunings>,
     pub(crate) data_plane: DataPlane,
@@ -65,6 +74,7 @@ impl Hub {
     pub(crate) fn new(
         limits: SessionLimits,
         seal: SealKey,
+        udp: UdpKeys,
         tickets: Arc<TicketKey>,
         tunings: Arc<Tunings>,
         counters: Arc<Counters>,
@@ -74,6 +84,7 @@ impl Hub {
         Self {
             core: Mutex::new(core),
             seal,
+            udp,
             tickets,
             tunings,
             data_plane: DataPlane::default(),
@@ -211,8 +222,19 @@ impl Hub {
         Some(core.metered(session))
     }
 
-    pub(crate) fn offers(&self, agent: &str, resource: &str) -> bool {
-        self.core().orchestrator.offers(agent, resource)
+    /// Whom the gateway relays for.
+    pub(crate) fn relay_credentials(&self) -> Arc<dyn RelayCredentials> {
+        self.udp.believer()
+    }
+
+    /// What both ends of a session said last when asked, and whether each can be asked.
+    pub(crate) fn explained(&self, id: &SessionId) -> Option<(Explained, [bool; 2])> {
+        self.core().orchestrator.explained(id)
+    }
+
+    /// What may carry sessions of `resource` at `agent`, if it is connected.
+    pub(crate) fn transport(&self, agent: &str, resource: &str) -> Option<TransportPolicy> {
+        self.core().orchestrator.transport(agent, resource)
     }
 
     /// Names of the agents connected now.
@@ -239,21 +261,28 @@ impl Hub {
                 let tickets = tickets.collect();
                 self.send(core, link, &ToAgent::WarmTickets { tickets });
             }
-            Output::Offer { link, grant, pair, how, client_address } => {
-                let message = self.offer(&grant, pair, how, client_address);
+            Output::Offer { link, grant, pair, how, client_address, transport, udp, ready } => {
+                let told = (client_address, transport, udp, ready);
+                let message = self.offer(&grant, pair, how, told);
                 self.send(core, link, &message);
             }
             Output::Tune { pair, tuning } => {
                 self.tunings.expect(pair, tuning, clock::unix_seconds())
             }
-            Output::Granted { link, request, grant, pair } => {
-                let message = self.granted(request, &grant, pair);
+            Output::Granted { link, request, grant, pair, transport, udp, kind } => {
+                let message = self.granted(request, &grant, pair, (transport, udp), kind);
                 self.send(core, link, &message);
             }
-            Output::ClientLeg { link, request, pair } => {
+            Output::ClientLeg { link, request, session, pair, udp } => {
                 let ticket = self.ticket(pair, LegSide::Client, false);
-                self.send(core, link, &ToClient::Leg { request, ticket });
+                let udp = self.udp_access(&session, LegSide::Client, udp);
+                self.send(core, link, &ToClient::Leg { request, ticket, udp });
             }
+            Output::Tell { link, end, session, notice } => {
+                self.tell(core, link, end, session, notice);
+            }
+            Output::Moved { moved, first_direct } => self.counters.moves.add(&moved, first_direct),
+            Output::Ignored { code } => self.counters.faults.add(code),
             Output::RefuseClient { link, request, fault } => {
                 self.counters.fault(&fault);
                 let Fault { code, detail: message } = fault;
@@ -264,6 +293,9 @@ impl Hub {
                 let Fault { code, detail: message } = fault;
                 self.send(core, link, &ToAgent::Refused { code, message });
             }
+            Output::BegunAtAgent { link, session } => {
+                self.send(core, link, &ToAgent::Begun { session });
+            }
             Output::EndAtAgent { link, session, code } => {
                 self.send(core, link, &ToAgent::End { session, code });
             }
@@ -272,6 +304,11 @@ impl Hub {
             }
             Output::Close { link } => self.queue(core, link, Outgoing::Close),
             Output::EndPair { pair } => self.data_plane.end_pair(pair),
+            Output::Began { grant } => {
+                self.counters.sessions_granted.add();
+                let Grant { session, user, resource, agent, .. } = *grant;
+                tracing::info!(%session, user, resource, agent, "session granted");
+            }
             Output::SessionOver { session, code } => {
                 self.counters.sessions_over.add(code);
                 tracing::info!(%session, %code, "session over");
@@ -284,7 +321,7 @@ impl Hub {
         grant: &Grant,
         pair: PairId,
         how: How,
-        client_address: Option<ClientAddress>,
+        (client_address, transport, udp, ready): Told,
     ) -> ToAgent {
         let session = Box::new(SessionOffer {
             id: grant.session.clone(),
@@ -293,6 +330,10 @@ impl Hub {
             client_key: grant.client_key.clone(),
             grant: self.seal.seal(grant, clock::random()),
             client_address,
+            transport,
+            udp: self.udp_access(&grant.session, LegSide::Agent, udp),
+            purpose: grant.purpose,
+            ready,
         });
         let leg = match how {
             How::Dial => AgentLeg::Dial { ticket: self.ticket(pair, LegSide::Agent, false) },
@@ -301,17 +342,70 @@ impl Hub {
         ToAgent::Offer { session, leg }
     }
 
-    fn granted(&self, request: u64, grant: &Grant, pair: PairId) -> ToClient {
-        self.counters.sessions_granted.add();
-        let Grant { session, user, resource, agent, .. } = grant;
-        tracing::info!(%session, user, resource, agent, "session granted");
+    /// What an end needs to look for the other, which is at `candidates`.
+    fn udp_access(
+        &self,
+        session: &SessionId,
+        side: LegSide,
+        candidates: Option<Vec<Candidate>>,
+    ) -> Option<Box<UdpAccess>> {
+        let now = clock::unix_seconds();
+        candidates.map(|candidates| Box::new(self.udp.access(session, side, candidates, now)))
+    }
+
+    fn tell(
+        &self,
+        core: &mut Core,
+        link: LinkId,
+        end: LegSide,
+        session: SessionId,
+        notice: Notice,
+    ) {
+        let relay = || self.udp.relay(&session, end, clock::unix_seconds());
+        match (end, notice) {
+            (LegSide::Client, Notice::Candidates(candidates)) => {
+                self.send(core, link, &ToClient::Candidates { session, candidates });
+            }
+            (LegSide::Agent, Notice::Candidates(candidates)) => {
+                self.send(core, link, &ToAgent::Candidates { session, candidates });
+            }
+            (LegSide::Client, Notice::Explain) => {
+                self.send(core, link, &ToClient::Explain { session });
+            }
+            (LegSide::Agent, Notice::Explain) => {
+                self.send(core, link, &ToAgent::Explain { session });
+            }
+            (LegSide::Client, Notice::Relay) => {
+                if let Some(relay) = relay() {
+                    self.send(core, link, &ToClient::Relay { session, relay });
+                }
+            }
+            (LegSide::Agent, Notice::Relay) => {
+                if let Some(relay) = relay() {
+                    self.send(core, link, &ToAgent::Relay { session, relay });
+                }
+            }
+        }
+    }
+
+    fn granted(
+        &self,
+        request: u64,
+        grant: &Grant,
+        pair: PairId,
+        (transport, udp): (TransportPolicy, Option<Vec<Candidate>>),
+        kind: ResourceKind,
+    ) -> ToClient {
         ToClient::Granted {
             request,
-            session: session.clone(),
-            agent: agent.clone(),
+            session: grant.session.clone(),
+            agent: grant.agent.clone(),
             agent_key: grant.agent_key.clone(),
             grant: self.seal.seal(grant, clock::random()),
             ticket: self.ticket(pair, LegSide::Client, false),
+            transport,
+            udp: self.udp_access(&grant.session, LegSide::Client, udp),
+            kind,
         }
     }
 

@@ -12,6 +12,7 @@
 
 mod admission;
 mod app;
+mod candidates;
 mod clock;
 mod config;
 mod counters;
@@ -24,6 +25,7 @@ mod identity;
 mod limits;
 mod links;
 mod metrics;
+mod moves;
 mod orchestrator;
 mod rate;
 mod seal;
@@ -34,8 +36,9 @@ mod takeover;
 #[cfg(test)]
 mod tests;
 mod tuning;
+mod udp;
 
-pub use config::ServeConfig;
+pub use config::{Relay, ServeConfig};
 pub use identity::TlsFiles;
 pub use orchestrator::SessionLimits;
 pub use start::{Broker, FirstInvites, Handover};

@@ -7,7 +7,7 @@ use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 
 use crate::secret::Secret;
-use crate::wire::{PublicKey, SealedGrant, SessionId};
+use crate::wire::{PublicKey, SealedGrant, SessionId, SessionPurpose};
 
 /// Binds the ciphertext to its purpose and version.
 const PURPOSE: &[u8] = b"switchback grant 1";
@@ -38,6 +38,8 @@ pub(crate) struct Grant {
     /// Unix milliseconds.
     #[serde(rename = "m")]
     pub(crate) created_ms: u64,
+    #[serde(rename = "p", default, skip_serializing_if = "SessionPurpose::is_default")]
+    pub(crate) purpose: SessionPurpose,
 }
 
 /// Seals and opens grants.
@@ -105,6 +107,7 @@ mod tests {
             client_key: PublicKey("c".repeat(59)),
             agent_key: PublicKey("a".repeat(59)),
             created_ms: 1_800_000_000_000,
+            purpose: SessionPurpose::default(),
         }
     }
 

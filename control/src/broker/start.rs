@@ -22,6 +22,7 @@ use crate::broker::seal::SealKey;
 use crate::broker::store::{Database, NewSubject, Store};
 use crate::broker::takeover::{Draining, Giver, Predecessor, Successor};
 use crate::broker::tuning::Tunings;
+use crate::broker::udp::UdpKeys;
 use crate::code::{Code, Fault};
 use crate::secret::Secret;
 use crate::ticket::TicketKey;
@@ -114,13 +115,14 @@ impl Broker {
         sockets: Sockets,
         lock: Arc<DataLock>,
     ) -> Result<Self, Fault> {
-        let Ground { data, local_addr, authority, identity, seal, database } = ground;
+        let Ground { data, local_addr, authority, identity, seal, udp, database } = ground;
         let store_lock = lock.clone();
         let store = blocking(&config, move |_| Store::open(database, store_lock)).await?;
         let tickets = Arc::new(TicketKey::new(&clock::random()));
         let counters = Arc::new(Counters::default());
         let tunings = Arc::new(Tunings::new(local_addr, config.tuning.clone()));
-        let hub = Hub::new(config.session_limits, seal, tickets.clone(), tunings.clone(), counters);
+        let limits = config.session_limits;
+        let hub = Hub::new(limits, seal, udp, tickets.clone(), tunings.clone(), counters);
         let hub = Arc::new(hub);
         let admission = Arc::new(TicketAdmission::new(tickets, tunings));
         let app = App::new(hub, store, admission.clone(), authority, identity.pin);
@@ -249,6 +251,7 @@ struct Ground {
     authority: Authority,
     identity: Identity,
     seal: SealKey,
+    udp: UdpKeys,
     database: Database,
 }
 
@@ -258,9 +261,10 @@ impl Ground {
         let authority = Authority::choose(config.public.as_deref(), local_addr)?;
         let hosts = [authority.host.clone(), local_addr.ip().to_string()];
         let identity = Identity::load(&data, config.tls.as_ref(), &hosts)?;
-        let seal = seal_key(&data)?;
+        let key = seal_key(&data)?;
+        let (seal, udp) = (SealKey::new(&key), UdpKeys::new(&key, config.relay.clone()));
         let database = Database::open(&data)?;
-        Ok(Self { data, local_addr, authority, identity, seal, database })
+        Ok(Self { data, local_addr, authority, identity, seal, udp, database })
     }
 
     async fn prepare_blocking(config: &ServeConfig, local_addr: SocketAddr) -> Result<Self, Fault> {
@@ -282,16 +286,15 @@ async fn blocking<T: Send + 'static>(
         .map_err(|error| Code::Internal.because(format!("start: {error}")))?
 }
 
-fn seal_key(data: &DataDir) -> Result<SealKey, Fault> {
+fn seal_key(data: &DataDir) -> Result<[u8; 32], Fault> {
     let Some(bytes) = data.read(SEAL_KEY_FILE)? else {
         let fresh = clock::random();
         data.write(SEAL_KEY_FILE, &fresh)?;
-        return Ok(SealKey::new(&fresh));
+        return Ok(fresh);
     };
-    let bytes: [u8; 32] = bytes
+    bytes
         .try_into()
-        .map_err(|_| Code::DataCorrupt.because(format!("{SEAL_KEY_FILE} is not 32 bytes long")))?;
-    Ok(SealKey::new(&bytes))
+        .map_err(|_| Code::DataCorrupt.because(format!("{SEAL_KEY_FILE} is not 32 bytes long")))
 }
 
 async fn begin(

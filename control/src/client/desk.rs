@@ -13,7 +13,10 @@ use crate::code::{Code, Fault};
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, figures};
 use crate::link::{self, Doubt, LinkEvent};
-use crate::wire::{CLIENT_LINK, FromClient, SealedGrant, SessionId, ToClient};
+use crate::udp;
+use crate::udp::reach::Reach;
+use crate::udp::session::SessionUdp;
+use crate::wire::{CLIENT_LINK, FromClient, PathMove, SealedGrant, SessionId, ToClient};
 
 /// A broker answers in one round trip; a slow one is asked again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +44,10 @@ pub(super) struct Live {
     pub(super) grant: SealedGrant,
     /// Ends it.
     pub(super) end: mpsc::Sender<Ending>,
+    /// Its UDP.
+    pub(super) udp: Arc<SessionUdp>,
+    /// Nobody uses it yet, so there is nothing to report.
+    pub(super) ready: bool,
 }
 
 /// An order to end a session.
@@ -141,6 +148,14 @@ impl Desk {
         lock(&self.sessions).insert(id, live);
     }
 
+    /// A ready session is used from now on. If that cannot be said now, the agent says it.
+    pub(super) fn begin(&self, id: &SessionId) {
+        if let Some(live) = lock(&self.sessions).get_mut(id) {
+            live.ready = false;
+        }
+        self.tell(FromClient::Begun { session: id.clone() });
+    }
+
     /// A session is over; unless the broker said so itself, it is told when the link is up.
     pub(super) fn dismiss(&self, id: &SessionId, tell: Option<Code>) {
         lock(&self.sessions).remove(id);
@@ -158,13 +173,14 @@ impl Desk {
     }
 
     /// Runs the desk until `stop`, or until the link is over.
-    pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
+    pub(super) async fn run(self: Arc<Self>, stop: CancellationToken, reach: Option<Reach>) {
         let (sender, mut events) = mpsc::channel(EVENTS_MAX);
         let link = link::run(&self.invite, CLIENT_LINK, sender, self.doubt.clone(), stop);
         tokio::pin!(link);
         let mut reporter = Reporter::default();
         let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut network = reach.as_ref().map(Reach::changed);
         loop {
             tokio::select! {
                 ended = &mut link => {
@@ -172,8 +188,17 @@ impl Desk {
                     self.link.send_replace(LinkState::Over(fault.clone()));
                     return self.fail_requests(&fault);
                 }
-                Some(event) = events.recv() => self.handle(event, &mut reporter),
-                _ = tick.tick() => self.report(&mut reporter),
+                Some(event) = events.recv() => {
+                    if let (LinkEvent::Up(_), Some(reach)) = (&event, &reach) {
+                        reach.locate();
+                    }
+                    self.handle(event, &mut reporter);
+                }
+                _ = tick.tick() => {
+                    self.report(&mut reporter);
+                    self.tell_relayed();
+                }
+                () = udp::changed(&mut network) => self.tell_network(),
             }
         }
     }
@@ -197,6 +222,17 @@ impl Desk {
             }
             LinkEvent::Message(ToClient::Refused { request, code, message }) => {
                 self.answer(request, Err(code.because(message)));
+            }
+            LinkEvent::Message(ToClient::Explain { session }) => self.explain(session),
+            LinkEvent::Message(ToClient::Candidates { session, candidates }) => {
+                if let Some(live) = lock(&self.sessions).get(&session) {
+                    live.udp.add(candidates);
+                }
+            }
+            LinkEvent::Message(ToClient::Relay { session, relay }) => {
+                if let Some(live) = lock(&self.sessions).get(&session) {
+                    udp::session::renewed(&live.udp, relay);
+                }
             }
             LinkEvent::Message(
                 answer @ (ToClient::Granted { request, .. } | ToClient::Leg { request, .. }),
@@ -223,6 +259,37 @@ impl Desk {
         }
     }
 
+    /// A session of ours went over to another transport.
+    pub(super) fn moved(&self, session: SessionId, moved: PathMove) {
+        self.tell(FromClient::Moved { session, moved: Box::new(moved) });
+    }
+
+    /// This client's network is another one: the agents of its sessions are told where it is now.
+    fn tell_network(&self) {
+        for (session, live) in lock(&self.sessions).iter().filter(|(_, it)| it.udp.is_searching()) {
+            if let Some(candidates) = live.udp.candidates() {
+                self.tell(FromClient::Candidates { session: session.clone(), candidates });
+            }
+        }
+    }
+
+    /// Relays of sessions that came to be since the last look.
+    fn tell_relayed(&self) {
+        for (session, live) in lock(&self.sessions).iter() {
+            let candidates = live.udp.untold();
+            if !candidates.is_empty() {
+                self.tell(FromClient::Candidates { session: session.clone(), candidates });
+            }
+        }
+    }
+
+    fn explain(&self, session: SessionId) {
+        let paths = lock(&self.sessions).get(&session).map(|live| live.udp.report(&live.handle));
+        if let Some(paths) = paths {
+            self.tell(FromClient::Paths { session, paths: Box::new(paths) });
+        }
+    }
+
     fn fail_requests(&self, fault: &Fault) {
         for (_, waiting) in lock(&self.requests).drain() {
             // The asker may have left.
@@ -233,7 +300,7 @@ impl Desk {
     fn report(&self, reporter: &mut Reporter) {
         let LinkState::Up(queue) = &*self.link.borrow() else { return };
         let sessions = lock(&self.sessions);
-        let live = sessions.iter().map(|(id, live)| {
+        let live = sessions.iter().filter(|(_, live)| !live.ready).map(|(id, live)| {
             let stats = live.handle.stats();
             (
                 figures(id.clone(), &stats, stats.bytes_sent, stats.bytes_received),

@@ -18,7 +18,8 @@ use crate::client::legs::{Action, LegPlan};
 use crate::code::{Code, Fault};
 use crate::dial::leg;
 use crate::reason;
-use crate::wire::{FromClient, LegTicket, SealedGrant, SessionId, ToClient};
+use crate::udp::session::{SessionUdp, Wanted};
+use crate::wire::{Candidate, FromClient, LegTicket, SealedGrant, SessionId, ToClient, UdpAccess};
 
 /// From our close to the session layer's last word: it gives its own CLOSE 2 s.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -45,6 +46,9 @@ pub(super) struct Keeper {
     pub(super) phase: watch::Sender<Phase>,
     /// Legs attached and not lost; the last is the newest.
     pub(super) legs: BTreeSet<LegId>,
+    pub(super) udp: Arc<SessionUdp>,
+    /// To look for the agent by UDP again.
+    pub(super) wanted: Wanted,
 }
 
 type Attempt = Pin<Box<dyn Future<Output = Result<TlsStream<TcpStream>, Fault>> + Send>>;
@@ -104,6 +108,9 @@ impl Keeper {
     /// Takes in an event; a fault if it was the session's last.
     fn follow(&mut self, event: Option<SessionEvent>, plan: &mut LegPlan) -> Option<Fault> {
         match event {
+            Some(SessionEvent::LegSuspect(leg)) if self.is_spare(leg) => {
+                tracing::debug!(session = %self.id, %leg, "UDP leg suspect");
+            }
             Some(SessionEvent::LegSuspect(leg)) => {
                 tracing::debug!(session = %self.id, %leg, "leg suspect, dialling another");
                 self.desk.doubt_link();
@@ -120,14 +127,32 @@ impl Keeper {
                 // Agents open no channels; one that does is refused, not obeyed.
                 channel.reset(reason::to_wire(Code::ChannelLimit));
             }
+            Some(SessionEvent::IncomingDatagrams(flow)) => {
+                flow.reset(reason::to_wire(Code::ChannelLimit));
+            }
+            Some(SessionEvent::Moved { from, to, cause, stall }) => {
+                let moved = self.udp.moved((from, to), cause, stall, &self.handle);
+                tracing::info!(
+                    session = %self.id, to = moved.to, cause = moved.cause, stall_us = moved.stall_us, "session moved"
+                );
+                self.desk.moved(self.id.clone(), moved);
+            }
             Some(SessionEvent::Closed(why)) => return Some(reason::of_session(&why)),
             None => return Some(Code::SessionClosed.into()),
         }
         None
     }
 
+    /// Not one of those that are dialled here, while there are such: the search for UDP makes its legs anew itself.
+    fn is_spare(&self, leg: LegId) -> bool {
+        !self.legs.is_empty() && !self.legs.contains(&leg)
+    }
+
     /// A session may lose a leg before it ever carried anything, or have another under way already.
     fn lost(&mut self, leg: LegId, plan: &mut LegPlan) {
+        if self.is_spare(leg) {
+            return;
+        }
         let newest = self.legs.last() == Some(&leg);
         self.legs.remove(&leg);
         if self.legs.is_empty() {
@@ -157,11 +182,18 @@ impl Keeper {
 
     fn attempt(&self, ticket: Option<LegTicket>) -> Attempt {
         let (desk, grant, tls) = (self.desk.clone(), self.grant.clone(), self.tls.clone());
+        let (udp, wanted, session) = (self.udp.clone(), self.wanted.clone(), self.handle.clone());
         let carried = matches!(*self.phase.borrow(), Phase::Up);
         Box::pin(async move {
             let ticket = match ticket {
                 Some(ticket) => ticket,
-                None => ask_ticket(&desk, grant).await?,
+                None => {
+                    let (ticket, access) = ask_ticket(&desk, grant, udp.candidates()).await?;
+                    if let Some(access) = access {
+                        udp.begin(wanted, *access, &session);
+                    }
+                    ticket
+                }
             };
             let connecting = leg::connect(&ticket, desk.home(), tls);
             if !carried {
@@ -176,6 +208,7 @@ impl Keeper {
 
     async fn end(self, end: End, mut events: mpsc::Receiver<SessionEvent>) {
         let code = end.fault.code;
+        self.udp.end();
         tracing::debug!(session = %self.id, %code, "session over");
         if end.close {
             self.handle.close(reason::to_wire(code));
@@ -189,9 +222,16 @@ impl Keeper {
     }
 }
 
-async fn ask_ticket(desk: &Desk, grant: SealedGrant) -> Result<LegTicket, Fault> {
-    match desk.ask(|request| FromClient::Leg { request, grant }).await? {
-        ToClient::Leg { ticket, .. } => Ok(ticket),
+/// What the broker answers to `leg`.
+type Answer = (LegTicket, Option<Box<UdpAccess>>);
+
+async fn ask_ticket(
+    desk: &Desk,
+    grant: SealedGrant,
+    udp: Option<Vec<Candidate>>,
+) -> Result<Answer, Fault> {
+    match desk.ask(|request| FromClient::Leg { request, grant, udp }).await? {
+        ToClient::Leg { ticket, udp, .. } => Ok((ticket, udp)),
         _ => Err(Code::MessageMalformed.because("the broker answered another question")),
     }
 }

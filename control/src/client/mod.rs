@@ -4,9 +4,11 @@
 //! the session layer, and goes on while the link is down. When it dials its next leg is decided in `legs`, in pure code.
 
 mod desk;
+mod echo;
 mod keeper;
 mod legs;
 pub mod profile;
+mod ready;
 mod session;
 mod stdio;
 #[cfg(test)]
@@ -22,15 +24,23 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use echo::{EchoSender, PROBE_BYTES_MAX, PROBE_BYTES_MIN, echo};
 pub use session::{ClientSession, SessionFigures};
 pub use switchback_shortpath::SessionConfig;
 
 use crate::code::{Code, Fault};
 use crate::dial::{Backoff, BrokerAddress};
 use crate::invite::Invite;
-use crate::wire::{FromClient, LegTicket, PROTOCOL, PublicKey, SealedGrant, SessionId, ToClient};
+use crate::udp::UdpOptions;
+use crate::udp::reach::Reach;
+use crate::udp::session::{SessionUdp, SessionWatch, Wanted, under};
+use crate::wire::{
+    FromClient, LegTicket, PROTOCOL, PublicKey, ResourceKind, SealedGrant, SessionId,
+    SessionPurpose, ToClient, TransportPolicy, UdpAccess, UdpUse,
+};
 use desk::{Desk, LinkState, Live};
 use keeper::{Keeper, Phase};
+use ready::Shelf;
 
 /// Pauses between requests for a session that is refused for now.
 const OPEN_BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -44,11 +54,18 @@ pub struct ClientOptions {
     pub start_within: Duration,
     /// How sessions are held. The default gives a resume window of 60 s.
     pub session: SessionConfig,
+    /// How UDP is used.
+    pub udp: UdpOptions,
+    /// Resources for which a session is held ready after they were opened once, or by [`Client::prepare`]: one each, for ten
+    /// minutes after the last use. The next [`Client::open`] takes it and waits for nobody. Default 4; each costs a pair at
+    /// the gateway, which idles. 0 is right for a client that opens each resource once.
+    pub ready_max: usize,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
-        Self { start_within: Duration::from_secs(20), session: SessionConfig::default() }
+        let (session, udp) = (SessionConfig::default(), UdpOptions::default());
+        Self { start_within: Duration::from_secs(20), session, udp, ready_max: 4 }
     }
 }
 
@@ -58,6 +75,8 @@ pub struct Client {
     desk: Arc<Desk>,
     options: ClientOptions,
     guard: Arc<DropGuard>,
+    reach: Option<Reach>,
+    shelf: Arc<Shelf>,
 }
 
 impl Client {
@@ -76,11 +95,12 @@ impl Client {
     /// After [`ClientOptions::start_within`]: the last attempt's fault, as a rule [`Code::BrokerUnreachable`].
     pub async fn connect_with(invite: Invite, options: ClientOptions) -> Result<Self, Fault> {
         let home = BrokerAddress::of(&invite)?.host_port();
+        let reach = Reach::start(&options.udp, &home)?;
         let stop = CancellationToken::new();
         let guard = Arc::new(stop.clone().drop_guard());
         let desk = Desk::new(invite, home);
         let mut link = desk.link();
-        tokio::spawn(desk.clone().run(stop));
+        tokio::spawn(desk.clone().run(stop, reach.clone()));
         let deadline = Instant::now() + options.start_within;
         let known = async {
             match link.wait_for(|state| !matches!(state, LinkState::Down(_))).await.as_deref() {
@@ -90,20 +110,49 @@ impl Client {
             }
         };
         timeout_at(deadline, known).await.unwrap_or_else(|_| Err(last_fault(&desk.link())))?;
-        Ok(Self { desk, options, guard })
+        let shelf = Arc::new(Shelf::new(options.ready_max));
+        Ok(Self { desk, options, guard, reach, shelf })
     }
 
-    /// Opens a session to a resource of the feed and waits for its first leg.
+    /// Has a session to `resource` held ready, ahead of its first use. Does not wait for it.
+    pub fn prepare(&self, resource: &str) {
+        ready::keep(self, resource);
+    }
+
+    /// Opens a session to a resource of the feed: one that is held ready, at once, or else a new one, after its first leg.
     ///
     /// # Errors
     /// The broker's refusal, at once or, if it may pass, after [`ClientOptions::start_within`]; else what kept the first
     /// leg from coming.
     pub async fn open(&self, resource: &str) -> Result<ClientSession, Fault> {
+        if let Some(session) = self.shelf.take(resource) {
+            self.desk.begin(session.id());
+            return Ok(session);
+        }
+        let session = self.make(resource, SessionPurpose::Use, false).await?;
+        self.prepare(resource);
+        Ok(session)
+    }
+
+    /// Opens a session to the agent of a resource, which sends back what it gets instead of asking the service.
+    ///
+    /// # Errors
+    /// As [`Client::open`].
+    pub async fn open_echo(&self, resource: &str) -> Result<ClientSession, Fault> {
+        self.make(resource, SessionPurpose::Echo, false).await
+    }
+
+    async fn make(
+        &self,
+        resource: &str,
+        purpose: SessionPurpose,
+        ready: bool,
+    ) -> Result<ClientSession, Fault> {
         let start_by = Instant::now() + self.options.start_within;
         let key =
             SessionKey::generate().map_err(|error| Code::Internal.because(error.to_string()))?;
-        let granted = self.ask(resource, &key, start_by).await?;
-        let session = self.start(&key, granted, start_by)?;
+        let granted = self.ask(resource, &key, (purpose, ready), start_by).await?;
+        let session = self.start(&key, granted, ready, start_by)?;
         session.carried().await?;
         Ok(session)
     }
@@ -112,13 +161,22 @@ impl Client {
         &self,
         resource: &str,
         key: &SessionKey,
+        (purpose, ready): (SessionPurpose, bool),
         start_by: Instant,
     ) -> Result<Granted, Fault> {
         let key = PublicKey(BASE64URL_NOPAD.encode(&key.public()));
         let mut backoff = Backoff::new(OPEN_BACKOFF_FIRST, OPEN_BACKOFF_CAP);
         loop {
             let (resource, key) = (resource.to_owned(), key.clone());
-            let open = |request| FromClient::Open { request, protocol: PROTOCOL, resource, key };
+            let open = |request| FromClient::Open {
+                request,
+                protocol: PROTOCOL,
+                resource,
+                key,
+                udp: self.reach.as_ref().map(Reach::candidates),
+                purpose,
+                ready,
+            };
             let answer = timeout_at(start_by, self.desk.ask(open)).await;
             let fault = match answer.unwrap_or_else(|_| Err(last_fault(&self.desk.link()))) {
                 Ok(answer) => return Granted::of(answer),
@@ -136,20 +194,33 @@ impl Client {
         &self,
         key: &SessionKey,
         granted: Granted,
+        ready: bool,
         start_by: Instant,
     ) -> Result<ClientSession, Fault> {
-        let Granted { id, agent, agent_key, grant, ticket } = granted;
-        let tls = BASE64URL_NOPAD
-            .decode(agent_key.0.as_bytes())
-            .ok()
-            .and_then(|spki| client_config(key, &spki).ok())
-            .ok_or_else(|| Code::MessageMalformed.because("the agent's key is malformed"))?;
-        let (handle, events) =
-            SessionHandle::start(Role::Client, &id.0, self.options.session.clone());
+        let Granted { id, agent, agent_key, grant, ticket, transport, udp: access, kind } = granted;
+        let malformed = || Code::MessageMalformed.because("the agent's key is malformed");
+        let peer_key = BASE64URL_NOPAD.decode(agent_key.0.as_bytes()).map_err(|_| malformed())?;
+        let tls = client_config(key, &peer_key).map_err(|_| malformed())?;
+        let config = under(transport, &self.options.session);
+        let (handle, events) = SessionHandle::start(Role::Client, &id.0, config);
         let (phase, phases) = watch::channel(Phase::Starting);
         // One order is enough to end a session.
         let (orders, ordered) = mpsc::channel(1);
-        let live = Live { handle: handle.clone(), grant: grant.clone(), end: orders.clone() };
+        let udp = SessionUdp::new(transport, self.reach.clone());
+        let wanted = Wanted { role: Role::Client, key: key.clone(), peer_key };
+        if let Some(access) = access {
+            udp.begin(wanted.clone(), *access, &handle);
+        }
+        if transport.udp == UdpUse::Require {
+            tokio::spawn(udp.clone().enforce(SessionWatch(handle.clone())));
+        }
+        let live = Live {
+            handle: handle.clone(),
+            grant: grant.clone(),
+            end: orders.clone(),
+            udp: udp.clone(),
+            ready,
+        };
         self.desk.admit(id.clone(), live);
         let desk = self.desk.clone();
         let (guard, handle_kept) = (self.guard.clone(), handle.clone());
@@ -162,9 +233,12 @@ impl Client {
             handle: handle_kept,
             phase,
             legs: BTreeSet::new(),
+            udp: udp.clone(),
+            wanted,
         };
         tokio::spawn(keeper.run(ticket, start_by, events, ordered));
-        Ok(ClientSession::new(id, agent, handle, phases, orders, self.guard.clone()))
+        let held = session::Held { id, agent, kind, handle, udp };
+        Ok(ClientSession::new(held, phases, orders, self.guard.clone()))
     }
 }
 
@@ -175,14 +249,25 @@ struct Granted {
     agent_key: PublicKey,
     grant: SealedGrant,
     ticket: LegTicket,
+    transport: TransportPolicy,
+    udp: Option<Box<UdpAccess>>,
+    kind: ResourceKind,
 }
 
 impl Granted {
     fn of(answer: ToClient) -> Result<Self, Fault> {
         match answer {
-            ToClient::Granted { session, agent, agent_key, grant, ticket, .. } => {
-                Ok(Self { id: session, agent, agent_key, grant, ticket })
-            }
+            ToClient::Granted {
+                session: id,
+                agent,
+                agent_key,
+                grant,
+                ticket,
+                transport,
+                udp,
+                kind,
+                ..
+            } => Ok(Self { id, agent, agent_key, grant, ticket, transport, udp, kind }),
             _ => Err(Code::MessageMalformed.because("the broker answered another question")),
         }
     }

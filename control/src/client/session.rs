@@ -8,8 +8,8 @@ use socket2::SockRef;
 use switchback_shortpath::{
     CarryEnd, CarryOutcome, Channel, ChannelError, OpenError, SessionHandle, carry, carry_stdio,
 };
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::sleep;
 use tokio_util::sync::DropGuard;
 
@@ -20,10 +20,15 @@ use crate::code::{Code, Fault};
 use crate::dial::tcp;
 use crate::link::report::rtt_view;
 use crate::reason;
-use crate::wire::{RttView, SessionId};
+use crate::udp::flows;
+use crate::udp::session::{SessionUdp, is_direct};
+use crate::wire::{PathMove, ResourceKind, RttView, SessionId, TransportPolicy, UdpUse};
 
 /// Pause after a failed accept: out of descriptors, as a rule, and one must be closed first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Between looks whether a session that must be direct is so: a tenth of what connecting takes.
+const DIRECT_LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Figures of a session at this moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,9 +53,7 @@ pub struct ClientSession(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    id: SessionId,
-    agent: String,
-    handle: SessionHandle,
+    held: Held,
     phase: watch::Receiver<Phase>,
     orders: mpsc::Sender<Ending>,
     /// [`ClientSession::close`] was called.
@@ -59,35 +62,71 @@ struct Inner {
     _desk: Arc<DropGuard>,
 }
 
+/// What a client holds of a session.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) id: SessionId,
+    pub(super) agent: String,
+    pub(super) kind: ResourceKind,
+    pub(super) handle: SessionHandle,
+    pub(super) udp: Arc<SessionUdp>,
+}
+
 impl ClientSession {
     pub(super) fn new(
-        id: SessionId,
-        agent: String,
-        handle: SessionHandle,
+        held: Held,
         phase: watch::Receiver<Phase>,
         orders: mpsc::Sender<Ending>,
         desk: Arc<DropGuard>,
     ) -> Self {
         let closing = AtomicBool::new(false);
-        Self(Arc::new(Inner { id, agent, handle, phase, orders, closing, _desk: desk }))
+        Self(Arc::new(Inner { held, phase, orders, closing, _desk: desk }))
     }
 
     /// Its id.
     #[must_use]
     pub fn id(&self) -> &SessionId {
-        &self.0.id
+        &self.0.held.id
     }
 
     /// Name of the agent that serves it.
     #[must_use]
     pub fn agent(&self) -> &str {
-        &self.0.agent
+        &self.0.held.agent
+    }
+
+    /// What its resource carries.
+    #[must_use]
+    pub fn kind(&self) -> ResourceKind {
+        self.0.held.kind
+    }
+
+    /// What may carry it.
+    #[must_use]
+    pub fn transport(&self) -> TransportPolicy {
+        self.0.held.udp.transport()
+    }
+
+    /// Every move to another transport from now on.
+    #[must_use]
+    pub fn moves(&self) -> broadcast::Receiver<PathMove> {
+        self.0.held.udp.watch()
+    }
+
+    /// How far it is, to watch without holding it.
+    pub(super) fn phase(&self) -> watch::Receiver<Phase> {
+        self.0.phase.clone()
+    }
+
+    /// Whether a leg carries it now.
+    pub(super) fn is_carried(&self) -> bool {
+        self.over().is_none() && self.0.held.handle.stats().leg.is_some()
     }
 
     /// Its figures.
     #[must_use]
     pub fn stats(&self) -> SessionFigures {
-        let stats = self.0.handle.stats();
+        let stats = self.0.held.handle.stats();
         SessionFigures {
             transport: stats.leg.map(|leg| leg.label().to_owned()),
             rtt: stats.rtt.map(rtt_view),
@@ -103,7 +142,7 @@ impl ClientSession {
     /// # Errors
     /// [`Code::ChannelLimit`], or why the session is over.
     pub fn open_channel(&self) -> Result<Channel, Fault> {
-        self.0.handle.open().map_err(|error| match error {
+        self.0.held.handle.open().map_err(|error| match error {
             OpenError::ChannelLimit => Code::ChannelLimit.into(),
             OpenError::Closed => self.over().unwrap_or_else(|| Code::SessionClosed.into()),
         })
@@ -128,6 +167,20 @@ impl ClientSession {
                     }
                 }
             }
+        }
+    }
+
+    /// Carries every address that sends to `socket` as a flow of datagrams until the session is over.
+    ///
+    /// # Errors
+    /// Why the session ended, unless [`Self::close`] ended it.
+    pub async fn forward_datagrams(&self, socket: UdpSocket) -> Result<(), Fault> {
+        tokio::select! {
+            fault = self.closed() => {
+                let ours = self.0.closing.load(Ordering::Relaxed);
+                if ours { Ok(()) } else { Err(fault) }
+            }
+            Err(_) = flows::forward(&self.0.held.handle, socket) => Err(self.closed().await),
         }
     }
 
@@ -163,11 +216,28 @@ impl ClientSession {
     /// Waits for the first leg.
     pub(super) async fn carried(&self) -> Result<(), Fault> {
         let mut phase = self.0.phase.clone();
-        let known = phase.wait_for(|phase| !matches!(phase, Phase::Starting)).await;
-        match known.as_deref() {
-            Ok(Phase::Up) => Ok(()),
-            Ok(Phase::Over(fault)) => Err(fault.clone()),
-            _ => Err(Code::Internal.because("the session's keeper is gone")),
+        match phase.wait_for(|phase| !matches!(phase, Phase::Starting)).await.as_deref() {
+            Ok(Phase::Up) => {}
+            Ok(Phase::Over(fault)) => return Err(fault.clone()),
+            _ => return Err(Code::Internal.because("the session's keeper is gone")),
+        }
+        if self.transport().udp == UdpUse::Require {
+            return self.direct().await;
+        }
+        Ok(())
+    }
+
+    /// Waits for a direct path; a session that must have one ends without.
+    async fn direct(&self) -> Result<(), Fault> {
+        let direct = || self.0.held.handle.stats().leg.is_some_and(is_direct);
+        let found = async {
+            while !direct() {
+                sleep(DIRECT_LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = found => Ok(()),
+            fault = self.closed() => Err(fault),
         }
     }
 
@@ -179,11 +249,11 @@ impl ClientSession {
         let channel = match channel {
             Ok(channel) => channel,
             Err(fault) => {
-                tracing::warn!(session = %self.0.id, %fault, "local connection turned away");
+                tracing::warn!(session = %self.0.held.id, %fault, "local connection turned away");
                 return reset(&stream);
             }
         };
-        let (id, phase) = (self.0.id.clone(), self.0.phase.clone());
+        let (id, phase) = (self.0.held.id.clone(), self.0.phase.clone());
         tokio::spawn(async move {
             if let Err(fault) = fault_of(carry(channel, stream).await, &phase) {
                 tracing::warn!(session = %id, %fault, "connection ended early");
@@ -232,6 +302,15 @@ fn fault_of(outcome: CarryOutcome, phase: &watch::Receiver<Phase>) -> Result<(),
             Err(Code::Internal.because("the channel was used after its end"))
         }
         CarryEnd::Socket(error) => local(&error),
+    }
+}
+
+/// Why a channel that carried no application ended.
+pub(super) fn reset_fault(error: ChannelError) -> Fault {
+    match error {
+        ChannelError::Reset(number) => reason::of_reset(number).into(),
+        ChannelError::Lost => Code::SessionLost.into(),
+        ChannelError::Closed | ChannelError::Finished => Code::SessionClosed.into(),
     }
 }
 

@@ -19,7 +19,9 @@ use crate::code::{Code, Fault};
 use crate::invite::InviteKind;
 use crate::link::fake_broker::{FakeBroker, FakeLink};
 use crate::secret::Secret;
-use crate::wire::{FromClient, LegTicket, PublicKey, SessionId, ToClient};
+use crate::wire::{
+    FromClient, LegTicket, PublicKey, ResourceKind, SessionId, ToClient, TransportPolicy,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ID: &str = "k3m9x2q7w4ht";
@@ -40,7 +42,7 @@ impl OtherSide {
     async fn grant(start_within: Duration) -> (Self, Opening) {
         let broker = FakeBroker::start().await;
         let invite = broker.invite(InviteKind::Login);
-        let options = ClientOptions { start_within, ..ClientOptions::default() };
+        let options = ClientOptions { start_within, ready_max: 0, ..ClientOptions::default() };
         let opening =
             tokio::spawn(
                 async move { Client::connect_with(invite, options).await?.open("ssh").await },
@@ -59,6 +61,9 @@ impl OtherSide {
             agent_key: PublicKey(BASE64URL_NOPAD.encode(&side.key.public())),
             grant: Secret::new("sealed"),
             ticket: side.ticket(),
+            transport: TransportPolicy::default(),
+            udp: None,
+            kind: ResourceKind::Tcp,
         };
         side.link.send(&granted).await;
         (side, opening)
@@ -85,13 +90,13 @@ impl OtherSide {
         let (request, grant) = self.leg_request().await;
         assert_eq!(grant.reveal(), "sealed");
         let ticket = self.ticket();
-        self.link.send(&ToClient::Leg { request, ticket }).await;
+        self.link.send(&ToClient::Leg { request, ticket, udp: None }).await;
     }
 
     async fn leg_request(&mut self) -> (u64, Secret) {
         loop {
             match timeout(PATIENCE, self.link.receive()).await.unwrap() {
-                FromClient::Leg { request, grant } => return (request, grant),
+                FromClient::Leg { request, grant, .. } => return (request, grant),
                 FromClient::Report { .. } => {}
                 other => panic!("unexpected {other:?}"),
             }

@@ -2,15 +2,15 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use switchback_shortpath::{RttFigures, SessionStats};
+use switchback_shortpath::{LegState, LegStats, RttFigures, SessionStats};
 
-use crate::wire::{RttView, SealedGrant, SessionId, SessionReport};
+use crate::wire::{PathLeg, REPORT_LEGS_MAX, RttView, SealedGrant, SessionId, SessionReport};
 
 /// Pause between reports.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// Sessions per message: about 1.1 KiB each at most, with its grant, under
+/// Sessions per message: about 1.8 KiB each at most, with its grant and eight legs, under
 /// [`MESSAGE_BYTES_MAX`](crate::wire::MESSAGE_BYTES_MAX).
-const SESSIONS_PER_MESSAGE: usize = 50;
+const SESSIONS_PER_MESSAGE: usize = 32;
 /// Bytes of grants in a `register`: leaves half of a message to the rest of it.
 const REGISTER_GRANT_BYTES: usize = 32 * 1024;
 
@@ -63,7 +63,22 @@ pub fn figures(
         target_to_client,
         channels: stats.channels,
         resumes: stats.legs_lost,
+        paths: path_legs(stats),
     }
+}
+
+/// The legs of a session as messages carry them.
+#[must_use]
+pub fn path_legs(stats: &SessionStats) -> Vec<PathLeg> {
+    let carries = |leg: &LegStats| leg.state == LegState::Selected;
+    let mut legs: Vec<&LegStats> = stats.legs.iter().take(REPORT_LEGS_MAX).collect();
+    legs.sort_by_key(|leg| !carries(leg));
+    let path_leg = |leg: &LegStats| PathLeg {
+        transport: leg.kind.label().to_owned(),
+        carries: carries(leg),
+        rtt_us: leg.rtt.map(|rtt| rtt.smoothed_us),
+    };
+    legs.into_iter().map(path_leg).collect()
 }
 
 /// The session layer's round-trip times as messages carry them.
@@ -97,6 +112,8 @@ mod tests {
 
     fn figures(number: usize, bytes: u64) -> (SessionReport, SealedGrant) {
         let rtt = RttView { smoothed_us: u32::MAX, min_us: u32::MAX, p50_us: 9, p99_us: u32::MAX };
+        let transport = "UDP (Shortpath, managed)".into();
+        let leg = PathLeg { transport, carries: false, rtt_us: Some(u32::MAX) };
         let report = SessionReport {
             session: SessionId(format!("{number:012}")),
             grant: None,
@@ -106,6 +123,7 @@ mod tests {
             target_to_client: u64::MAX,
             channels: u32::MAX,
             resumes: u32::MAX,
+            paths: vec![leg; REPORT_LEGS_MAX],
         };
         (report, Secret::new("g".repeat(800)))
     }

@@ -1,7 +1,7 @@
 //! What the application may ask: open, write, read, finish, reset, release.
 use bytes::Bytes;
 
-use super::channel::Told;
+use super::channel::{Nature, Told};
 use super::close::{CLOSE_NORMAL, CloseReason, RESET_DROPPED};
 use super::core::{ReadOutcome, Session, Stage};
 use super::limits::CHUNK_COST;
@@ -14,6 +14,10 @@ impl Session {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(&mut self) -> Result<ChannelId, OpenError> {
+        self.open_as(Nature::Stream)
+    }
+
+    pub(super) fn open_as(&mut self, nature: Nature) -> Result<ChannelId, OpenError> {
         if !matches!(self.stage, Stage::Open) {
             return Err(OpenError::Closed);
         }
@@ -24,7 +28,7 @@ impl Session {
         }
         self.opened = next;
         self.own_held += 1;
-        self.insert_channel(id, Told::Wanted);
+        self.insert_channel(id, Told::Wanted, nature);
         self.enqueue_control(id);
         Ok(id)
     }
@@ -48,6 +52,10 @@ impl Session {
         }
         if !part.is_empty() {
             self.bytes_sent += taken;
+            self.rescued.earn(taken);
+            if let Some(limits) = &self.config.redundancy {
+                self.budget.earn(limits, taken);
+            }
             self.with_send(id, |send| send.write(part));
             self.enqueue_data(id);
         }

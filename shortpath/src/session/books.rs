@@ -1,21 +1,13 @@
 //! The bookkeeping that the parts of a session share: queues, sums against limits, wake-ups, forgetting.
-use super::channel::{AckDue, Channel, Lane, Told};
+use super::channel::{AckDue, Channel, Lane, Nature, Told};
 use super::close::{CLOSE_PROTOCOL, CloseReason, ProtocolError};
 use super::core::{Event, Session, Stage};
 use super::limits::{CHUNK_COST, INTERACTIVE_BYTES, WINDOW_IMPLIED};
 use super::receive::ReceiveHalf;
-use super::select::{Candidate, select};
 use super::send::SendHalf;
 use super::words::{ChannelError, ChannelId, LegId};
 
 impl Session {
-    pub(super) fn selected(&self) -> Option<LegId> {
-        let legs = self.legs.iter();
-        let candidates =
-            legs.map(|(id, leg)| Candidate { leg: *id, ready: leg.ready, suspect: leg.suspect });
-        select(candidates, !self.begun)
-    }
-
     /// The session is over; with a code, legs may still say so.
     pub(super) fn end(&mut self, reason: CloseReason, code: Option<u16>) {
         if self.is_closed() {
@@ -28,7 +20,7 @@ impl Session {
             if let Some(error) = self.closed_error() {
                 self.note_failed(id, error);
             }
-            self.with_send(id, |send| send.drop_bytes(|_, _| ()));
+            self.with_send(id, SendHalf::drop_bytes);
             self.forget_if_done(id);
         }
         self.events.push_back(Event::Closed(reason));
@@ -38,13 +30,14 @@ impl Session {
         self.end(CloseReason::Protocol(error.to_string()), Some(CLOSE_PROTOCOL));
     }
 
-    pub(super) fn insert_channel(&mut self, id: ChannelId, open: Told) {
+    pub(super) fn insert_channel(&mut self, id: ChannelId, open: Told, nature: Nature) {
         let room = self.config.receive_bytes_max.saturating_sub(self.windows);
         let initial = self.config.window_initial.max(WINDOW_IMPLIED);
         let window = if initial - WINDOW_IMPLIED <= room { initial } else { WINDOW_IMPLIED };
         let receive = ReceiveHalf::new(window, self.config.window_max);
         self.windows += receive.window_extra();
-        self.channels.insert(id, Channel::new(SendHalf::new(WINDOW_IMPLIED), receive, open));
+        let channel = Channel::new(SendHalf::new(WINDOW_IMPLIED), receive, open, nature);
+        self.channels.insert(id, channel);
     }
 
     /// Changes a sending half and keeps the sum over all of them.
@@ -60,20 +53,15 @@ impl Session {
         Some(result)
     }
 
-    /// As [`Self::with_send`], for changes that take bytes off legs.
+    /// As [`Self::with_send`], for changes to the whole channel.
     pub(super) fn with_channel<T>(
         &mut self,
         id: ChannelId,
-        change: impl FnOnce(&mut Channel, &mut dyn FnMut(LegId, u64)) -> T,
+        change: impl FnOnce(&mut Channel) -> T,
     ) -> Option<T> {
         let channel = self.channels.get_mut(&id)?;
         let before = channel.send.retained();
-        let legs = &mut self.legs;
-        let result = change(channel, &mut |leg, bytes| {
-            if let Some(leg) = legs.get_mut(&leg) {
-                leg.freed(bytes);
-            }
-        });
+        let result = change(channel);
         self.replay = self.replay + channel.send.retained() - before;
         Some(result)
     }
@@ -103,9 +91,6 @@ impl Session {
 
     /// What was sent on `leg` may be lost: all of it is to be told again.
     pub(super) fn reclaim(&mut self, leg: LegId) {
-        if let Some(leg) = self.legs.get_mut(&leg) {
-            leg.reclaimed();
-        }
         // A leg still to begin will say in its HELLO what acknowledgements say.
         let others = self.legs.iter().any(|(id, other)| *id != leg && other.hello_sent);
         let ids: Vec<_> = self.channels.keys().copied().collect();
@@ -123,9 +108,10 @@ impl Session {
 
     /// Drops both directions' bytes.
     pub(super) fn drop_bytes(&mut self, id: ChannelId) {
-        self.with_channel(id, |channel, freed| {
-            channel.send.drop_bytes(freed);
+        self.with_channel(id, |channel| {
+            channel.send.drop_bytes();
             channel.receive.drop_bytes();
+            channel.flow.out.clear();
         });
         self.wake_starved();
     }
@@ -217,5 +203,9 @@ impl Session {
         let bound = self.config.receive_bytes_max + WINDOW_IMPLIED * self.channels.len() as u64;
         assert!(held as u64 <= bound);
         assert!(self.legs.len() <= super::limits::LEGS_MAX);
+        assert!(self.flows.len() <= self.channels.len());
+        for leg in self.legs.values() {
+            leg.check_bounds(self.channels.len());
+        }
     }
 }

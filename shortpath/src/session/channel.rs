@@ -1,5 +1,6 @@
 //! A channel: its two halves, and what the two ends must tell each other about it.
 use super::close::ProtocolError;
+use super::flow::Flow;
 use super::frame::Received;
 use super::receive::ReceiveHalf;
 use super::send::{Fin, SendHalf};
@@ -45,10 +46,21 @@ pub(super) struct Channel {
     pub(super) lane: Lane,
     /// The application will not ask about it any more.
     pub(super) released: bool,
+    pub(super) nature: Nature,
+    pub(super) flow: Flow,
+}
+
+/// What a channel carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nature {
+    /// The peer opened it, and later ones came first: the application has yet to hear of it.
+    Untold,
+    Stream,
+    Datagrams,
 }
 
 impl Channel {
-    pub(super) fn new(send: SendHalf, receive: ReceiveHalf, open: Told) -> Self {
+    pub(super) fn new(send: SendHalf, receive: ReceiveHalf, open: Told, nature: Nature) -> Self {
         Self {
             send,
             receive,
@@ -60,6 +72,8 @@ impl Channel {
             in_control: false,
             lane: Lane::None,
             released: false,
+            nature,
+            flow: Flow::default(),
         }
     }
 
@@ -92,9 +106,22 @@ impl Channel {
     /// What to tell the peer of this channel; it counts as told.
     pub(super) fn tell(&mut self, channel: ChannelId) -> Received {
         self.ack = AckDue::No;
+        self.state(channel)
+    }
+
+    /// What a leg besides the selected one tells the peer of this channel.
+    pub(super) fn state(&mut self, channel: ChannelId) -> Received {
+        let opens = self.receive.owes_limit();
         let (received, limit) = self.receive.tell();
         let (fin_seen, reset_seen) = (self.receive.is_complete(), self.reset_by_peer.is_some());
-        Received { channel, received, limit, fin_seen, reset_seen }
+        Received { channel, received, limit, fin_seen, reset_seen, opens }
+    }
+
+    /// `leg` carries the word of its beginning or end.
+    pub(super) fn takes_state_from(&self, leg: LegId) -> bool {
+        self.open == Told::Sent(leg)
+            || self.reset == Told::Sent(leg)
+            || self.send.fin == Fin::Sent(leg)
     }
 
     /// What was sent on `leg` may be lost.
@@ -108,16 +135,12 @@ impl Channel {
     }
 
     /// Takes the peer's receive state. Older states than known ones change nothing.
-    pub(super) fn peer_state(
-        &mut self,
-        state: &Received,
-        freed: impl FnMut(LegId, u64),
-    ) -> Result<(), ProtocolError> {
+    pub(super) fn peer_state(&mut self, state: &Received) -> Result<(), ProtocolError> {
         if self.open != Told::Nothing {
             self.open = Told::Known;
         }
         if state.fin_seen && state.reset_seen {
-            return self.peer_forgot(freed);
+            return self.peer_forgot();
         }
         if state.reset_seen {
             if self.reset == Told::Nothing && self.reset_by_peer.is_none() {
@@ -128,7 +151,7 @@ impl Channel {
         if !self.is_live() {
             return Ok(());
         }
-        self.send.ack(state.received, freed)?;
+        self.send.ack(state.received)?;
         self.send.raise_limit(state.limit);
         if state.fin_seen {
             if self.send.fin == Fin::None || state.received != self.send.end() {
@@ -140,10 +163,7 @@ impl Channel {
     }
 
     /// The peer knows the channel no more: it had all it needed, so all we told it has arrived.
-    pub(super) fn peer_forgot(
-        &mut self,
-        freed: impl FnMut(LegId, u64),
-    ) -> Result<(), ProtocolError> {
+    pub(super) fn peer_forgot(&mut self) -> Result<(), ProtocolError> {
         if self.is_live() && self.send.fin == Fin::None {
             return Err(ProtocolError::Ack);
         }
@@ -151,7 +171,7 @@ impl Channel {
             self.send.fin = Fin::Acked;
         }
         self.acknowledge_reset();
-        self.send.drop_bytes(freed);
+        self.send.drop_bytes();
         Ok(())
     }
 

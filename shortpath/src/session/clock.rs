@@ -19,11 +19,17 @@ impl Session {
                 next = Some(next.map_or(at, |next| next.min(at)));
             }
         };
-        for leg in self.legs.values() {
+        for (id, leg) in &self.legs {
             consider(leg.suspect_at(&self.config));
+            consider(self.sustained_at(*id));
+            consider(leg.alarm_at(&self.config));
             consider(leg.dead_at(&self.config).map(|(at, _)| at));
             consider(leg.ping_at(&self.config).filter(|_| !leg.ping_wanted));
+            consider(leg.seen_at());
+            consider(leg.spaced.front().map(|(at, ..)| *at));
+            consider(leg.health.demoted_until());
         }
+        consider(self.trial_timeout());
         consider(self.down_since.map(|since| since + self.config.resume_window));
         if let Stage::Closing(_, deadline) = self.stage {
             consider(Some(deadline));
@@ -45,8 +51,10 @@ impl Session {
             return self.end(CloseReason::Lost, None);
         }
         self.release_acks(now);
+        self.ripen(now);
         let legs: Vec<_> = self.legs.keys().copied().collect();
         legs.into_iter().for_each(|leg| self.check_leg(now, leg));
+        self.compare_rates(now);
     }
 
     fn release_acks(&mut self, now: Instant) {
@@ -71,20 +79,27 @@ impl Session {
         if leg.ping_at(&self.config).is_some_and(|at| at <= now) {
             leg.ping_wanted = true;
         }
-        if leg.suspect_at(&self.config).is_some_and(|at| at <= now) {
-            leg.suspect = true;
-            self.events.push_back(Event::LegSuspect(id));
-            self.move_from_suspects();
+        if leg.seen_at().is_some_and(|at| at <= now) {
+            leg.seen_due = AckDue::Now;
+        }
+        if leg.alarm_at(&self.config).is_some_and(|at| at <= now) {
+            leg.alarmed = true;
+            self.alarm(id);
+        }
+        self.watch(now, id);
+        if self.legs.get_mut(&id).is_some_and(|leg| leg.health.forgive(now)) {
+            self.choose(now);
         }
     }
 
-    /// When a healthy leg is at hand, suspect ones' unacknowledged bytes go over it. They stay attached: they may
-    /// recover, and what they still deliver is dropped by offset at worst.
-    pub(super) fn move_from_suspects(&mut self) {
-        if self.legs.values().any(|leg| leg.ready && !leg.suspect) {
-            let suspects: Vec<_> =
-                self.legs.iter().filter(|(_, leg)| leg.suspect).map(|(id, _)| *id).collect();
-            suspects.into_iter().for_each(|leg| self.reclaim(leg));
+    /// Tells the owner to make another leg, unless a UDP leg fell silent that others stand in for.
+    fn alarm(&mut self, id: LegId) {
+        let sound = |(other, leg): (&LegId, &super::leg::Leg)| {
+            *other != id && leg.ready && !leg.is_doubtful() && !leg.alarmed
+        };
+        let udp = self.legs.get(&id).is_some_and(|leg| leg.kind.is_udp());
+        if !udp || !self.legs.iter().any(sound) {
+            self.events.push_back(Event::LegSuspect(id));
         }
     }
 

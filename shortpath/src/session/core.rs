@@ -1,7 +1,7 @@
 //! The session itself: what the application and the owner of legs may ask of it.
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU64;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -10,8 +10,11 @@ use super::close::CloseReason;
 use super::frame::ID_MAX;
 use super::leg::Leg;
 use super::limits::{LEGS_MAX, SessionConfig};
-use super::rtt::RttFigures;
-use super::words::{ChannelError, ChannelId, LegId, LegKind, Role};
+use super::moves::Course;
+use super::path::PathFigures;
+use super::redundancy::Budget;
+use super::rescue::RescueBudget;
+use super::words::{ChannelError, ChannelId, LegId, LegKind, MoveCause, Role};
 
 /// What the owner must learn. Bounded: at most four per channel (the application is told once for each time it waited, and
 /// once of failure), and a few per attached leg.
@@ -19,6 +22,8 @@ use super::words::{ChannelError, ChannelId, LegId, LegKind, Role};
 pub enum Event {
     /// The peer opened a channel; [`Session::release`] it when done.
     Incoming(ChannelId),
+    /// The peer opened a channel for datagrams; [`Session::release`] it when done.
+    IncomingDatagrams(ChannelId),
     /// A read that waited may go on.
     Readable(ChannelId),
     /// A write that waited may go on.
@@ -32,8 +37,20 @@ pub enum Event {
         /// Nothing is left to read either.
         cut: bool,
     },
-    /// A leg owes an answer and is silent. It stays in use until another leg is ready.
+    /// A leg owes an answer and is silent, and the owner should make another. It stays in use until one is ready. Not told
+    /// of a UDP leg while another is well.
     LegSuspect(LegId),
+    /// Another leg carries the session.
+    Moved {
+        /// The kind of the one before; `None`: this is the first.
+        from: Option<LegKind>,
+        /// The kind of this one.
+        to: LegKind,
+        /// Why.
+        cause: MoveCause,
+        /// How long bytes that were on their way came to nothing.
+        stall: Duration,
+    },
     /// A leg is detached.
     LegLost {
         /// Which.
@@ -60,25 +77,6 @@ pub enum ReadOutcome {
     Wait,
 }
 
-/// Figures of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Figures {
-    /// A leg carries the session.
-    pub connected: bool,
-    /// Transport of the leg that carries it.
-    pub leg: Option<LegKind>,
-    /// Round-trip time of that leg.
-    pub rtt: Option<RttFigures>,
-    /// Application bytes taken.
-    pub bytes_sent: u64,
-    /// Application bytes handed out.
-    pub bytes_received: u64,
-    /// Channels held.
-    pub channels: usize,
-    /// Legs lost.
-    pub legs_lost: u32,
-}
-
 #[derive(Debug)]
 pub(super) enum Stage {
     Open,
@@ -100,7 +98,16 @@ pub struct Session {
     pub(super) stage: Stage,
     pub(super) legs: BTreeMap<LegId, Leg>,
     next_leg: u64,
-    legs_lost: u32,
+    pub(super) legs_lost: u32,
+    pub(super) course: Course,
+    pub(super) budget: Budget,
+    pub(super) rescued: RescueBudget,
+    /// Copies sent; copies of the peer's that came before their originals; ours that did; and what that saved.
+    pub(super) dup_sent: u64,
+    pub(super) dup_bytes: u64,
+    pub(super) won_here: u64,
+    pub(super) dup_won: u64,
+    pub(super) saved: Duration,
     /// Since when no leg carries the session.
     pub(super) down_since: Option<Instant>,
     /// A HELLO has come on some leg, ever.
@@ -115,6 +122,9 @@ pub struct Session {
     pub(super) interactive: VecDeque<ChannelId>,
     pub(super) bulk: VecDeque<ChannelId>,
     pub(super) interactive_run: u32,
+    /// Channels with datagrams to send.
+    pub(super) flows: VecDeque<ChannelId>,
+    pub(super) datagrams_dropped: u64,
     /// Forgotten channels the peer still asks about.
     pub(super) over: BTreeSet<ChannelId>,
     /// When delayed acknowledgements fall due, in order.
@@ -152,6 +162,14 @@ impl Session {
             legs: BTreeMap::new(),
             next_leg: 0,
             legs_lost: 0,
+            course: Course::default(),
+            budget: Budget::new(),
+            rescued: RescueBudget::new(),
+            dup_sent: 0,
+            dup_bytes: 0,
+            won_here: 0,
+            dup_won: 0,
+            saved: Duration::ZERO,
             down_since: Some(now),
             begun: false,
             channels: BTreeMap::new(),
@@ -163,6 +181,8 @@ impl Session {
             interactive: VecDeque::new(),
             bulk: VecDeque::new(),
             interactive_run: 0,
+            flows: VecDeque::new(),
+            datagrams_dropped: 0,
             over: BTreeSet::new(),
             delayed: VecDeque::new(),
             events: VecDeque::new(),
@@ -174,11 +194,12 @@ impl Session {
         }
     }
 
-    /// Adds a leg. One too many pushes out the oldest suspect one, else the oldest.
+    /// Adds a leg. One too many pushes out the oldest suspect one, else the oldest that is not in use.
     pub fn attach(&mut self, now: Instant, kind: LegKind) -> LegId {
         if self.legs.len() >= LEGS_MAX {
-            let worst =
-                self.legs.iter().max_by_key(|(id, leg)| (leg.suspect, std::cmp::Reverse(**id)));
+            let selected = self.selected();
+            let others = self.legs.iter().filter(|(id, _)| Some(**id) != selected);
+            let worst = others.max_by_key(|(id, leg)| (leg.is_doubtful(), std::cmp::Reverse(**id)));
             if let Some(leg) = worst.map(|(id, _)| *id) {
                 self.detach(now, leg, "more legs than a session may have");
             }
@@ -186,16 +207,34 @@ impl Session {
         self.next_leg += 1;
         let leg = LegId(self.next_leg);
         self.legs.insert(leg, Leg::new(now, kind));
+        self.choose(now);
         leg
+    }
+
+    /// Takes what the transport of a UDP leg knows of its path: at once when the leg is attached, as that saves the round
+    /// trip of a first PING, and about every 100 ms while it is in use.
+    pub fn note_path(&mut self, now: Instant, leg: LegId, figures: PathFigures) {
+        let Some(leg) = self.legs.get_mut(&leg) else { return };
+        leg.path.note(now, figures);
+        leg.path_rtt(now, figures.rtt);
+        if !self.is_closed() {
+            self.choose(now);
+        }
     }
 
     /// Removes a leg; what it carried unacknowledged goes to another. Unknown legs are ignored.
     pub fn detach(&mut self, now: Instant, leg: LegId, error: &str) {
-        if self.legs.remove(&leg).is_none() || self.is_closed() {
-            return;
-        }
+        let Some(gone) = self.legs.remove(&leg).filter(|_| !self.is_closed()) else { return };
         self.legs_lost += 1;
         self.events.push_back(Event::LegLost { leg, error: error.to_owned() });
+        self.course.leaves(leg, MoveCause::Lost, None);
+        if self.selected() == Some(leg) {
+            self.course.stalls(gone.meter.silent_since().unwrap_or(now));
+        }
+        if let Some((code, _)) = gone.closing {
+            return self.end(CloseReason::ByPeer(code), None);
+        }
+        self.choose(now);
         self.reclaim(leg);
         if self.down_since.is_none() && !self.legs.values().any(|leg| leg.ready) {
             self.down_since = Some(now);
@@ -226,20 +265,5 @@ impl Session {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self.stage, Stage::Closed(..))
-    }
-
-    /// Figures of this moment.
-    #[must_use]
-    pub fn figures(&self) -> Figures {
-        let leg = self.selected().and_then(|leg| self.legs.get(&leg)).filter(|leg| leg.ready);
-        Figures {
-            connected: self.down_since.is_none() && !self.is_closed(),
-            leg: leg.map(|leg| leg.kind),
-            rtt: leg.and_then(|leg| leg.rtt.figures()),
-            bytes_sent: self.bytes_sent,
-            bytes_received: self.bytes_received,
-            channels: self.channels.len(),
-            legs_lost: self.legs_lost,
-        }
     }
 }

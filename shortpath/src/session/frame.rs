@@ -4,25 +4,33 @@
 //! type u8 | flags u8 | body length u16 | channel u32 | body
 //! HELLO  flags: 1 = sole leg       body: version u16, instance u64, expects u64, opened u32, seen u32,
 //!                                        id length u8, id, then states
-//! OPEN                             body: window limit u64
-//! DATA                             body: offset u64, bytes
+//! OPEN   flags: 1 = datagrams      body: window limit u64
+//! DATA   flags: 1 = copy, 2 = loose  body: offset u64, bytes
 //! FIN                              body: final offset u64
 //! RESET                            body: code u16
-//! ACK    flags: 1 = FIN, 2 = RESET body: received u64, window limit u64
+//! ACK    flags: 1 = FIN, 2 = RESET, 4 = window  body: received u64, window limit u64
 //! PING, PONG (channel 0)           body: opaque u64
-//! CLOSE  (channel 0)               body: code u16
+//! CLOSE  (channel 0)               body: code u16, counted bytes before it u64
+//! SEEN   (channel 0)               body: counted bytes u64, copies that won u64
+//! DATAGRAM flags: 2 = loose        body: bytes
 //! state in HELLO: channel u32, flags u8, received u64, limit u64
 //! ```
 //! The channel comes in the header so that a reader may sort frames before it looks into them.
+//!
+//! OPEN, DATA, FIN, RESET, DATAGRAM and an ACK with the window flag are *counted*, with header, unless they are loose: SEEN
+//! tells the sender how many such bytes have come on the leg it travels on. So each leg is judged by what it brings to the
+//! peer and back, whatever other legs bring. Loose frames travel in unreliable datagrams and may vanish.
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::words::ChannelId;
 
 /// Version of this format, the first thing a HELLO says.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Most payload bytes of one DATA frame: an interactive write waits behind at most this much of a bulk one
 /// (1.3 ms at 100 Mbit/s), and a frame with its header spans two TLS records at most.
 pub const PAYLOAD_MAX: usize = 16 * 1024;
+/// Most bytes of one UDP datagram: 65,535 less the headers of IPv4 and UDP.
+pub const DATAGRAM_MAX: usize = 65_507;
 /// Most bytes of a session id.
 pub const ID_MAX: usize = 255;
 /// Offsets stay below this, so that adding a length never overflows (2^62 bytes are 146 years at 1 GB/s).
@@ -41,10 +49,16 @@ const ACK: u8 = 6;
 const PING: u8 = 7;
 const PONG: u8 = 8;
 const CLOSE: u8 = 9;
+const SEEN: u8 = 10;
+const DATAGRAM: u8 = 11;
 
 const SOLE: u8 = 1;
+const DATAGRAMS: u8 = 1;
+const COPY: u8 = 1;
+const LOOSE: u8 = 2;
 const FIN_SEEN: u8 = 1;
 const RESET_SEEN: u8 = 2;
+const OPENS: u8 = 4;
 
 /// What one leg carries to the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +71,8 @@ pub enum Frame {
         channel: ChannelId,
         /// The opener takes bytes up to this offset.
         limit: u64,
+        /// It carries datagrams instead of a byte stream.
+        datagrams: bool,
     },
     /// Bytes of a channel.
     Data {
@@ -66,6 +82,8 @@ pub enum Frame {
         offset: u64,
         /// At most [`PAYLOAD_MAX`] of them.
         bytes: Bytes,
+        /// Whether they were sent in another frame as well.
+        mark: Mark,
     },
     /// The sender's direction ends at `offset`.
     Fin {
@@ -91,7 +109,36 @@ pub enum Frame {
     Close {
         /// Why.
         code: u16,
+        /// Counted bytes the leg was given before: streams may be overtaken by this word.
+        after: u64,
     },
+    /// What has come on this leg.
+    Seen {
+        /// Counted bytes, in all.
+        bytes: u64,
+        /// Copies that came before their originals, on all legs of the session.
+        won: u64,
+    },
+    /// One datagram of a channel that carries them.
+    Datagram {
+        /// Its id.
+        channel: ChannelId,
+        /// At most [`DATAGRAM_MAX`] of them.
+        bytes: Bytes,
+        /// It travels in an unreliable datagram.
+        loose: bool,
+    },
+}
+
+/// What a DATA frame is to others with the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// The frame that answers for its bytes.
+    Original,
+    /// A second one, on a stream.
+    Copy,
+    /// A second one, in an unreliable datagram.
+    Loose,
 }
 
 /// Opens a leg and says where to go on from.
@@ -128,6 +175,8 @@ pub struct Received {
     pub fin_seen: bool,
     /// The RESET of the receiver of this frame has arrived. With `fin_seen`: the channel is over and forgotten.
     pub reset_seen: bool,
+    /// The window has opened so much that a waiting sender depends on this word.
+    pub opens: bool,
 }
 
 /// Bytes that are no frame.
@@ -157,7 +206,29 @@ impl Frame {
         HEADER + self.body_len()
     }
 
-    /// Appends everything but a DATA frame's payload, which is returned and must follow.
+    /// The channel it belongs to; `None`: it is about the leg or the session.
+    #[must_use]
+    pub fn channel(&self) -> Option<ChannelId> {
+        ChannelId::new(self.head().2)
+    }
+
+    /// SEEN answers for it: the leg it is sent on promises to deliver it, and something depends on that.
+    pub(super) fn is_counted(&self) -> bool {
+        match self {
+            Self::Open { .. } | Self::Fin { .. } | Self::Reset { .. } => true,
+            Self::Data { mark, .. } => *mark != Mark::Loose,
+            Self::Datagram { loose, .. } => !loose,
+            Self::Ack(state) => state.opens,
+            _ => false,
+        }
+    }
+
+    /// It travelled in an unreliable datagram.
+    pub(super) fn is_loose(&self) -> bool {
+        matches!(self, Self::Data { mark: Mark::Loose, .. } | Self::Datagram { loose: true, .. })
+    }
+
+    /// Appends everything but the payload of DATA and DATAGRAM, which is returned and must follow.
     pub fn encode_head(&self, out: &mut BytesMut) -> Option<&Bytes> {
         let (kind, flags, channel) = self.head();
         out.reserve(HEADER + self.body_len());
@@ -174,7 +245,16 @@ impl Frame {
                 return Some(bytes);
             }
             Self::Fin { offset, .. } => out.put_u64(*offset),
-            Self::Reset { code, .. } | Self::Close { code } => out.put_u16(*code),
+            Self::Reset { code, .. } => out.put_u16(*code),
+            Self::Close { code, after } => {
+                out.put_u16(*code);
+                out.put_u64(*after);
+            }
+            Self::Seen { bytes, won } => {
+                out.put_u64(*bytes);
+                out.put_u64(*won);
+            }
+            Self::Datagram { bytes, .. } => return Some(bytes),
             Self::Ack(state) => {
                 out.put_u64(state.received);
                 out.put_u64(state.limit);
@@ -206,8 +286,10 @@ impl Frame {
         match self {
             Self::Hello(hello) => HELLO_FIXED + hello.session.len() + STATE * hello.channels.len(),
             Self::Data { bytes, .. } => 8 + bytes.len(),
-            Self::Ack(_) => 16,
-            Self::Reset { .. } | Self::Close { .. } => 2,
+            Self::Datagram { bytes, .. } => bytes.len(),
+            Self::Ack(_) | Self::Seen { .. } => 16,
+            Self::Reset { .. } => 2,
+            Self::Close { .. } => 10,
             Self::Open { .. } | Self::Fin { .. } | Self::Ping(_) | Self::Pong(_) => 8,
         }
     }
@@ -215,14 +297,39 @@ impl Frame {
     fn head(&self) -> (u8, u8, u32) {
         match self {
             Self::Hello(hello) => (HELLO, if hello.sole { SOLE } else { 0 }, 0),
-            Self::Open { channel, .. } => (OPEN, 0, channel.get()),
-            Self::Data { channel, .. } => (DATA, 0, channel.get()),
+            Self::Open { channel, datagrams, .. } => {
+                (OPEN, u8::from(*datagrams) * DATAGRAMS, channel.get())
+            }
+            Self::Data { channel, mark, .. } => (DATA, mark.flags(), channel.get()),
+            Self::Datagram { channel, loose, .. } => {
+                (DATAGRAM, u8::from(*loose) * LOOSE, channel.get())
+            }
             Self::Fin { channel, .. } => (FIN, 0, channel.get()),
             Self::Reset { channel, .. } => (RESET, 0, channel.get()),
             Self::Ack(state) => (ACK, state.flags(), state.channel.get()),
             Self::Ping(_) => (PING, 0, 0),
             Self::Pong(_) => (PONG, 0, 0),
             Self::Close { .. } => (CLOSE, 0, 0),
+            Self::Seen { .. } => (SEEN, 0, 0),
+        }
+    }
+}
+
+impl Mark {
+    fn flags(self) -> u8 {
+        match self {
+            Self::Original => 0,
+            Self::Copy => COPY,
+            Self::Loose => COPY | LOOSE,
+        }
+    }
+
+    fn decode(flags: u8) -> Result<Self, FrameError> {
+        match flags {
+            0 => Ok(Self::Original),
+            COPY => Ok(Self::Copy),
+            flags if flags == COPY | LOOSE => Ok(Self::Loose),
+            _ => Err(FrameError::Flags(DATA, flags)),
         }
     }
 }
@@ -271,11 +378,13 @@ impl Hello {
 
 impl Received {
     fn flags(&self) -> u8 {
-        u8::from(self.fin_seen) * FIN_SEEN + u8::from(self.reset_seen) * RESET_SEEN
+        u8::from(self.fin_seen) * FIN_SEEN
+            + u8::from(self.reset_seen) * RESET_SEEN
+            + u8::from(self.opens) * OPENS
     }
 
     fn decode(channel: ChannelId, flags: u8, body: &mut Bytes) -> Result<Self, FrameError> {
-        if flags & !(FIN_SEEN | RESET_SEEN) != 0 {
+        if flags & !(FIN_SEEN | RESET_SEEN | OPENS) != 0 {
             return Err(FrameError::Flags(ACK, flags));
         }
         Ok(Self {
@@ -284,6 +393,7 @@ impl Received {
             limit: offset(body)?,
             fin_seen: flags & FIN_SEEN != 0,
             reset_seen: flags & RESET_SEEN != 0,
+            opens: flags & OPENS != 0,
         })
     }
 }
@@ -293,12 +403,15 @@ fn check_head(kind: u8, flags: u8, length: u16, channel: u32) -> Result<(), Fram
     let len = usize::from(length);
     let (length_fits, on_channel, known) = match kind {
         HELLO => (len >= HELLO_FIXED, false, SOLE),
-        OPEN | FIN => (len == 8, true, 0),
-        DATA => (len > 8 && len <= 8 + PAYLOAD_MAX, true, 0),
+        OPEN => (len == 8, true, DATAGRAMS),
+        FIN => (len == 8, true, 0),
+        DATA => (len > 8 && len <= 8 + PAYLOAD_MAX, true, COPY | LOOSE),
+        DATAGRAM => (len <= DATAGRAM_MAX, true, LOOSE),
         RESET => (len == 2, true, 0),
-        ACK => (len == 16, true, FIN_SEEN | RESET_SEEN),
+        ACK => (len == 16, true, FIN_SEEN | RESET_SEEN | OPENS),
+        SEEN => (len == 16, false, 0),
         PING | PONG => (len == 8, false, 0),
-        CLOSE => (len == 2, false, 0),
+        CLOSE => (len == 10, false, 0),
         _ => return Err(FrameError::Type(kind)),
     };
     if !length_fits {
@@ -318,16 +431,23 @@ fn decode_body(kind: u8, flags: u8, id: u32, mut body: Bytes) -> Result<Frame, F
         HELLO => return Hello::decode(flags, body).map(Frame::Hello),
         PING => return Ok(Frame::Ping(body.get_u64())),
         PONG => return Ok(Frame::Pong(body.get_u64())),
-        CLOSE => return Ok(Frame::Close { code: body.get_u16() }),
+        CLOSE => return Ok(Frame::Close { code: body.get_u16(), after: body.get_u64() }),
+        SEEN => return Ok(Frame::Seen { bytes: body.get_u64(), won: body.get_u64() }),
         _ => {}
     }
     let channel = ChannelId::new(id).ok_or(FrameError::Channel(kind, id))?;
     Ok(match kind {
-        OPEN => Frame::Open { channel, limit: offset(&mut body)? },
+        OPEN => {
+            Frame::Open { channel, limit: offset(&mut body)?, datagrams: flags & DATAGRAMS != 0 }
+        }
+        DATAGRAM => Frame::Datagram { channel, bytes: body, loose: flags & LOOSE != 0 },
         FIN => Frame::Fin { channel, offset: offset(&mut body)? },
         RESET => Frame::Reset { channel, code: body.get_u16() },
         ACK => Frame::Ack(Received::decode(channel, flags, &mut body)?),
-        _ => Frame::Data { channel, offset: offset(&mut body)?, bytes: body },
+        _ => {
+            let mark = Mark::decode(flags)?;
+            Frame::Data { channel, offset: offset(&mut body)?, bytes: body, mark }
+        }
     })
 }
 

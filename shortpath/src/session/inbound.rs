@@ -3,10 +3,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::channel::{AckDue, Told};
+use super::channel::{AckDue, Channel, Nature, Told};
 use super::close::{CLOSE_RESTARTED, CloseReason, ProtocolError, RESET_LIMIT};
 use super::core::{Event, Session};
-use super::frame::{Frame, FrameError, Hello, Received, VERSION};
+use super::frame::{Frame, FrameError, Hello, Mark, Received, VERSION};
+use super::leg::Leg;
 use super::receive::Arrival;
 use super::words::{ChannelError, ChannelId, LegId};
 
@@ -23,17 +24,58 @@ impl Session {
         }
         let Some(state) = self.legs.get_mut(&leg) else { return };
         state.heard(now);
-        // A peer whose session ended before this leg's turn came says CLOSE instead of HELLO.
-        let first = matches!(frame, Frame::Hello(_) | Frame::Close { .. });
-        let later = !matches!(frame, Frame::Hello(_));
-        if !(if state.ready { later } else { first }) {
+        if !state.ready && !matches!(frame, Frame::Hello(_) | Frame::Close { .. }) {
+            return self.before_hello(now, leg, frame);
+        }
+        if state.ready && matches!(frame, Frame::Hello(_)) {
             return self.fail(ProtocolError::Hello);
         }
-        if !matches!(frame, Frame::Ping(_) | Frame::Pong(_)) {
-            state.moves();
+        self.take(now, leg, frame);
+    }
+
+    /// A UDP leg has several streams, so frames of channels may overtake its HELLO: they wait for it. What is about the leg
+    /// itself comes in order, and a datagram may as well be lost.
+    fn before_hello(&mut self, now: Instant, leg: LegId, frame: Frame) {
+        let Some(state) = self.legs.get_mut(&leg) else { return };
+        if !state.kind.is_udp() || frame.channel().is_none() {
+            return self.fail(ProtocolError::Hello);
         }
+        if !frame.is_loose() && !state.keep_early(frame) {
+            self.detach(now, leg, "too much came before the leg's HELLO");
+        }
+    }
+
+    fn take(&mut self, now: Instant, leg: LegId, frame: Frame) {
+        let (counted, len) = (frame.is_counted(), frame.wire_len() as u64);
+        let channel = frame.channel();
         if let Err(error) = self.apply(now, leg, frame) {
-            self.fail(error);
+            return self.fail(error);
+        }
+        let selected = self.selected() == Some(leg);
+        let Some(state) = self.legs.get_mut(&leg) else { return };
+        if let Some(id) = channel {
+            state.bytes_received += len;
+            if counted {
+                state.arrives(len, now + self.config.ack_delay);
+                let at_once = self.channels.get(&id).is_none_or(|one| one.ack == AckDue::Now);
+                if at_once {
+                    state.seen_due = AckDue::Now;
+                }
+                if !selected {
+                    state.echo.insert(id);
+                }
+            }
+        }
+        self.finish_close(leg);
+    }
+
+    /// A CLOSE that overtook bytes takes effect once they have come.
+    fn finish_close(&mut self, leg: LegId) {
+        let Some(leg) = self.legs.get(&leg) else { return };
+        if let Some((code, after)) = leg.closing
+            && leg.arrived >= after
+        {
+            self.end(CloseReason::ByPeer(code), None);
         }
     }
 
@@ -45,8 +87,15 @@ impl Session {
     fn apply(&mut self, now: Instant, leg: LegId, frame: Frame) -> Result<(), ProtocolError> {
         match frame {
             Frame::Hello(hello) => self.hello(now, leg, &hello),
-            Frame::Open { channel, limit } => self.peer_open(channel, limit),
-            Frame::Data { channel, offset, bytes } => self.data(now, channel, offset, bytes),
+            Frame::Open { channel, limit, datagrams } => {
+                let nature = if datagrams { Nature::Datagrams } else { Nature::Stream };
+                self.peer_open(channel, limit, nature)
+            }
+            Frame::Data { channel, offset, bytes, mark } => {
+                self.data(now, channel, offset, bytes, mark)
+            }
+            Frame::Datagram { channel, bytes, .. } => self.datagram(channel, bytes),
+            Frame::Seen { bytes, won } => self.peer_saw(now, leg, bytes, won),
             Frame::Fin { channel, offset } => self.fin(channel, offset),
             Frame::Reset { channel, code } => self.peer_reset(channel, code),
             Frame::Ack(state) => self.peer_state(&state),
@@ -57,16 +106,47 @@ impl Session {
                 Ok(())
             }
             Frame::Pong(opaque) => {
-                if let Some(leg) = self.legs.get_mut(&leg) {
-                    leg.pong(now, opaque);
+                if self.legs.get_mut(&leg).is_some_and(|leg| leg.pong(now, opaque)) {
+                    self.leave_suspects(now);
+                    self.choose(now);
                 }
                 Ok(())
             }
-            Frame::Close { code } => {
-                self.end(CloseReason::ByPeer(code), None);
+            Frame::Close { code, after } => {
+                if let Some(leg) = self.legs.get_mut(&leg) {
+                    leg.closing = Some((code, after));
+                }
                 Ok(())
             }
         }
+    }
+
+    fn peer_saw(
+        &mut self,
+        now: Instant,
+        id: LegId,
+        bytes: u64,
+        won: u64,
+    ) -> Result<(), ProtocolError> {
+        let Some(leg) = self.legs.get_mut(&id) else { return Ok(()) };
+        let suspect = leg.health.suspicion.is_some();
+        let progress = leg.peer_saw(now, bytes).map_err(|()| ProtocolError::Ack)?;
+        if won > self.dup_sent {
+            return Err(ProtocolError::Ack);
+        }
+        if won > self.dup_won {
+            self.note_won(now, won - self.dup_won);
+        }
+        let Some(progress) = progress else { return Ok(()) };
+        if suspect {
+            for channel in self.channels.values_mut() {
+                channel.send.forget_copies(id);
+            }
+            self.choose(now);
+        }
+        self.brought(now, id, progress.bytes);
+        self.compare_rates(now);
+        Ok(())
     }
 
     fn hello(&mut self, now: Instant, leg: LegId, hello: &Hello) -> Result<(), ProtocolError> {
@@ -95,14 +175,19 @@ impl Session {
         for (id, other) in &mut self.legs {
             if *id == leg {
                 other.ready = true;
-            } else if hello.sole {
-                other.suspect = true;
+            } else if hello.sole && *id < leg {
+                other.forsaken = true;
             }
         }
         if self.down_since.take().is_some() {
             self.events.push_back(Event::Resumed);
         }
-        self.move_from_suspects();
+        self.leave_forsaken(now);
+        self.leave_suspects(now);
+        let early = self.legs.get_mut(&leg).map(Leg::take_early).unwrap_or_default();
+        for frame in early {
+            self.handle_frame(now, leg, frame);
+        }
         Ok(())
     }
 
@@ -126,17 +211,22 @@ impl Session {
             self.channels.keys().filter(|id| known(**id) && listed.binary_search(id).is_err());
         let gone: Vec<_> = gone.copied().collect();
         for id in gone {
-            self.with_channel(id, |channel, freed| channel.peer_forgot(freed)).transpose()?;
+            self.with_channel(id, Channel::peer_forgot).transpose()?;
             self.after_peer_state(id);
         }
         Ok(())
     }
 
-    fn peer_open(&mut self, id: ChannelId, limit: u64) -> Result<(), ProtocolError> {
+    fn peer_open(
+        &mut self,
+        id: ChannelId,
+        limit: u64,
+        nature: Nature,
+    ) -> Result<(), ProtocolError> {
         if id.opened_by(self.role) {
             return Err(ProtocolError::Channel);
         }
-        if !self.held(id)? {
+        if !self.held_as(id, nature)? {
             return Ok(());
         }
         if let Some(channel) = self.channels.get_mut(&id) {
@@ -155,15 +245,23 @@ impl Session {
         id: ChannelId,
         offset: u64,
         bytes: Bytes,
+        mark: Mark,
     ) -> Result<(), ProtocolError> {
-        if !self.held(id)? {
+        if !self.held_as(id, Nature::Stream)? {
             return Ok(());
         }
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
         if !channel.is_live() {
             return Ok(());
         }
+        if mark == Mark::Loose && channel.receive.is_torn() {
+            // Its original is on its way, on a leg that loses nothing.
+            return Ok(());
+        }
         let arrival = channel.receive.data(offset, bytes)?;
+        if mark != Mark::Original && arrival == Arrival::InOrder {
+            self.won_here += 1;
+        }
         let at_once = arrival != Arrival::InOrder
             || channel.receive.owes_ack()
             || channel.receive.is_complete();
@@ -182,7 +280,7 @@ impl Session {
     }
 
     fn fin(&mut self, id: ChannelId, size: u64) -> Result<(), ProtocolError> {
-        if !self.held(id)? {
+        if !self.held_as(id, Nature::Stream)? {
             return Ok(());
         }
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
@@ -206,9 +304,12 @@ impl Session {
         if let Some(channel) = self.channels.get_mut(&id) {
             channel.reset_by_peer.get_or_insert(code);
             channel.ack = AckDue::Now;
+            // Over before the application heard of it: it never will.
+            channel.released |= channel.nature == Nature::Untold;
         }
-        self.with_channel(id, |channel, freed| {
-            channel.send.drop_bytes(freed);
+        self.with_channel(id, |channel| {
+            channel.send.drop_bytes();
+            channel.flow.out.clear();
             // A direction that arrived whole stays readable: RESET then only says that the peer is done.
             if !channel.receive.is_complete() {
                 channel.receive.drop_bytes();
@@ -229,7 +330,7 @@ impl Session {
 
     fn apply_state(&mut self, state: &Received) -> Result<(), ProtocolError> {
         let id = state.channel;
-        self.with_channel(id, |channel, freed| channel.peer_state(state, freed)).transpose()?;
+        self.with_channel(id, |channel| channel.peer_state(state)).transpose()?;
         self.after_peer_state(id);
         Ok(())
     }
@@ -259,6 +360,26 @@ impl Session {
         Ok(held)
     }
 
+    /// As [`Self::held`], for frames that tell what the channel carries: the application hears of it at the first.
+    pub(super) fn held_as(&mut self, id: ChannelId, nature: Nature) -> Result<bool, ProtocolError> {
+        if !self.held(id)? {
+            return Ok(false);
+        }
+        let Some(channel) = self.channels.get_mut(&id) else { return Ok(false) };
+        if channel.nature == Nature::Untold {
+            channel.nature = nature;
+            if !channel.released {
+                self.events.push_back(match nature {
+                    Nature::Datagrams => Event::IncomingDatagrams(id),
+                    Nature::Stream | Nature::Untold => Event::Incoming(id),
+                });
+            }
+        } else if channel.nature != nature {
+            return Err(ProtocolError::Channel);
+        }
+        Ok(true)
+    }
+
     /// Whether the channel is held; opens it (and those before it) if the peer just did, as OPEN may come on another leg.
     fn find(&mut self, id: ChannelId) -> Result<bool, ProtocolError> {
         if id.opened_by(self.role) {
@@ -277,11 +398,9 @@ impl Session {
             let Some(opened) = ChannelId::new(self.seen) else { return Ok(false) };
             self.seen = next;
             self.peers_held += 1;
-            self.insert_channel(opened, Told::Nothing);
+            self.insert_channel(opened, Told::Nothing, Nature::Untold);
             if surplus {
                 self.turn_away(opened);
-            } else {
-                self.events.push_back(Event::Incoming(opened));
             }
         }
         Ok(self.channels.contains_key(&id))

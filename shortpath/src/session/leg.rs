@@ -1,9 +1,35 @@
-//! What a session knows of one leg: whether it has begun, whether it answers, how far away the peer is.
+//! What a session knows of one leg: whether it has begun, whether it answers, how far away the peer is, and what is to
+//! leave on it besides the session's own queues.
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::channel::AckDue;
+use super::frame::Frame;
+use super::health::Health;
 use super::limits::SessionConfig;
+use super::meter::{Meter, Progress};
+use super::path::Path;
 use super::rtt::Rtt;
-use super::words::LegKind;
+use super::select::{Candidate, Standing};
+use super::words::{ChannelId, LegId, LegKind};
+
+/// Counted bytes a UDP leg is given before the peer is known to have its HELLO, which the streams of channels may overtake:
+/// a first flight.
+pub(super) const EARLY_SEND: u64 = 64 * 1024;
+/// What an overtaken HELLO may leave waiting, in bytes and frames: more than any peer sends.
+const EARLY_HOLD: u64 = 256 * 1024;
+const EARLY_FRAMES: usize = 2048;
+/// Copies waiting to leave on one leg. One more is not made: the original is on its way, and is re-sent at worst.
+const COPIES_MAX: usize = 1024;
+
+/// What another leg carries too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Copy {
+    Bytes(ChannelId, Range<u64>),
+    /// Whether it is open, how far it has come, how it ends.
+    State(ChannelId),
+}
 
 #[derive(Debug)]
 pub(super) struct Leg {
@@ -12,22 +38,53 @@ pub(super) struct Leg {
     pub(super) hello_sent: bool,
     /// The peer's HELLO has come: frames may be sent again from where it says.
     pub(super) ready: bool,
-    /// Silent although it owes an answer, or given up by the peer.
-    pub(super) suspect: bool,
+    /// The peer has our HELLO: it answered what came after it.
+    met: bool,
+    /// The peer gave it up, unless it is heard of again.
+    pub(super) forsaken: bool,
+    /// The owner was told of its silence.
+    pub(super) alarmed: bool,
     pub(super) close_sent: bool,
+    /// A CLOSE that has overtaken bytes: its code, and how many must come first.
+    pub(super) closing: Option<(u16, u64)>,
     /// Latest PING to answer; older ones are moot, so a flood of them costs nothing.
     pub(super) pong: Option<u64>,
     pub(super) ping_wanted: bool,
+    /// Round trips of the path, without queues of our own making: what legs are compared by.
     pub(super) rtt: Rtt,
-    /// Unacknowledged bytes this leg carried last.
-    in_flight: u64,
+    /// Round trips of what is carried, queues included: what silence is judged by.
+    trip: Rtt,
+    pub(super) meter: Meter,
+    pub(super) path: Path,
+    pub(super) health: Health,
+    /// Counted bytes that have come, and how many of them the peer knows of.
+    pub(super) arrived: u64,
+    told: u64,
+    pub(super) seen_due: AckDue,
+    seen_at: Option<Instant>,
+    /// Channels whose state goes back on this leg, as it brought their bytes, whatever leg is selected.
+    pub(super) echo: BTreeSet<ChannelId>,
+    pub(super) copies: VecDeque<Copy>,
+    /// Copies to leave as datagrams once due, and those that are.
+    pub(super) spaced: VecDeque<(Instant, ChannelId, Range<u64>)>,
+    pub(super) ripe: VecDeque<(ChannelId, Range<u64>)>,
+    /// Longest frame a datagram of this leg holds; 0: it has none.
+    pub(super) datagram_max: usize,
+    early: Vec<Frame>,
+    early_bytes: u64,
+    /// When this leg is tried for bulk next, and how often it was in vain.
+    pub(super) trial_at: Option<Instant>,
+    pub(super) trials: u32,
     ping: Option<(u64, Instant)>,
     pings: u64,
     pinged_at: Instant,
-    /// Something but PING and PONG has passed since the last PING.
+    pinged_loaded: bool,
+    ponged_at: Option<Instant>,
+    /// Frames of channels have passed since the last PING, here or on another leg.
     moved: bool,
+    beside: bool,
     heard_at: Instant,
-    owes_since: Option<Instant>,
+    pub(super) bytes_received: u64,
 }
 
 impl Leg {
@@ -37,49 +94,123 @@ impl Leg {
             attached_at: now,
             hello_sent: false,
             ready: false,
-            suspect: false,
+            met: false,
+            forsaken: false,
+            alarmed: false,
             close_sent: false,
+            closing: None,
             pong: None,
             ping_wanted: true,
             rtt: Rtt::default(),
-            in_flight: 0,
+            trip: Rtt::default(),
+            meter: Meter::default(),
+            path: Path::default(),
+            health: Health::default(),
+            arrived: 0,
+            told: 0,
+            seen_due: AckDue::No,
+            seen_at: None,
+            echo: BTreeSet::new(),
+            copies: VecDeque::new(),
+            spaced: VecDeque::new(),
+            ripe: VecDeque::new(),
+            datagram_max: 0,
+            early: Vec::new(),
+            early_bytes: 0,
+            trial_at: None,
+            trials: 0,
             ping: None,
             pings: 0,
             pinged_at: now,
+            pinged_loaded: false,
+            ponged_at: None,
             moved: false,
+            beside: false,
             heard_at: now,
-            owes_since: None,
+            bytes_received: 0,
         }
     }
 
-    /// Bytes leave on this leg.
-    pub(super) fn carries(&mut self, now: Instant, bytes: u64) {
-        self.in_flight += bytes;
-        self.moved = true;
-        self.owes_since.get_or_insert(now);
+    /// A frame leaves on this leg.
+    pub(super) fn carries(&mut self, now: Instant, frame: &Frame) {
+        if frame.is_counted() {
+            self.meter.carries(now, frame.wire_len() as u64);
+            self.moved = true;
+        }
     }
 
-    /// Bytes are acknowledged, or lost with the claim on this leg.
-    pub(super) fn freed(&mut self, bytes: u64) {
-        self.in_flight = self.in_flight.saturating_sub(bytes);
-        self.settle();
-    }
-
-    /// All this leg carried is sent again elsewhere.
-    pub(super) fn reclaimed(&mut self) {
-        self.in_flight = 0;
-        self.settle();
+    /// Frames of channels pass on another leg: it is worth knowing how this one would do.
+    pub(super) fn stands_by(&mut self) {
+        self.beside = true;
     }
 
     /// Anything has arrived.
     pub(super) fn heard(&mut self, now: Instant) {
         self.heard_at = now;
-        self.suspect = false;
+        self.forsaken = false;
+        self.alarmed = false;
     }
 
-    /// Frames that are not about the leg itself pass: RTT is worth knowing.
-    pub(super) fn moves(&mut self) {
+    /// A counted frame has arrived; the peer is to hear of it by `at`.
+    pub(super) fn arrives(&mut self, bytes: u64, at: Instant) {
+        self.arrived += bytes;
         self.moved = true;
+        if self.seen_due == AckDue::No {
+            self.seen_due = AckDue::Delayed;
+            self.seen_at = Some(at);
+        }
+    }
+
+    /// When word of what has come is due.
+    pub(super) fn seen_at(&self) -> Option<Instant> {
+        self.seen_at.filter(|_| self.seen_due == AckDue::Delayed)
+    }
+
+    /// Word for the peer of what has come, if it does not know.
+    pub(super) fn take_seen(&mut self) -> Option<u64> {
+        self.seen_due = AckDue::No;
+        (std::mem::replace(&mut self.told, self.arrived) != self.arrived).then_some(self.arrived)
+    }
+
+    /// The peer's word of what has come. `Err`: more than was sent.
+    pub(super) fn peer_saw(&mut self, now: Instant, total: u64) -> Result<Option<Progress>, ()> {
+        let progress = self.meter.seen(now, total)?;
+        self.met = true;
+        if let Some(progress) = progress {
+            if let Some(trip) = progress.trip {
+                self.trip.sample(now, trip);
+            }
+            self.health.suspicion = None;
+        }
+        Ok(progress)
+    }
+
+    /// Keeps a frame that overtook the peer's HELLO. False when there are more than a correct peer sends.
+    pub(super) fn keep_early(&mut self, frame: Frame) -> bool {
+        self.early_bytes += frame.wire_len() as u64;
+        self.early.push(frame);
+        self.early_bytes <= EARLY_HOLD && self.early.len() <= EARLY_FRAMES
+    }
+
+    pub(super) fn take_early(&mut self) -> Vec<Frame> {
+        self.early_bytes = 0;
+        std::mem::take(&mut self.early)
+    }
+
+    /// Frames of channels may leave.
+    pub(super) fn may_carry(&self) -> bool {
+        self.met || !self.kind.is_udp() || self.meter.sent() < EARLY_SEND
+    }
+
+    /// One more copy may wait.
+    pub(super) fn has_room(&self) -> bool {
+        self.copies.len().max(self.spaced.len() + self.ripe.len()) < COPIES_MAX
+    }
+
+    pub(super) fn push_copy(&mut self, copy: Copy) {
+        if self.has_room() {
+            self.copies.push_back(copy);
+        }
     }
 
     /// The PING to send now, if one is due.
@@ -92,28 +223,81 @@ impl Leg {
         self.pings += 1;
         self.ping = Some((self.pings, now));
         self.pinged_at = now;
+        self.pinged_loaded = self.meter.is_loaded();
         self.moved = false;
-        self.owes_since.get_or_insert(now);
+        self.beside = false;
         Some(self.pings)
     }
 
-    /// A PONG: the only source of RTT, as only it surely travelled both ways on this leg.
-    pub(super) fn pong(&mut self, now: Instant, opaque: u64) {
-        if let Some((_, sent)) = self.ping.take_if(|(pending, _)| *pending == opaque) {
-            self.rtt.sample(now.saturating_duration_since(sent));
-            self.settle();
+    /// A PONG. It surely travelled both ways on this leg. True when it answers the PING under way.
+    pub(super) fn pong(&mut self, now: Instant, opaque: u64) -> bool {
+        let Some((_, sent)) = self.ping.take_if(|(pending, _)| *pending == opaque) else {
+            return false;
+        };
+        self.met = true;
+        self.ponged_at = Some(now);
+        self.health.pong(now);
+        if self.health.is_first_pong() {
+            self.rtt = Rtt::default();
+            self.trip = Rtt::default();
+            return true;
+        }
+        let rtt = now.saturating_duration_since(sent);
+        // A transport's own estimate is free of what its stream waited for.
+        let told = self.path.is_told() && self.rtt.smoothed().is_some();
+        if !(told || self.pinged_loaded || self.meter.is_loaded()) {
+            self.rtt.sample(now, rtt);
+        }
+        self.trip.sample(now, rtt);
+        true
+    }
+
+    /// The transport's own estimate of the path's round trip.
+    pub(super) fn path_rtt(&mut self, now: Instant, rtt: Duration) {
+        if !self.meter.is_loaded() {
+            self.rtt.sample(now, rtt);
+            if self.trip.smoothed().is_none() {
+                self.trip.sample(now, rtt);
+            }
         }
     }
 
     /// When the next PING is due; `None` while one is unanswered.
     pub(super) fn ping_at(&self, config: &SessionConfig) -> Option<Instant> {
-        let every = if self.moved { config.ping_active } else { config.ping_idle };
+        let every = if self.health.is_quarantined() {
+            self.rtt.smoothed().unwrap_or_default().max(config.ping_quarantined)
+        } else if self.moved {
+            config.ping_active
+        } else if self.beside {
+            config.ping_standby
+        } else {
+            config.ping_idle
+        };
         (self.ping.is_none() && self.hello_sent).then(|| self.pinged_at + every)
     }
 
-    /// When this leg becomes suspect unless heard of.
+    pub(super) fn wants_ping(&mut self) {
+        self.ping_wanted = self.ping.is_none();
+    }
+
+    /// After this long, word of what was sent is overdue.
+    pub(super) fn timeout(&self, config: &SessionConfig) -> Duration {
+        self.trip.timeout() + config.ack_delay
+    }
+
+    /// When this leg becomes suspect unless word comes.
     pub(super) fn suspect_at(&self, config: &SessionConfig) -> Option<Instant> {
-        if self.suspect || !self.ready {
+        if self.health.suspicion.is_some() || self.health.is_quarantined() || !self.ready {
+            return None;
+        }
+        let timeout = self.timeout(config);
+        // A flow's next word is expected sooner than a lone message's: half a round trip without any is a pause.
+        self.meter.overdue_at(timeout, timeout / 2 + config.ack_delay)
+    }
+
+    /// When the owner is told that this leg is silent, unless it is heard of.
+    pub(super) fn alarm_at(&self, config: &SessionConfig) -> Option<Instant> {
+        if self.alarmed || !self.ready {
             return None;
         }
         let patience = self.rtt.smoothed().map_or(Duration::ZERO, |smoothed| smoothed * 4);
@@ -131,14 +315,49 @@ impl Leg {
         Some((self.silent_since()? + config.silent_after, "the leg fell silent"))
     }
 
-    /// Since when the leg owes an answer and nothing has come.
-    fn silent_since(&self) -> Option<Instant> {
-        self.owes_since.map(|since| since.max(self.heard_at))
+    /// The leg has shown since `since` that it carries both ways.
+    pub(super) fn answered_since(&self, since: Instant) -> bool {
+        let words = [self.meter.progress_at(), self.ponged_at, Some(self.attached_at)];
+        self.ready && words.into_iter().flatten().any(|at| at > since)
     }
 
-    fn settle(&mut self) {
-        if self.in_flight == 0 && self.ping.is_none() {
-            self.owes_since = None;
-        }
+    /// Suspect, given up by the peer, or in quarantine.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.forsaken || self.health.suspicion.is_some() || self.health.is_quarantined()
+    }
+
+    pub(super) fn candidate(&self, now: Instant, leg: LegId, selected: bool) -> Candidate {
+        let doubtful = self.forsaken || (self.health.suspicion.is_some() && !selected);
+        let standing = if !self.ready {
+            Standing::Unready
+        } else if self.health.is_quarantined() {
+            Standing::Quarantined
+        } else if doubtful {
+            Standing::Doubtful
+        } else if self.health.is_demoted(now) {
+            Standing::Demoted
+        } else {
+            Standing::Well
+        };
+        let cost = self.rtt.p95().map(|p95| p95 + self.path.loss_costs(p95));
+        Candidate { leg, kind: self.kind, standing, cost }
+    }
+
+    /// Since when the leg owes an answer and nothing has come.
+    fn silent_since(&self) -> Option<Instant> {
+        let ping = self.ping.map(|(_, sent)| sent);
+        let since = self.meter.oldest().into_iter().chain(ping).min()?;
+        Some(since.max(self.heard_at))
+    }
+}
+
+#[cfg(test)]
+impl Leg {
+    /// Panics when more is held than the limits say.
+    pub(super) fn check_bounds(&self, channels: usize) {
+        assert!(self.early_bytes <= EARLY_HOLD && self.early.len() <= EARLY_FRAMES);
+        assert!(self.copies.len() <= COPIES_MAX);
+        assert!(self.spaced.len() + self.ripe.len() <= COPIES_MAX);
+        assert!(self.echo.len() <= channels + COPIES_MAX);
     }
 }

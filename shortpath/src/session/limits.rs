@@ -1,6 +1,8 @@
 //! Every maximum of a session, with its reason.
 use std::time::Duration;
 
+use super::words::LegKind;
+
 /// Window every channel has before its first acknowledgement, known to both ends without a word: what may be sent in the
 /// same flight as OPEN. TCP's own first flight is 14 KB (RFC 6928), so it is never the brake.
 pub const WINDOW_IMPLIED: u64 = 64 * 1024;
@@ -28,6 +30,21 @@ pub const INTERACTIVE_BYTES: u64 = 4096;
 /// Interactive frames in a row before a bulk frame gets its turn.
 pub const INTERACTIVE_RUN: u32 = 16;
 
+/// What second copies of small writes may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redundancy {
+    /// Share of the application's bytes, in percent. Default 3.
+    pub percent: u8,
+    /// Or this many bytes a second, if that is more. Default 8,000 (64 kbit/s).
+    pub bytes_per_second: u32,
+}
+
+impl Default for Redundancy {
+    fn default() -> Self {
+        Self { percent: 3, bytes_per_second: 8_000 }
+    }
+}
+
 /// What a session holds and how long it waits.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
@@ -46,8 +63,8 @@ pub struct SessionConfig {
     pub window_max: u64,
     /// Longest an acknowledgement waits for company. Default 5 ms, a tenth of what TCP allows itself.
     pub ack_delay: Duration,
-    /// Least silence, with something outstanding, before a leg is suspected. Default 2 s: above the delayed-ACK and
-    /// retransmission pauses of a healthy TCP leg.
+    /// Least silence, with something outstanding, before the owner is told to replace a leg. Default 2 s: above the
+    /// delayed-ACK and retransmission pauses of a healthy TCP leg. Other legs carry copies long before.
     pub suspect_after: Duration,
     /// Silence with something outstanding after which a leg is given up. Default 30 s: by then the owner, told at the
     /// first suspicion, has had many tries to replace it.
@@ -58,6 +75,14 @@ pub struct SessionConfig {
     pub ping_idle: Duration,
     /// Between PINGs while data moves. Default 1 s, the resolution RTT is shown with.
     pub ping_active: Duration,
+    /// Between PINGs on a leg that stands by while another is in use. Default 5 s: often enough to know what it is worth.
+    pub ping_standby: Duration,
+    /// Between PINGs on a leg in quarantine that answers. Default 500 ms; one that does not is asked once.
+    pub ping_quarantined: Duration,
+    /// Kinds of legs that may carry channels; others only stand by. Default all.
+    pub allowed: Vec<LegKind>,
+    /// What second copies of small writes may cost; `None`: none are made.
+    pub redundancy: Option<Redundancy>,
     /// How long a graceful close waits for queued frames to leave. Default 2 s.
     pub close_within: Duration,
 }
@@ -77,6 +102,10 @@ impl Default for SessionConfig {
             hello_within: Duration::from_secs(10),
             ping_idle: Duration::from_secs(15),
             ping_active: Duration::from_secs(1),
+            ping_standby: Duration::from_secs(5),
+            ping_quarantined: Duration::from_millis(500),
+            allowed: LegKind::ALL.to_vec(),
+            redundancy: Some(Redundancy::default()),
             close_within: Duration::from_secs(2),
         }
     }

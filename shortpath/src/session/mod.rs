@@ -8,7 +8,11 @@
 //!
 //! * [`frame`] is the wire format, [`limits`] every maximum with its reason.
 //! * `send` keeps unacknowledged bytes, `receive` puts arriving ones in order, `channel` joins the two.
-//! * `leg` watches one transport connection, `select` chooses which of them carries the next frame.
+//! * `leg` watches one transport connection: `meter` what it was given and has brought, `rtt` and `path` how far and how
+//!   lossy it is, `health` whether it is trusted. `select` chooses which of them carries the next frame.
+//! * `moves` goes there and tries others for bulk, `rescue` sends copies when a leg falls silent and leaves it when it stays
+//!   so, `redundancy` sends small writes twice while a path is lossy or unknown.
+//! * `flow` and `datagrams` are channels that carry datagrams.
 //! * `core` is the session; `app`, `inbound`, `outbound` and `clock` are what happens to it by call, frame and time, and
 //!   `books` is the bookkeeping they share.
 
@@ -18,18 +22,29 @@ mod channel;
 mod clock;
 mod close;
 mod core;
+mod datagrams;
+mod figures;
+mod flow;
 pub mod frame;
+mod health;
 mod inbound;
 mod leg;
 pub mod limits;
+mod meter;
+mod moves;
 mod outbound;
+mod path;
 mod queue;
 mod receive;
+mod redundancy;
+mod rescue;
 mod rtt;
 mod select;
 mod send;
 mod words;
 
+#[cfg(test)]
+mod legs_tests;
 #[cfg(test)]
 mod pair;
 #[cfg(test)]
@@ -41,7 +56,12 @@ pub use close::{
     CLOSE_NORMAL, CLOSE_PROTOCOL, CLOSE_RESTARTED, CloseReason, ProtocolError, RESET_DROPPED,
     RESET_LIMIT, RESET_SOCKET,
 };
-pub use core::{Event, Figures, ReadOutcome, Session};
-pub use limits::SessionConfig;
+pub use core::{Event, ReadOutcome, Session};
+pub use figures::{Figures, LegFigures};
+pub use limits::{Redundancy, SessionConfig};
+pub use moves::Move;
+pub use path::PathFigures;
 pub use rtt::RttFigures;
-pub use words::{ChannelError, ChannelId, LegId, LegKind, OpenError, Role};
+pub use words::{
+    ChannelError, ChannelId, DatagramError, LegId, LegKind, LegState, MoveCause, OpenError, Role,
+};

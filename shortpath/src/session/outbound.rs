@@ -1,10 +1,13 @@
-//! What leaves on a leg, and in which order: about the leg itself, then control, then interactive bytes, then bulk.
+//! What leaves on a leg, and in which order: about the leg itself, then copies of what other legs carry, then control,
+//! datagrams, interactive bytes, bulk, and last what has come on it. Only the selected leg carries the session's own queues;
+//! one that is tried for bulk takes its share of that.
 use std::time::Instant;
 
-use super::channel::{AckDue, Lane, Told};
+use super::channel::{AckDue, Channel, Lane, Nature, Told};
 use super::close::CloseReason;
 use super::core::{Session, Stage};
-use super::frame::{Frame, Hello, OFFSET_MAX, Received, VERSION};
+use super::frame::{Frame, Hello, Mark, OFFSET_MAX, Received, VERSION};
+use super::leg::Copy;
 use super::limits::{INTERACTIVE_BYTES, INTERACTIVE_RUN};
 use super::send::Fin;
 use super::words::{ChannelId, LegId};
@@ -23,21 +26,31 @@ impl Session {
             if let (Some(code), Some(leg)) = (*code, self.legs.get_mut(&leg))
                 && !std::mem::replace(&mut leg.close_sent, true)
             {
-                out.push(Frame::Close { code });
+                out.push(Frame::Close { code, after: leg.meter.sent() });
             }
             return;
         }
         let mut batch = Batch { now, leg, room: max_bytes, out };
-        if !self.about_leg(&mut batch) || self.selected() != Some(leg) {
+        if !self.about_leg(&mut batch) {
             return;
         }
-        self.control(&mut batch);
-        self.bytes(&mut batch);
+        let first = batch.out.len();
+        self.copies(&mut batch);
+        if self.selected() == Some(leg) && self.may_carry(leg) {
+            self.control(&mut batch);
+            self.long_datagrams(&mut batch);
+        }
+        if self.takes_bulk(leg) && self.may_carry(leg) {
+            self.bytes(&mut batch);
+        }
+        self.word_of_arrivals(&mut batch, first);
+        self.count(now, leg, &batch.out[first..]);
         if let Stage::Closing(code, _) = self.stage
+            && self.selected() == Some(leg)
             && !self.has_transmit(leg)
         {
             self.end(CloseReason::ByUs(code), Some(code));
-            self.poll_transmit(now, leg, max_bytes, batch.out);
+            self.poll_transmit(now, leg, max_bytes, out);
         }
     }
 
@@ -49,10 +62,37 @@ impl Session {
         if let Stage::Closed(_, code) = self.stage {
             return code.is_some() && !state.close_sent;
         }
-        if !state.hello_sent || state.pong.is_some() || state.ping_wanted {
+        let about = !state.hello_sent || state.pong.is_some() || state.ping_wanted;
+        if about || state.seen_due == AckDue::Now || (state.ready && !state.copies.is_empty()) {
             return true;
         }
-        self.has_queued() && self.selected() == Some(leg)
+        if !state.may_carry() {
+            return false;
+        }
+        if self.selected() == Some(leg) {
+            self.has_queued() || self.has_long_datagrams(leg)
+        } else {
+            self.takes_bulk(leg) && !self.bulk.is_empty()
+        }
+    }
+
+    fn may_carry(&self, leg: LegId) -> bool {
+        self.legs.get(&leg).is_some_and(super::leg::Leg::may_carry)
+    }
+
+    /// [`Self::poll_transmit`] would begin with something that goes before bulk.
+    #[must_use]
+    pub fn has_urgent(&self, leg: LegId) -> bool {
+        let Some(state) = self.legs.get(&leg) else { return false };
+        let about = state.pong.is_some() || state.ping_wanted || state.seen_due == AckDue::Now;
+        if about || self.is_closed() || (state.ready && !state.copies.is_empty()) {
+            return self.has_transmit(leg);
+        }
+        let queued =
+            !self.control.is_empty() || !self.over.is_empty() || !self.interactive.is_empty();
+        state.may_carry()
+            && self.selected() == Some(leg)
+            && (queued || self.has_long_datagrams(leg))
     }
 
     /// Frames of channels wait for a leg.
@@ -83,7 +123,11 @@ impl Session {
 
     fn own_hello(&mut self, leg: LegId) -> Hello {
         let sole = self.legs.iter().all(|(id, other)| *id == leg || !other.ready);
-        let channels = self.channels.iter_mut().map(|(id, channel)| channel.tell(*id)).collect();
+        let state = |(id, channel): (&ChannelId, &mut Channel)| Received {
+            opens: false,
+            ..channel.tell(*id)
+        };
+        let channels = self.channels.iter_mut().map(state).collect();
         Hello {
             version: VERSION,
             instance: self.instance,
@@ -107,6 +151,7 @@ impl Session {
                 limit,
                 fin_seen: true,
                 reset_seen: true,
+                opens: false,
             }));
         }
         while batch.room > 0
@@ -116,8 +161,7 @@ impl Session {
             channel.in_control = false;
             if channel.open == Told::Wanted {
                 channel.open = Told::Sent(batch.leg);
-                let limit = channel.receive.tell().1.min(OFFSET_MAX - 1);
-                batch.push(Frame::Open { channel: id, limit });
+                batch.push(open_frame(id, channel));
             }
             if channel.reset == Told::Wanted {
                 channel.reset = Told::Sent(batch.leg);
@@ -126,15 +170,14 @@ impl Session {
             if channel.ack == AckDue::Now {
                 batch.push(Frame::Ack(channel.tell(id)));
             }
-            if let Some(leg) = self.legs.get_mut(&batch.leg) {
-                leg.moves();
-            }
+            self.copy_state(batch.leg, id);
         }
     }
 
     fn bytes(&mut self, batch: &mut Batch<'_>) {
+        let bulk_only = self.selected() != Some(batch.leg);
         while batch.room > 0
-            && let Some((id, lane)) = self.next_in_lane()
+            && let Some((id, lane)) = self.next_in_lane(bulk_only)
         {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
             channel.lane = Lane::None;
@@ -148,33 +191,118 @@ impl Session {
             if channel.ack == AckDue::Delayed {
                 batch.push(Frame::Ack(channel.tell(id)));
             }
-            self.bytes_of(id, batch);
+            self.bytes_of(id, lane, batch);
             self.requeue(id, lane);
         }
     }
 
     /// One frame of bytes, and FIN when they were the last.
-    fn bytes_of(&mut self, id: ChannelId, batch: &mut Batch<'_>) {
+    fn bytes_of(&mut self, id: ChannelId, lane: Lane, batch: &mut Batch<'_>) {
         let on = batch.leg;
-        let next = self.with_send(id, |send| send.next(on)).flatten();
-        let mut carried = 0;
-        if let Some((offset, bytes)) = next {
-            carried = bytes.len() as u64;
-            batch.push(Frame::Data { channel: id, offset, bytes });
-        }
-        if let Some(leg) = self.legs.get_mut(&on) {
-            if carried > 0 { leg.carries(batch.now, carried) } else { leg.moves() }
+        let suspect = self.legs.get(&on).is_some_and(|leg| leg.health.suspicion.is_some());
+        if let Some((offset, bytes)) = self.with_send(id, |send| send.next(on)).flatten() {
+            let range = offset..offset + bytes.len() as u64;
+            batch.push(Frame::Data { channel: id, offset, bytes, mark: Mark::Original });
+            if suspect {
+                self.rescue(batch.now, on);
+            } else if lane == Lane::Interactive
+                && self.channels.get(&id).is_some_and(|channel| channel.send.pending() == 0)
+            {
+                self.second_copy(batch.now, on, id, range);
+            }
         }
         let Some(channel) = self.channels.get_mut(&id) else { return };
         if channel.send.fin == Fin::Wanted && channel.send.pending() == 0 {
             channel.send.fin = Fin::Sent(on);
             batch.push(Frame::Fin { channel: id, offset: channel.send.end() });
+            self.copy_state(on, id);
+        }
+    }
+
+    /// What other legs carry too, and may not deliver.
+    fn copies(&mut self, batch: &mut Batch<'_>) {
+        while batch.room > 0
+            && let Some(leg) = self.legs.get_mut(&batch.leg).filter(|leg| leg.ready)
+            && let Some(copy) = leg.copies.pop_front()
+        {
+            match copy {
+                Copy::State(id) => self.copy_of_state(id, batch),
+                Copy::Bytes(id, range) => {
+                    let Some(channel) = self.channels.get_mut(&id) else { continue };
+                    let Some((offset, bytes)) = channel.send.peek(&range) else { continue };
+                    let next = offset + bytes.len() as u64;
+                    self.copies_sent(bytes.len());
+                    batch.push(Frame::Data { channel: id, offset, bytes, mark: Mark::Copy });
+                    if next < range.end
+                        && let Some(leg) = self.legs.get_mut(&batch.leg)
+                    {
+                        leg.copies.push_front(Copy::Bytes(id, next..range.end));
+                    }
+                }
+            }
+        }
+    }
+
+    fn copy_of_state(&mut self, id: ChannelId, batch: &mut Batch<'_>) {
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        if matches!(channel.open, Told::Sent(_)) {
+            batch.push(open_frame(id, channel));
+        }
+        if matches!(channel.reset, Told::Sent(_)) {
+            batch.push(Frame::Reset { channel: id, code: channel.reset_code });
+        }
+        if matches!(channel.send.fin, Fin::Sent(_)) && channel.is_live() {
+            batch.push(Frame::Fin { channel: id, offset: channel.send.end() });
+        }
+        if matches!(channel.open, Told::Nothing | Told::Known) {
+            batch.push(Frame::Ack(channel.state(id)));
+        }
+    }
+
+    pub(super) fn copies_sent(&mut self, bytes: usize) {
+        self.dup_sent += 1;
+        self.dup_bytes += bytes as u64;
+    }
+
+    /// Word of what has come on the leg: when due, or in company. What it brought is acknowledged on it too, even while
+    /// another is selected: so each end can judge a leg by what comes back on it.
+    fn word_of_arrivals(&mut self, batch: &mut Batch<'_>, first: usize) {
+        let Some(leg) = self.legs.get_mut(&batch.leg).filter(|leg| leg.hello_sent) else { return };
+        let due = leg.seen_due == AckDue::Now;
+        if !due && batch.out.len() == first {
+            return;
+        }
+        let echo = std::mem::take(&mut leg.echo);
+        let seen = leg.take_seen();
+        for id in echo {
+            if let Some(channel) = self.channels.get_mut(&id) {
+                batch.push(Frame::Ack(channel.state(id)));
+            }
+        }
+        if let Some(bytes) = seen {
+            batch.push(Frame::Seen { bytes, won: self.won_here });
+        }
+    }
+
+    /// Charges a leg with what it was given.
+    fn count(&mut self, now: Instant, on: LegId, frames: &[Frame]) {
+        let mut counted = false;
+        if let Some(leg) = self.legs.get_mut(&on) {
+            for frame in frames {
+                counted |= frame.is_counted();
+                leg.carries(now, frame);
+            }
+        }
+        if counted {
+            let others = self.legs.iter_mut().filter(|(id, _)| **id != on);
+            others.for_each(|(_, leg)| leg.stands_by());
         }
     }
 
     /// Interactive channels first; bulk gets a turn after [`INTERACTIVE_RUN`] of them.
-    fn next_in_lane(&mut self) -> Option<(ChannelId, Lane)> {
-        if (self.interactive_run < INTERACTIVE_RUN || self.bulk.is_empty())
+    fn next_in_lane(&mut self, bulk_only: bool) -> Option<(ChannelId, Lane)> {
+        if !bulk_only
+            && (self.interactive_run < INTERACTIVE_RUN || self.bulk.is_empty())
             && let Some(id) = self.interactive.pop_front()
         {
             self.interactive_run += 1;
@@ -198,16 +326,21 @@ impl Session {
     }
 }
 
+fn open_frame(id: ChannelId, channel: &mut Channel) -> Frame {
+    let limit = channel.receive.tell().1.min(OFFSET_MAX - 1);
+    Frame::Open { channel: id, limit, datagrams: channel.nature == Nature::Datagrams }
+}
+
 /// Frames being gathered for one leg.
-struct Batch<'a> {
+pub(super) struct Batch<'a> {
     now: Instant,
-    leg: LegId,
-    room: usize,
+    pub(super) leg: LegId,
+    pub(super) room: usize,
     out: &'a mut Vec<Frame>,
 }
 
 impl Batch<'_> {
-    fn push(&mut self, frame: Frame) {
+    pub(super) fn push(&mut self, frame: Frame) {
         self.room = self.room.saturating_sub(frame.wire_len());
         self.out.push(frame);
     }

@@ -146,6 +146,11 @@ impl ReceiveHalf {
         self.final_size.is_none() && self.limit() - self.told_limit >= self.window / 4
     }
 
+    /// So many gaps that no more of them should come from copies, which may vanish and leave one each.
+    pub(super) fn is_torn(&self) -> bool {
+        self.runs.len() >= RUNS_MAX / 2
+    }
+
     /// The window beyond what every channel has.
     pub(super) fn window_extra(&self) -> u64 {
         self.window - WINDOW_IMPLIED

@@ -28,11 +28,20 @@ pub(super) struct SendHalf {
     fresh: u64,
     end: u64,
     again: VecDeque<Range<u64>>,
-    flights: VecDeque<(LegId, Range<u64>)>,
+    flights: VecDeque<Flight>,
     limit: u64,
     pub(super) fin: Fin,
     /// The application was told to wait.
     pub(super) blocked: bool,
+}
+
+/// Bytes on their way on one leg.
+#[derive(Debug)]
+struct Flight {
+    leg: LegId,
+    range: Range<u64>,
+    /// Others carry them too, as this leg is suspect.
+    copied: bool,
 }
 
 impl SendHalf {
@@ -81,18 +90,16 @@ impl SendHalf {
             None => self.fresh = next,
         }
         match self.flights.back_mut() {
-            Some((on, range)) if *on == leg && range.end == start => range.end = next,
-            _ => self.flights.push_back((leg, start..next)),
+            Some(last) if last.leg == leg && last.range.end == start && !last.copied => {
+                last.range.end = next;
+            }
+            _ => self.flights.push_back(Flight { leg, range: start..next, copied: false }),
         }
         Some((start, bytes))
     }
 
-    /// The peer has everything below `upto`. `freed` learns which legs have that much less to answer for.
-    pub(super) fn ack(
-        &mut self,
-        upto: u64,
-        mut freed: impl FnMut(LegId, u64),
-    ) -> Result<(), ProtocolError> {
+    /// The peer has everything below `upto`.
+    pub(super) fn ack(&mut self, upto: u64) -> Result<(), ProtocolError> {
         if upto > self.fresh {
             return Err(ProtocolError::Ack);
         }
@@ -100,12 +107,9 @@ impl SendHalf {
             return Ok(());
         }
         self.acked = upto;
-        self.flights.retain_mut(|(leg, range)| {
-            if range.start < upto {
-                freed(*leg, range.end.min(upto) - range.start);
-                range.start = upto;
-            }
-            range.start < range.end
+        self.flights.retain_mut(|flight| {
+            flight.range.start = flight.range.start.max(upto);
+            !flight.range.is_empty()
         });
         self.again.retain_mut(|range| {
             range.start = range.start.max(upto);
@@ -117,17 +121,44 @@ impl SendHalf {
         Ok(())
     }
 
+    /// The oldest bytes on `leg` that no other carries yet, at most about `room`; from now on others do.
+    pub(super) fn take_uncopied(&mut self, leg: LegId, room: u64) -> Option<Range<u64>> {
+        let uncopied = |flight: &&mut Flight| flight.leg == leg && !flight.copied;
+        let flight =
+            self.flights.iter_mut().filter(uncopied).min_by_key(|flight| flight.range.start)?;
+        let (start, end) = (flight.range.start, flight.range.end);
+        let cut = end.min(start + room.max(1));
+        flight.range.end = cut;
+        flight.copied = true;
+        if cut < end {
+            self.flights.push_back(Flight { leg, range: cut..end, copied: false });
+        }
+        Some(start..cut)
+    }
+
+    /// Suspicion of `leg` was wrong or is over: what it carries may be copied again.
+    pub(super) fn forget_copies(&mut self, leg: LegId) {
+        self.flights.iter_mut().filter(|one| one.leg == leg).for_each(|one| one.copied = false);
+    }
+
+    /// The bytes of `range` that the peer is not known to have, at most one frame's worth; they stay where they are.
+    pub(super) fn peek(&mut self, range: &Range<u64>) -> Option<(u64, Bytes)> {
+        let start = range.start.max(self.acked);
+        let bytes = self.slice(start, range.end.min(self.fresh))?;
+        Some((start, bytes))
+    }
+
     /// Everything unacknowledged on `leg` is to be sent again.
     pub(super) fn reclaim(&mut self, leg: LegId) {
         if self.fin == Fin::Sent(leg) {
             self.fin = Fin::Wanted;
         }
         let mut ranges: Vec<_> = self.again.drain(..).collect();
-        self.flights.retain(|(on, range)| {
-            if *on == leg {
-                ranges.push(range.clone());
+        self.flights.retain(|flight| {
+            if flight.leg == leg {
+                ranges.push(flight.range.clone());
             }
-            *on != leg
+            flight.leg != leg
         });
         ranges.sort_unstable_by_key(|range| range.start);
         for range in ranges {
@@ -139,10 +170,8 @@ impl SendHalf {
     }
 
     /// Forgets all bytes: nobody will want them any more.
-    pub(super) fn drop_bytes(&mut self, mut freed: impl FnMut(LegId, u64)) {
-        for (leg, range) in self.flights.drain(..) {
-            freed(leg, range.end - range.start);
-        }
+    pub(super) fn drop_bytes(&mut self) {
+        self.flights.clear();
         self.chunks.clear();
         self.small = BytesMut::new();
         self.again.clear();
@@ -230,7 +259,7 @@ mod tests {
         half.write(Bytes::from(vec![1; 20_000]));
         half.next(A);
         half.next(B);
-        half.ack(1_000, |_, _| ()).unwrap();
+        half.ack(1_000).unwrap();
         half.reclaim(A);
         assert_eq!(drain(&mut half, B), [(1_000, PAYLOAD_MAX - 1_000)]);
     }
@@ -239,18 +268,25 @@ mod tests {
     fn an_acknowledgement_of_unsent_bytes_is_refused() {
         let mut half = SendHalf::new(0);
         half.write(Bytes::from_static(b"abc"));
-        assert_eq!(half.ack(1, |_, _| ()), Err(ProtocolError::Ack));
+        assert_eq!(half.ack(1), Err(ProtocolError::Ack));
     }
 
     #[test]
-    fn legs_answer_for_exactly_what_is_unacknowledged_on_them() {
+    fn each_byte_of_a_suspect_leg_is_copied_once_oldest_first_and_stays_on_it() {
         let mut half = SendHalf::new(0);
         half.write(Bytes::from(vec![1; 40_000]));
-        half.next(A);
-        half.next(B);
-        let mut freed = Vec::new();
-        half.ack(PAYLOAD_MAX as u64 + 5, |leg, bytes| freed.push((leg, bytes))).unwrap();
-        assert_eq!(freed, [(A, PAYLOAD_MAX as u64), (B, 5)]);
+        drain(&mut half, A);
+        assert_eq!(half.take_uncopied(B, 100), None);
+        assert_eq!(half.take_uncopied(A, 10_000), Some(0..10_000));
+        half.ack(15_000).unwrap();
+        assert_eq!(half.take_uncopied(A, 1 << 20), Some(15_000..40_000));
+        assert_eq!(half.take_uncopied(A, 1 << 20), None);
+        assert_eq!(
+            half.peek(&(0..16_000)).map(|(at, bytes)| (at, bytes.len())),
+            Some((15_000, 1_000))
+        );
+        half.reclaim(A);
+        assert_eq!(half.pending(), 25_000);
     }
 
     #[test]
@@ -259,7 +295,7 @@ mod tests {
         half.write(Bytes::from(vec![1; 8_192]));
         half.write(Bytes::from(vec![1; 8_192]));
         drain(&mut half, A);
-        half.ack(8_192, |_, _| ()).unwrap();
+        half.ack(8_192).unwrap();
         assert_eq!(half.retained(), 8_192 + CHUNK_COST);
     }
 }

@@ -79,6 +79,26 @@ pub enum LegKind {
 }
 
 impl LegKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] =
+        [Self::TcpReverse, Self::UdpDirect, Self::UdpManaged, Self::UdpRelay];
+
+    /// It has several streams, which overtake each other, and unreliable datagrams.
+    #[must_use]
+    pub fn is_udp(self) -> bool {
+        self != Self::TcpReverse
+    }
+
+    /// Of two as good ones the higher is preferred: it burdens fewer others.
+    pub(super) fn rank(self) -> u8 {
+        match self {
+            Self::TcpReverse => 0,
+            Self::UdpRelay => 1,
+            Self::UdpManaged => 2,
+            Self::UdpDirect => 3,
+        }
+    }
+
     /// The label shown to people.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -98,6 +118,64 @@ impl LegKind {
             Self::UdpDirect => "udp-direct",
             Self::UdpManaged => "udp-managed",
             Self::UdpRelay => "udp-relay",
+        }
+    }
+}
+
+/// What a leg is to its session now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LegState {
+    /// Its peer's HELLO has not come.
+    Starting,
+    /// It carries the session.
+    Selected,
+    /// It could.
+    Standby,
+    /// It owes word of what it was given, and others carry copies.
+    Suspect,
+    /// It let the session down and is watched.
+    Quarantined,
+}
+
+impl LegState {
+    /// The name in logs, metrics and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Selected => "selected",
+            Self::Standby => "standby",
+            Self::Suspect => "suspect",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
+/// Why a session moved to another leg.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MoveCause {
+    /// It is the first.
+    First,
+    /// It is the better one; planned.
+    Better,
+    /// It moves bulk bytes faster; planned.
+    Throttled,
+    /// The one before was silent about what it was given.
+    Silent,
+    /// The one before was lost.
+    Lost,
+}
+
+impl MoveCause {
+    /// The name in logs, metrics and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Better => "better",
+            Self::Throttled => "throttled",
+            Self::Silent => "silent",
+            Self::Lost => "lost",
         }
     }
 }
@@ -128,4 +206,15 @@ pub enum ChannelError {
     /// The session found no leg within the resume window.
     #[error("the session lost its peer")]
     Lost,
+}
+
+/// Why a datagram was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DatagramError {
+    /// No UDP datagram is that long.
+    #[error("a datagram holds at most 65,507 bytes")]
+    TooLong,
+    /// The channel has ended.
+    #[error(transparent)]
+    Ended(#[from] ChannelError),
 }

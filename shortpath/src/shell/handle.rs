@@ -1,14 +1,18 @@
 //! What the owner of a session holds.
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use super::channel::Channel;
+use super::datagrams::DatagramFlow;
 use super::leg;
+use super::quic::SessionRef;
 use super::shared::{Shared, deliver_events, keep_time};
 use crate::session::{
-    CLOSE_NORMAL, CloseReason, LegId, LegKind, OpenError, Role, RttFigures, Session, SessionConfig,
+    CLOSE_NORMAL, CloseReason, LegFigures, LegId, LegKind, MoveCause, OpenError, Role, RttFigures,
+    Session, SessionConfig,
 };
 
 /// What the owner of a session is told.
@@ -16,6 +20,19 @@ use crate::session::{
 pub enum SessionEvent {
     /// The peer opened a channel.
     Incoming(Channel),
+    /// The peer opened a channel for datagrams.
+    IncomingDatagrams(DatagramFlow),
+    /// Another leg carries the session. Several moves the owner has not taken become one.
+    Moved {
+        /// The kind of leg before; `None`: this is the first.
+        from: Option<LegKind>,
+        /// The kind of leg now.
+        to: LegKind,
+        /// Why.
+        cause: MoveCause,
+        /// How long bytes on their way came to nothing; 0 for a planned move.
+        stall: Duration,
+    },
     /// A leg is silent although it owes an answer: make another. The silent one stays attached and in use until another
     /// is ready, for it may recover.
     LegSuspect(LegId),
@@ -46,7 +63,7 @@ pub enum LinkState {
 }
 
 /// Figures of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionStats {
     /// Whether it is carried.
     pub state: LinkState,
@@ -62,6 +79,39 @@ pub struct SessionStats {
     pub channels: u32,
     /// Legs lost so far.
     pub legs_lost: u32,
+    /// Every leg attached now.
+    pub legs: Vec<LegStats>,
+    /// The last 32 moves, oldest first.
+    pub moves: Vec<MoveStats>,
+    /// Second copies of frames sent: of small writes on lossy or unknown paths, and of what a silent leg carries.
+    pub dup_sent: u64,
+    /// Payload bytes of those.
+    pub dup_bytes: u64,
+    /// Copies of ours that came before their originals.
+    pub dup_won: u64,
+    /// Estimate in milliseconds of what they saved: for each, the probe timeout of the leg in use, the least that
+    /// re-sending would have taken.
+    pub ms_saved: u64,
+    /// Datagrams of UDP services given up for newer ones, in queues of this end.
+    pub datagrams_dropped: u64,
+}
+
+/// Figures of one leg.
+pub type LegStats = LegFigures;
+
+/// One move of a session from leg to leg.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoveStats {
+    /// How long ago.
+    pub ago: Duration,
+    /// From which kind of leg; `None`: the first.
+    pub from: Option<LegKind>,
+    /// To which kind.
+    pub to: LegKind,
+    /// Why.
+    pub cause: MoveCause,
+    /// How long bytes on their way came to nothing.
+    pub stall: Duration,
 }
 
 /// One end of a session. Clones share it; dropping the last one closes it with [`CLOSE_NORMAL`].
@@ -78,7 +128,8 @@ impl Drop for Owner {
 }
 
 /// Events waiting in the receiver. What waits behind them is bounded by what causes it: one `Incoming` per channel held,
-/// and at most four per leg the owner attached (suspicion is not repeated while untold). So a slow owner never blocks the
+/// one `Moved`
+/// between any two of the others, and at most four per leg the owner attached (suspicion is not repeated while untold). So a slow owner never blocks the
 /// session.
 const EVENTS: usize = 16;
 
@@ -109,6 +160,11 @@ impl SessionHandle {
         leg::attach(&self.0.0, stream, kind)
     }
 
+    /// For those who add legs and must not keep the session open.
+    pub(crate) fn reference(&self) -> SessionRef {
+        SessionRef(Arc::clone(&self.0.0))
+    }
+
     /// Opens a channel; works without a leg.
     ///
     /// # Errors
@@ -121,6 +177,18 @@ impl SessionHandle {
         })
     }
 
+    /// Opens a channel that carries datagrams; works without a leg.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_datagrams(&self) -> Result<DatagramFlow, OpenError> {
+        let shared = &self.0.0;
+        shared.with(|state, _| {
+            let id = state.session.open_datagrams()?;
+            Ok(DatagramFlow::new(Arc::clone(shared), id, state.signals_of(id)))
+        })
+    }
+
     /// Ends the session for both ends. Frames already queued leave first, for at most
     /// [`SessionConfig::close_within`]; channels fail at once. Only the first call counts.
     pub fn close(&self, code: u16) {
@@ -130,8 +198,17 @@ impl SessionHandle {
     /// Figures of this moment.
     #[must_use]
     pub fn stats(&self) -> SessionStats {
-        let (figures, closed) =
-            self.0.0.with(|state, _| (state.session.figures(), state.session.is_closed()));
+        let (now, figures, closed) = self
+            .0
+            .0
+            .with(|state, now| (now, state.session.figures(now), state.session.is_closed()));
+        let moves = figures.moves.iter().map(|one| MoveStats {
+            ago: now.saturating_duration_since(one.at),
+            from: one.from,
+            to: one.to,
+            cause: one.cause,
+            stall: one.stall,
+        });
         SessionStats {
             state: match (closed, figures.connected) {
                 (true, _) => LinkState::Closed,
@@ -144,6 +221,13 @@ impl SessionHandle {
             bytes_received: figures.bytes_received,
             channels: u32::try_from(figures.channels).unwrap_or(u32::MAX),
             legs_lost: figures.legs_lost,
+            moves: moves.collect(),
+            legs: figures.legs,
+            dup_sent: figures.dup_sent,
+            dup_bytes: figures.dup_bytes,
+            dup_won: figures.dup_won,
+            ms_saved: u64::try_from(figures.saved.as_millis()).unwrap_or(u64::MAX),
+            datagrams_dropped: figures.datagrams_dropped,
         }
     }
 }

@@ -13,7 +13,9 @@ use crate::session::{LegId, LegKind};
 /// Frames per writing round: enough to make a system call worth it, little enough that an interactive write waits for
 /// no more than this (5 ms at 100 Mbit/s).
 const ROUND: usize = 64 * 1024;
-/// Read buffer; frames are cut out of it without copying.
+/// Read buffer; frames are cut out of it without copying. It starts small, for streams that carry little, and doubles
+/// whenever it was filled.
+const READ_BUFFER_FIRST: usize = 4 * 1024;
 const READ_BUFFER: usize = 64 * 1024;
 /// Bytes read in a row before the task lets others run, its own writer with acknowledgements above all.
 const READ_TURN: usize = 256 * 1024;
@@ -21,14 +23,8 @@ pub(super) fn attach<S>(shared: &Arc<Shared>, stream: S, kind: LegKind) -> LegId
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let port = Port::default();
-    let (leg, closed) = shared.with(|state, now| {
-        let leg = state.session.attach(now, kind);
-        state.ports.insert(leg, port.clone());
-        (leg, state.session.is_closed())
-    });
-    if closed {
-        shared.with(|state, _| state.ports.remove(&leg));
+    let (leg, port) = admit(shared, kind);
+    if port.gone.is_cancelled() {
         return leg;
     }
     let (reader, writer) = tokio::io::split(stream);
@@ -43,8 +39,23 @@ where
     leg
 }
 
+/// Adds a leg to the session; its port is cancelled at once when the session is over.
+pub(super) fn admit(shared: &Arc<Shared>, kind: LegKind) -> (LegId, Port) {
+    let port = Port::default();
+    let leg = shared.with(|state, now| {
+        let leg = state.session.attach(now, kind);
+        if state.session.is_closed() {
+            port.gone.cancel();
+        } else {
+            state.ports.insert(leg, port.clone());
+        }
+        leg
+    });
+    (leg, port)
+}
+
 /// Runs one of a leg's tasks; when it ends, so does the leg, and with it the other task.
-async fn until_gone(
+pub(super) async fn until_gone(
     shared: Arc<Shared>,
     leg: LegId,
     port: Port,
@@ -62,21 +73,40 @@ async fn until_gone(
     port.gone.cancel();
 }
 
-async fn read(
+/// Reads the stream that is the leg: its end is the leg's.
+pub(super) async fn read(
+    shared: &Arc<Shared>,
+    leg: LegId,
+    stream: impl AsyncRead + Unpin,
+) -> io::Result<()> {
+    read_frames(shared, leg, stream).await?;
+    leg_ended(shared)
+}
+
+/// Hands the frames of a stream to the session, up to the stream's end.
+pub(super) async fn read_frames(
     shared: &Arc<Shared>,
     leg: LegId,
     mut stream: impl AsyncRead + Unpin,
 ) -> io::Result<()> {
-    let mut buffer = BytesMut::with_capacity(READ_BUFFER);
+    let mut buffer = BytesMut::new();
+    let mut room = READ_BUFFER_FIRST;
     let mut frames = Vec::new();
     let mut turn = 0;
     loop {
-        if buffer.capacity() - buffer.len() < READ_BUFFER / 4 {
-            buffer.reserve(READ_BUFFER);
+        if buffer.capacity() - buffer.len() < room / 4 {
+            buffer.reserve(room);
         }
+        let spare = buffer.capacity() - buffer.len();
         let count = stream.read_buf(&mut buffer).await?;
+        if count == 0 && buffer.is_empty() {
+            return Ok(());
+        }
         if count == 0 {
-            return leg_ended(shared);
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer ended in a frame"));
+        }
+        if count == spare {
+            room = (2 * room).min(READ_BUFFER);
         }
         let parsed = parse(&mut buffer, &mut frames);
         shared.with(|state, now| {

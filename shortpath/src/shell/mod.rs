@@ -8,8 +8,11 @@
 
 mod carry;
 mod channel;
+mod datagrams;
 mod handle;
+mod lanes;
 mod leg;
+mod quic;
 mod rope;
 mod shared;
 
@@ -18,4 +21,6 @@ mod tests;
 
 pub use carry::{CarryEnd, CarryOutcome, carry, carry_stdio};
 pub use channel::{Channel, ChannelReader, ChannelWriter};
-pub use handle::{LinkState, SessionEvent, SessionHandle, SessionStats};
+pub use datagrams::{DatagramFlow, FlowEnd, FlowOutcome, carry_datagrams};
+pub use handle::{LegStats, LinkState, MoveStats, SessionEvent, SessionHandle, SessionStats};
+pub(crate) use quic::{STREAMS_MAX, SessionRef};

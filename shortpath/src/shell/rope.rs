@@ -34,6 +34,21 @@ impl Rope {
             self.parts.push_back(self.heads.split().freeze());
         }
     }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.remaining == 0
+    }
+
+    /// Everything sealed, for a writer that takes chunks off the front; [`Self::taken`] must follow.
+    pub(super) fn parts(&mut self) -> &mut [Bytes] {
+        self.parts.make_contiguous()
+    }
+
+    /// The writer emptied `chunks` of [`Self::parts`], and took `bytes` in all.
+    pub(super) fn taken(&mut self, chunks: usize, bytes: usize) {
+        self.parts.drain(..chunks);
+        self.remaining -= bytes;
+    }
 }
 
 impl Buf for Rope {

@@ -8,8 +8,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::channel::Channel;
+use super::datagrams::DatagramFlow;
 use super::handle::SessionEvent;
-use crate::session::{ChannelError, ChannelId, Event, LegId, Session};
+use crate::session::{ChannelError, ChannelId, Event, LegId, LegKind, MoveCause, Session};
 
 /// Wake-ups of one channel. Each side has one task at most, so one stored permit suffices.
 #[derive(Debug, Default)]
@@ -96,7 +97,7 @@ impl Shared {
             self.dispatch(&mut state, event);
         }
         for (leg, port) in &state.ports {
-            if state.session.has_transmit(*leg) {
+            if state.session.has_transmit(*leg) || state.session.has_datagram(*leg) {
                 port.wake.notify_one();
             }
         }
@@ -125,6 +126,13 @@ impl Shared {
             Event::Incoming(id) => {
                 SessionEvent::Incoming(Channel::new(Arc::clone(self), id, state.signals_of(id)))
             }
+            Event::IncomingDatagrams(id) => {
+                let signals = state.signals_of(id);
+                SessionEvent::IncomingDatagrams(DatagramFlow::new(Arc::clone(self), id, signals))
+            }
+            Event::Moved { from, to, cause, stall } => {
+                return self.moved(state, from, to, cause, stall);
+            }
             Event::LegSuspect(leg) => {
                 let same = |e: &SessionEvent| matches!(e, SessionEvent::LegSuspect(l) if *l == leg);
                 if state.events.iter().any(same) {
@@ -148,6 +156,28 @@ impl Shared {
         };
         state.events.push_back(told);
         self.events_ready.notify_one();
+    }
+
+    /// Moves the owner has not heard of become one, so that a slow owner costs no memory.
+    fn moved(
+        self: &Arc<Self>,
+        state: &mut State,
+        from: Option<LegKind>,
+        to: LegKind,
+        cause: MoveCause,
+        stall: Duration,
+    ) {
+        match state.events.back_mut() {
+            Some(SessionEvent::Moved { to: last, cause: why, stall: sum, .. }) => {
+                *last = to;
+                *why = cause;
+                *sum += stall;
+            }
+            _ => {
+                state.events.push_back(SessionEvent::Moved { from, to, cause, stall });
+                self.events_ready.notify_one();
+            }
+        }
     }
 }
 

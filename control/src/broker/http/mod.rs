@@ -35,6 +35,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/resources", get(sessions::feed))
         .route("/v1/sessions", get(sessions::list))
         .route("/v1/sessions/{id}", get(sessions::show).delete(sessions::kill))
+        .route("/v1/sessions/{id}/explain", get(sessions::explain))
         .route("/v1/tokens", get(tokens::list).post(tokens::issue))
         .route("/v1/tokens/{id}", delete(tokens::revoke))
         .route("/v1/grants", get(tokens::grants).put(tokens::grant).delete(tokens::ungrant))

@@ -1,5 +1,6 @@
 //! What users ask: who am I, what may I use, how are my sessions.
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -8,7 +9,7 @@ use axum::http::StatusCode;
 use super::answer::{Id, Refused};
 use super::caller::Caller;
 use super::figures::{legs_view, rtt_view, slow_view};
-use crate::api::{ResourceView, SessionRtt, SessionView, WhoAmI};
+use crate::api::{EndView, ExplainView, ResourceView, SessionRtt, SessionView, WhoAmI};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::hub::Metered;
@@ -27,8 +28,9 @@ pub(super) async fn feed(
 ) -> Result<Json<Vec<ResourceView>>, Refused> {
     let listed = app.store.resources(Some(owner.name)).await?;
     let feed = listed.into_iter().map(|Listed { name, kind, agents }| {
-        let online = agents.iter().any(|agent| app.hub.offers(agent, &name));
-        ResourceView { name, kind, online, agents: if owner.admin { agents } else { Vec::new() } }
+        let transport = agents.iter().find_map(|agent| app.hub.transport(agent, &name));
+        let agents_seen = if owner.admin { agents } else { Vec::new() };
+        ResourceView { name, kind, online: transport.is_some(), agents: agents_seen, transport }
     });
     Ok(Json(feed.collect()))
 }
@@ -66,6 +68,50 @@ pub(super) async fn kill(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Asks both ends what they see, and waits for their answers for a moment.
+pub(super) async fn explain(
+    State(app): State<Arc<App>>,
+    Caller(owner): Caller,
+    Id(id): Id,
+) -> Result<Json<ExplainView>, Refused> {
+    let id = SessionId(id);
+    visible(&app, &owner, &id)?;
+    let asked = Instant::now();
+    app.hub.apply(Input::Explain { session: id.clone() });
+    let give_up = asked + EXPLAIN_PATIENCE;
+    loop {
+        let (said, there) = app.hub.explained(&id).ok_or(Code::SessionUnknown)?;
+        let fresh = |at: Instant| at >= asked;
+        let waits = said
+            .iter()
+            .zip(there)
+            .any(|(said, there)| there && !said.as_ref().is_some_and(|(at, _)| fresh(*at)));
+        if waits && Instant::now() < give_up {
+            tokio::time::sleep(EXPLAIN_LOOK_EVERY).await;
+            continue;
+        }
+        let session = view(&app, visible(&app, &owner, &id)?, clock::unix_ms());
+        let transport = app.hub.transport(&session.agent, &session.resource);
+        let [client, agent] = said
+            .map(|said| said.map(|(at, paths)| EndView { age_ms: millis(at.elapsed()), paths }));
+        return Ok(Json(ExplainView {
+            session,
+            policy: transport.unwrap_or_default(),
+            client,
+            agent,
+        }));
+    }
+}
+
+/// Ends answer within a round trip; one that does not in three seconds has a link in trouble, and what it said last
+/// must do.
+const EXPLAIN_PATIENCE: Duration = Duration::from_secs(3);
+const EXPLAIN_LOOK_EVERY: Duration = Duration::from_millis(10);
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Another user's session looks like none.
 fn visible(app: &App, owner: &Owner, id: &SessionId) -> Result<Metered, Refused> {
     let found = app.hub.session(id).filter(|(found, _)| owner.admin || found.user == owner.name);
@@ -87,6 +133,7 @@ fn view(app: &App, (session, meter): Metered, now: u64) -> SessionView {
         gateway: app.authority.to_string(),
         state: session.state,
         transport: session.transport,
+        paths: session.paths,
         rtt,
         legs: legs_view(&figures),
         slow: slow_view(&figures),

@@ -8,7 +8,7 @@ use axum::response::Response;
 use switchback_engine::PairId;
 use tokio::time::Instant;
 
-use super::{Peer, hear, limited, run};
+use super::{Peer, hear, limited, run, udp};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::door::Visitor;
@@ -120,8 +120,23 @@ impl Agent {
                 let end = |session, code| Output::EndAtAgent { link, session, code };
                 super::reports::take_in(&self.app, link, sessions, end).await;
             }
+            (FromAgent::Begun { session }, true) => {
+                self.app.hub.apply(Input::Begun { link, session });
+            }
             (FromAgent::Ended { session, code }, true) => {
                 self.app.hub.apply(Input::Ended { link, session, code });
+            }
+            (FromAgent::Network { candidates }, true) => {
+                let candidates = udp::admit(&self.app, udp::judge(&self.visitor), candidates);
+                self.app.hub.apply(Input::Network { link, candidates });
+            }
+            (FromAgent::Candidates { session, candidates }, true) => {
+                let candidates = udp::admit(&self.app, udp::judge(&self.visitor), candidates);
+                self.app.hub.apply(Input::Candidates { link, session, candidates });
+            }
+            (FromAgent::Paths { session, paths }, true) => {
+                let paths = Box::new(udp::bounded(*paths));
+                self.app.hub.apply(Input::Paths { link, session, paths });
             }
             (_, false) => self.refuse(Code::MessageMalformed.because("register comes first")),
             (FromAgent::Register { .. }, true) => {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::agent::is_key;
 use super::reports::{Shown, judge_all, take_in};
-use super::{Peer, hear, limited, run};
+use super::{Peer, hear, limited, run, udp};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::door::Visitor;
@@ -20,7 +20,10 @@ use crate::broker::orchestrator::{Input, LinkId, Output, Wish};
 use crate::broker::rate::{Bucket, LINK_MESSAGES};
 use crate::broker::store::Owner;
 use crate::code::{Code, Fault};
-use crate::wire::{ClientAddress, FromClient, PROTOCOL, PublicKey, SealedGrant, SessionId};
+use crate::wire::{
+    Candidate, ClientAddress, FromClient, PROTOCOL, PublicKey, SealedGrant, SessionId,
+    SessionPurpose,
+};
 
 /// Characters of a session id: 60 random bits.
 const SESSION_CHARS: usize = 12;
@@ -50,7 +53,7 @@ async fn serve(app: Arc<App>, visitor: Visitor, owner: Owner, socket: WebSocket)
     let address = visitor.local.map(|local| ClientAddress::new(visitor.address, local));
     app.hub.apply(Input::ClientUp { link, user, token, address });
     let flood = Bucket::full(LINK_MESSAGES, clock::now());
-    let mut client = Client { app: app.clone(), _visitor: visitor, owner, link, flood };
+    let mut client = Client { app: app.clone(), visitor, owner, link, flood };
     // Until the link was known a revocation could not reach it.
     if !matches!(app.store.is_good(&client.owner.token).await, Ok(true)) {
         client.refuse(Code::TokenRevoked.into());
@@ -60,10 +63,20 @@ async fn serve(app: Arc<App>, visitor: Visitor, owner: Owner, socket: WebSocket)
     tracing::info!(user = client.owner.name, link = link.0, "client's link ended");
 }
 
+/// A wish for a session, as it came.
+struct Asked {
+    request: u64,
+    resource: String,
+    key: PublicKey,
+    udp: Option<Vec<Candidate>>,
+    purpose: SessionPurpose,
+    ready: bool,
+}
+
 struct Client {
     app: Arc<App>,
-    /// Holds the connection's room.
-    _visitor: Visitor,
+    /// Also holds the connection's room.
+    visitor: Visitor,
     owner: Owner,
     link: LinkId,
     flood: Bucket,
@@ -91,17 +104,35 @@ impl Client {
     async fn obey(&mut self, message: FromClient) {
         let link = self.link;
         match message {
-            FromClient::Open { request, protocol, resource, key } => {
-                let asked = self.open(request, protocol, resource, key).await;
+            FromClient::Open { request, protocol, resource, key, udp, purpose, ready } => {
+                let asked = Asked { request, resource, key, udp: self.admit(udp), purpose, ready };
+                let answer = self.open(protocol, asked).await;
+                self.answer(request, answer);
+            }
+            FromClient::Leg { request, grant, udp } => {
+                let asked = self.leg(request, grant, self.admit(udp)).await;
                 self.answer(request, asked);
             }
-            FromClient::Leg { request, grant } => {
-                let asked = self.leg(request, grant).await;
-                self.answer(request, asked);
+            FromClient::Candidates { session, candidates } => {
+                let candidates = udp::admit(&self.app, udp::judge(&self.visitor), candidates);
+                self.app.hub.apply(Input::Candidates { link, session, candidates });
+            }
+            FromClient::Moved { session, moved } => {
+                if udp::is_plain(&moved) {
+                    let direct = crate::is_direct(&moved.to);
+                    self.app.hub.apply(Input::Moved { link, session, moved, direct });
+                }
+            }
+            FromClient::Paths { session, paths } => {
+                let paths = Box::new(udp::bounded(*paths));
+                self.app.hub.apply(Input::Paths { link, session, paths });
             }
             FromClient::Report { sessions } => {
                 let end = |session, code| Output::EndAtClient { link, session, code };
                 take_in(&self.app, link, sessions, end).await;
+            }
+            FromClient::Begun { session } => {
+                self.app.hub.apply(Input::Begun { link, session });
             }
             FromClient::Ended { session, code } => {
                 self.app.hub.apply(Input::Ended { link, session, code });
@@ -117,13 +148,13 @@ impl Client {
         }
     }
 
-    async fn open(
-        &self,
-        request: u64,
-        protocol: u32,
-        resource: String,
-        client_key: PublicKey,
-    ) -> Result<(), Fault> {
+    /// Candidates that may be passed on, of a client that does UDP.
+    fn admit(&self, udp: Option<Vec<Candidate>>) -> Option<Vec<Candidate>> {
+        udp.map(|candidates| udp::admit(&self.app, udp::judge(&self.visitor), candidates))
+    }
+
+    async fn open(&self, protocol: u32, asked: Asked) -> Result<(), Fault> {
+        let Asked { request, resource, key: client_key, udp, purpose, ready } = asked;
         self.app.charge(&self.owner.name)?;
         if protocol != PROTOCOL {
             let detail = format!("the client speaks version {protocol}, this broker {PROTOCOL}");
@@ -139,9 +170,12 @@ impl Client {
                 request,
                 resource: resource.clone(),
                 client_key: client_key.clone(),
+                ready,
                 session: SessionId(clock::random_name(SESSION_CHARS)),
                 pair: PairId(clock::random()),
                 created_ms: clock::unix_ms(),
+                udp: udp.clone(),
+                purpose,
             };
             if self.app.hub.apply_if(rights, Input::Open { link: self.link, wish }) {
                 return Ok(());
@@ -168,7 +202,12 @@ impl Client {
         unknown()
     }
 
-    async fn leg(&self, request: u64, sealed: SealedGrant) -> Result<(), Fault> {
+    async fn leg(
+        &self,
+        request: u64,
+        sealed: SealedGrant,
+        udp: Option<Vec<Candidate>>,
+    ) -> Result<(), Fault> {
         self.app.charge(&self.owner.name)?;
         loop {
             let rights = self.app.hub.rights();
@@ -178,7 +217,8 @@ impl Client {
             };
             verdict?;
             let (link, pair) = (self.link, PairId(clock::random()));
-            if self.app.hub.apply_if(rights, Input::Leg { link, request, grant, pair }) {
+            let input = Input::Leg { link, request, grant, pair, udp: udp.clone() };
+            if self.app.hub.apply_if(rights, input) {
                 return Ok(());
             }
         }

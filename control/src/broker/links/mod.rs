@@ -7,6 +7,7 @@
 pub(super) mod agent;
 pub(super) mod client;
 mod reports;
+mod udp;
 
 use std::future::Future;
 use std::time::Duration;

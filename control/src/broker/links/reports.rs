@@ -6,7 +6,7 @@ use crate::broker::limits::is_label;
 use crate::broker::orchestrator::{Input, LinkId, Output, Reported};
 use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
-use crate::wire::{SealedGrant, SessionId, SessionReport};
+use crate::wire::{REPORT_LEGS_MAX, SealedGrant, SessionId, SessionReport};
 
 /// A grant that is ours, and whether it still holds.
 pub(super) struct Shown {
@@ -41,6 +41,10 @@ pub(super) async fn take_in(
     end: impl Fn(SessionId, Code) -> Output + Send,
 ) {
     reports.retain(|report| report.transport.as_deref().is_none_or(is_label));
+    for report in &mut reports {
+        report.paths.truncate(REPORT_LEGS_MAX);
+        report.paths.retain(|path| is_label(&path.transport));
+    }
     let sealed = reports.iter_mut().filter_map(|report| report.grant.take()).collect();
     loop {
         let rights = app.hub.rights();

@@ -1,5 +1,6 @@
 //! `/metrics`: everything that is counted, for Prometheus.
 
+mod paths;
 mod text;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub(in crate::broker) async fn page(State(app): State<Arc<App>>, _: Admin) -> Re
     process(&mut page, &app);
     refusals(&mut page, &app);
     sessions(&mut page, &app);
+    paths::write(&mut page, &app);
     if let Some(metrics) = app.hub.data_plane.metrics() {
         gateway(&mut page, &metrics);
         workers(&mut page, &metrics);
@@ -88,6 +90,11 @@ fn refusals(page: &mut Page, app: &App) {
             "switchback_links_overrun_total",
             "Links closed because the peer did not drain them.",
             counters.links_overrun.get(),
+        ),
+        (
+            "switchback_candidates_refused_total",
+            "UDP candidates of agents and clients that no peer may be sent to.",
+            counters.candidates_refused.get(),
         ),
         (
             "switchback_replay_cache_full_total",

@@ -10,6 +10,10 @@ const RTT_BOUNDS: [f64; 16] = [
     0.5, 1.0,
 ];
 
+/// Upper bounds of stalls and times to a direct path, in seconds: round trips first, then what the slowest peers take.
+pub(super) const WAIT_BOUNDS: [f64; 16] =
+    [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0];
+
 /// A page in the making. A family's samples follow its head at once, as the format demands.
 #[derive(Debug, Default)]
 pub(super) struct Page {
@@ -38,22 +42,32 @@ impl Page {
         self.family(name, kind, help).sample(&[], value);
     }
 
-    /// Samples of a histogram of microseconds, as cumulative buckets of seconds.
+    /// Samples of a histogram of round-trip times in microseconds, as cumulative buckets of seconds.
     pub(super) fn histogram_us(&mut self, labels: Labels<'_>, histogram: &Histogram<u64>) {
+        self.histogram_within(labels, histogram, RTT_BOUNDS);
+    }
+
+    /// The same within these bounds, in seconds.
+    pub(super) fn histogram_within<const N: usize>(
+        &mut self,
+        labels: Labels<'_>,
+        histogram: &Histogram<u64>,
+        bounds: [f64; N],
+    ) {
         let mut sum_us = 0.0;
-        let mut counts = [0; RTT_BOUNDS.len()];
+        let mut counts = [0; N];
         for step in histogram.iter_recorded() {
             let (value, count) = (step.value_iterated_to() as f64, step.count_at_value());
             sum_us += value * count as f64;
             // The histogram's own resolution rounds up; half a step must not lift a value over its bound.
             let lowest = histogram.lowest_equivalent(step.value_iterated_to()) as f64;
-            for (bound, total) in RTT_BOUNDS.iter().zip(&mut counts) {
+            for (bound, total) in bounds.iter().zip(&mut counts) {
                 if lowest <= bound * 1e6 {
                     *total += count;
                 }
             }
         }
-        for (bound, total) in RTT_BOUNDS.iter().zip(counts) {
+        for (bound, total) in bounds.iter().zip(counts) {
             let bound = bound.to_string();
             self.line("_bucket", &with(labels, "le", &bound), total);
         }

@@ -1,11 +1,13 @@
 //! Agents that are connected now, what they offer, and their warm legs.
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use switchback_engine::{PairId, Tuning};
 
 use super::io::{LinkId, Registration};
-use crate::wire::{PublicKey, Resource};
+use super::udp::Network;
+use crate::wire::{PublicKey, Resource, ResourceKind, TransportPolicy};
 
 /// Warm legs of one agent, asked for and waiting together. A warm leg saves one session start its dial, so it takes 64
 /// sessions started within one round trip to use them up.
@@ -17,7 +19,8 @@ pub(super) struct Agent {
     pub(super) name: String,
     pub(super) key: PublicKey,
     pub(super) token: String,
-    resources: HashMap<String, Service>,
+    pub(super) resources: HashMap<String, Service>,
+    pub(super) network: Network,
     /// Warm pairs whose ticket was sent and whose leg has not come.
     asked: HashSet<PairId>,
     /// Warm pairs whose leg waits at the gateway, oldest first.
@@ -31,12 +34,16 @@ pub(super) struct Service {
     pub(super) tuning: Option<Arc<Tuning>>,
     /// The service is told its clients' addresses.
     pub(super) told_client: bool,
+    /// What may carry its sessions.
+    pub(super) transport: TransportPolicy,
+    pub(super) kind: ResourceKind,
 }
 
 impl From<Resource> for Service {
     fn from(resource: Resource) -> Self {
         let tuning = (!resource.tuning.is_empty()).then(|| Arc::new(resource.tuning));
-        Self { tuning, told_client: resource.proxy.is_some() }
+        let (transport, kind) = (resource.transport, resource.kind);
+        Self { tuning, told_client: resource.proxy.is_some(), transport, kind }
     }
 }
 
@@ -91,13 +98,15 @@ pub(super) struct Agents {
 
 impl Agents {
     /// Adds an agent whose name is free.
-    pub(super) fn insert(&mut self, link: LinkId, registration: Registration) {
+    pub(super) fn insert(&mut self, now: Instant, link: LinkId, registration: Registration) {
         let Registration { name, key, token, resources, sessions: _ } = registration;
         self.names.insert(name.clone(), link);
         let service = |resource: Resource| (resource.name.clone(), Service::from(resource));
         let resources = resources.into_iter().map(service).collect();
         let (asked, waiting) = (HashSet::new(), VecDeque::new());
-        self.links.insert(link, Agent { name, key, token, resources, asked, waiting });
+        let network = Network::unknown(now);
+        let agent = Agent { name, key, token, resources, network, asked, waiting };
+        self.links.insert(link, agent);
     }
 
     pub(super) fn remove(&mut self, link: LinkId) -> Option<Agent> {
@@ -138,11 +147,16 @@ impl Agents {
         of_token.map(|(link, _)| *link).collect()
     }
 
-    pub(super) fn offers(&self, agent: &str, resource: &str) -> bool {
-        self.by_name(agent).is_some_and(|(_, agent)| agent.resources.contains_key(resource))
+    /// What `agent` offers under this name, if it is connected.
+    pub(super) fn service(&self, agent: &str, resource: &str) -> Option<&Service> {
+        self.by_name(agent)?.1.service(resource)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Agent> {
         self.links.values()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Agent> {
+        self.links.values_mut()
     }
 }

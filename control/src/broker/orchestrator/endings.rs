@@ -45,7 +45,7 @@ impl Orchestrator {
         for link in agents {
             self.out.push(Output::RefuseAgent { link, fault: Code::TokenRevoked.into() });
             self.out.push(Output::Close { link });
-            self.agent_down(link);
+            self.agent_down(now, link);
         }
         let of_token = self.clients.iter().filter(|(_, client)| client.token == token);
         let clients: Vec<LinkId> = of_token.map(|(link, _)| *link).collect();
@@ -53,7 +53,7 @@ impl Orchestrator {
             let fault = Code::TokenRevoked.into();
             self.out.push(Output::RefuseClient { link, request: 0, fault });
             self.out.push(Output::Close { link });
-            self.client_down(link);
+            self.client_down(now, link);
         }
     }
 

@@ -5,7 +5,10 @@ use switchback_engine::{LegSide, PairId, Tuning};
 
 use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
-use crate::wire::{ClientAddress, PublicKey, Resource, SessionId, SessionReport};
+use crate::wire::{
+    Candidate, ClientAddress, PathMove, PathReport, PublicKey, Resource, ResourceKind, SessionId,
+    SessionPurpose, SessionReport, TransportPolicy,
+};
 
 /// One link, of an agent or a client, while it lasts. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,10 +40,15 @@ pub(crate) struct Wish {
     pub(crate) request: u64,
     pub(crate) resource: String,
     pub(crate) client_key: PublicKey,
+    /// To be held ready rather than used now.
+    pub(crate) ready: bool,
     /// Unguessable and unused, like `pair`.
     pub(crate) session: SessionId,
     pub(crate) pair: PairId,
     pub(crate) created_ms: u64,
+    /// Where the client is by UDP, found honest; `None` if it does without.
+    pub(crate) udp: Option<Vec<Candidate>>,
+    pub(crate) purpose: SessionPurpose,
 }
 
 /// Something that happened.
@@ -72,6 +80,36 @@ pub(crate) enum Input {
         request: u64,
         grant: Grant,
         pair: PairId,
+        /// As in [`Wish`].
+        udp: Option<Vec<Candidate>>,
+    },
+    /// Where an agent is by UDP now, found honest.
+    Network {
+        link: LinkId,
+        candidates: Vec<Candidate>,
+    },
+    /// More of the same from either end, for one session.
+    Candidates {
+        link: LinkId,
+        session: SessionId,
+        candidates: Vec<Candidate>,
+    },
+    /// Someone wants to know how a session goes.
+    Explain {
+        session: SessionId,
+    },
+    /// A client's session went over to another transport; `direct`: to a path that does without the gateway.
+    Moved {
+        link: LinkId,
+        session: SessionId,
+        moved: Box<PathMove>,
+        direct: bool,
+    },
+    /// An end's answer to that, within bounds.
+    Paths {
+        link: LinkId,
+        session: SessionId,
+        paths: Box<PathReport>,
     },
     /// An agent asks for as many warm legs as there are unused `pairs`.
     Warm {
@@ -82,6 +120,11 @@ pub(crate) enum Input {
     Reports {
         link: LinkId,
         reports: Vec<Reported>,
+    },
+    /// A ready session is used: from the client as it takes it, from the agent at the first channel.
+    Begun {
+        link: LinkId,
+        session: SessionId,
     },
     /// From either end.
     Ended {
@@ -126,6 +169,17 @@ pub(crate) enum How {
     Warm,
 }
 
+/// What an end is told about a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// The other end can also be reached here.
+    Candidates(Vec<Candidate>),
+    /// Here is the right to use the relay, renewed.
+    Relay,
+    /// Say what you see.
+    Explain,
+}
+
 /// Something to be done, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
@@ -143,6 +197,11 @@ pub(crate) enum Output {
         how: How,
         /// For a resource whose service is told.
         client_address: Option<ClientAddress>,
+        transport: TransportPolicy,
+        /// The client's; `None`: no UDP.
+        udp: Option<Vec<Candidate>>,
+        /// The agent is to say when it begins.
+        ready: bool,
     },
     /// The client's leg of this pair, whose ticket comes next, brings this for both legs.
     Tune {
@@ -154,11 +213,34 @@ pub(crate) enum Output {
         request: u64,
         grant: Box<Grant>,
         pair: PairId,
+        transport: TransportPolicy,
+        /// The agent's; `None`: no UDP.
+        udp: Option<Vec<Candidate>>,
+        kind: ResourceKind,
     },
     ClientLeg {
         link: LinkId,
         request: u64,
+        session: SessionId,
         pair: PairId,
+        /// The agent's; `None`: no UDP.
+        udp: Option<Vec<Candidate>>,
+    },
+    /// Tell an end of a session something.
+    Tell {
+        link: LinkId,
+        end: LegSide,
+        session: SessionId,
+        notice: Notice,
+    },
+    /// Count a move; `first_direct`: the session had no direct path before.
+    Moved {
+        moved: Box<PathMove>,
+        first_direct: bool,
+    },
+    /// Something was let drop, for this reason: count it.
+    Ignored {
+        code: Code,
     },
     RefuseClient {
         link: LinkId,
@@ -168,6 +250,10 @@ pub(crate) enum Output {
     RefuseAgent {
         link: LinkId,
         fault: Fault,
+    },
+    BegunAtAgent {
+        link: LinkId,
+        session: SessionId,
     },
     EndAtAgent {
         link: LinkId,
@@ -187,7 +273,11 @@ pub(crate) enum Output {
     EndPair {
         pair: PairId,
     },
-    /// The registry forgot the session, for the log.
+    /// A session begins to be used, for the log.
+    Began {
+        grant: Box<Grant>,
+    },
+    /// The registry forgot a session that had begun, for the log.
     SessionOver {
         session: SessionId,
         code: Code,

@@ -5,11 +5,11 @@ use switchback_engine::{LegSide, PairId};
 
 use super::Orchestrator;
 use super::io::{How, LinkId, Output};
-use super::sessions::{LEGS_MAX, Leg};
+use super::sessions::{LEGS_MAX, Leg, Session};
 use crate::broker::seal::Grant;
 use crate::code::Code;
 use crate::ticket::{DIAL_PATIENCE, TICKET_TTL};
-use crate::wire::SessionId;
+use crate::wire::{Candidate, SessionId};
 
 /// A pair that has not started this long after its tickets were minted never will: each leg may arrive at the last
 /// moment of its ticket and then wait out its patience. 5 s for the event to reach us.
@@ -53,6 +53,7 @@ impl Orchestrator {
         agent: LinkId,
         grant: &Grant,
         fresh: PairId,
+        udp: Option<Vec<Candidate>>,
     ) -> PairId {
         let warm = self.agents.get_mut(agent).and_then(super::agents::Agent::take_warm);
         let (pair, how) = warm.map_or((fresh, How::Dial), |pair| (pair, How::Warm));
@@ -60,7 +61,7 @@ impl Orchestrator {
         let purpose = Purpose::Leg { session, warm: how == How::Warm, live: false };
         self.pairs.insert(pair, Pair { purpose, since: now });
         self.tune(agent, grant, pair);
-        self.tell_offer(agent, grant, pair, how);
+        self.tell_offer(agent, grant, pair, how, udp);
         let surplus = self.sessions.get_mut(&grant.session).and_then(|session| {
             session.legs.push(Leg { pair, live: false });
             (session.legs.len() > LEGS_MAX).then(|| session.legs.remove(0))
@@ -79,14 +80,32 @@ impl Orchestrator {
         }
     }
 
-    fn tell_offer(&mut self, agent: LinkId, grant: &Grant, pair: PairId, how: How) {
+    fn tell_offer(
+        &mut self,
+        agent: LinkId,
+        grant: &Grant,
+        pair: PairId,
+        how: How,
+        udp: Option<Vec<Candidate>>,
+    ) {
         let service = self.agents.get(agent).and_then(|agent| agent.service(&grant.resource));
+        let transport = service.map(|service| service.transport).unwrap_or_default();
         let client_address = service.filter(|service| service.told_client).and_then(|_| {
             let client = self.sessions.get(&grant.session)?.client?;
             self.clients.get(&client)?.address
         });
+        let ready = self.sessions.get(&grant.session).is_some_and(|session| session.ready);
         let grant = Box::new(grant.clone());
-        self.out.push(Output::Offer { link: agent, grant, pair, how, client_address });
+        self.out.push(Output::Offer {
+            link: agent,
+            grant,
+            pair,
+            how,
+            client_address,
+            transport,
+            udp,
+            ready,
+        });
     }
 
     pub(super) fn warm(&mut self, now: Instant, link: LinkId, mut pairs: Vec<PairId>) {
@@ -152,7 +171,8 @@ impl Orchestrator {
         match agent.filter(|(_, agent)| agent.key == session.grant.agent_key) {
             Some((link, _)) => {
                 let grant = session.grant.clone();
-                self.tell_offer(link, &grant, pair, How::Dial);
+                // What it was told of UDP with the first offer still holds.
+                self.tell_offer(link, &grant, pair, How::Dial, None);
             }
             None => {
                 session.leg_ended(pair, now);
@@ -211,36 +231,46 @@ impl Orchestrator {
     pub(super) fn cut_session(&mut self, now: Instant, id: &SessionId, code: Code) {
         let Some(session) = self.sessions.remove(id) else { return };
         session.legs.iter().for_each(|leg| self.cut(now, leg.pair));
-        self.bury(now, id, code);
+        self.bury(now, &session, code);
     }
 
     /// Forgets a session whose ends said goodbye; its live legs may deliver what is under way.
     pub(super) fn drain_session(&mut self, now: Instant, id: &SessionId, code: Code) {
         let Some(session) = self.sessions.remove(id) else { return };
-        for leg in session.legs {
+        for leg in &session.legs {
             if leg.live {
                 self.drain(now, leg.pair);
             } else {
                 self.cut(now, leg.pair);
             }
         }
-        self.bury(now, id, code);
+        self.bury(now, &session, code);
     }
 
-    fn bury(&mut self, now: Instant, id: &SessionId, code: Code) {
-        self.sessions.bury(id.clone(), code, now);
-        self.out.push(Output::SessionOver { session: id.clone(), code });
+    fn bury(&mut self, now: Instant, session: &Session, code: Code) {
+        self.sessions.bury(session.grant.session.clone(), code, now);
+        self.say_over(session, code);
+    }
+
+    /// One that never began was never heard of either.
+    fn say_over(&mut self, session: &Session, code: Code) {
+        if !session.ready {
+            self.out.push(Output::SessionOver { session: session.grant.session.clone(), code });
+        }
     }
 
     pub(super) fn tick(&mut self, now: Instant) {
         self.sessions.forget_old_tombstones(now);
         self.expire_pairs(now);
+        self.tell_networks(now);
+        self.renew_relays(now);
         // No tombstone: an end that comes back after all may still show its grant.
         for id in self.sessions.ids_where(|session| session.is_lost(now)) {
             let Some(session) = self.sessions.remove(&id) else { continue };
             session.legs.iter().for_each(|leg| self.cut(now, leg.pair));
-            self.out.push(Output::SessionOver { session: id, code: Code::SessionLost });
+            self.say_over(&session, Code::SessionLost);
         }
+        self.end_old_ready(now);
     }
 
     fn expire_pairs(&mut self, now: Instant) {

@@ -5,8 +5,9 @@
 //! made of it.
 //!
 //! A session: granted by `Open` → *connecting* → a pair starts → *active* → its last pair ends → *paused* → a `Leg`
-//! brings another pair → *active* ... It leaves the registry when an end says so, when it is killed, or when nothing
-//! carries it and neither end was heard of for `SILENCE_MAX`. That a link drops ends nothing.
+//! brings another pair → *active* ... One that is asked for ahead of its use is *ready* until its agent says that it began
+//! (`ready`). It leaves the registry when an end says so, when it is killed, or when nothing carries it and neither end was
+//! heard of for `SILENCE_MAX`. That a link drops ends nothing but ready ones.
 
 mod agents;
 mod endings;
@@ -14,11 +15,15 @@ mod io;
 mod legs;
 #[cfg(test)]
 mod random_tests;
+mod ready;
 mod sessions;
 #[cfg(test)]
 mod special_tests;
 #[cfg(test)]
 mod tests;
+mod udp;
+#[cfg(test)]
+mod udp_tests;
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -26,15 +31,16 @@ use std::time::Instant;
 use switchback_engine::PairId;
 
 pub(crate) use agents::WARM_LEGS_MAX;
-pub(crate) use io::{How, Input, LinkId, Output, Registration, Reported, Wish};
+pub(crate) use io::{How, Input, LinkId, Notice, Output, Registration, Reported, Wish};
 pub(crate) use sessions::Snapshot;
+pub(crate) use udp::Explained;
 
 use self::agents::Agents;
 use self::legs::Pair;
 use self::sessions::{Session, Sessions};
 use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
-use crate::wire::{ClientAddress, SessionId};
+use crate::wire::{Candidate, ClientAddress, SessionId, TransportPolicy, UdpUse};
 
 /// How many sessions are granted.
 #[derive(Clone, Copy, Debug)]
@@ -89,21 +95,32 @@ impl Orchestrator {
             Input::ClientUp { link, user, token, address } => {
                 self.clients.insert(link, Client { user, token, address });
             }
-            Input::ClientDown { link } => self.client_down(link),
+            Input::ClientDown { link } => self.client_down(now, link),
             Input::AgentUp { link, registration } => self.agent_up(now, link, registration),
-            Input::AgentDown { link } => self.agent_down(link),
+            Input::AgentDown { link } => self.agent_down(now, link),
             Input::Open { link, wish } => self.open(now, link, wish),
-            Input::Leg { link, request, grant, pair } => {
-                let answer = self.another_leg(now, link, &grant, pair);
+            Input::Leg { link, request, grant, pair, udp } => {
+                let answer = self.another_leg(now, link, &grant, pair, udp);
+                let session = grant.session;
                 self.out.push(match answer {
-                    Ok(pair) => Output::ClientLeg { link, request, pair },
+                    Ok((pair, udp)) => Output::ClientLeg { link, request, session, pair, udp },
                     Err(fault) => Output::RefuseClient { link, request, fault },
                 });
             }
+            Input::Network { link, candidates } => self.network(now, link, candidates),
+            Input::Candidates { link, session, candidates } => {
+                self.candidates(now, link, &session, &candidates);
+            }
+            Input::Moved { link, session, moved, direct } => {
+                self.moved(link, &session, moved, direct);
+            }
+            Input::Explain { session } => self.explain(&session),
+            Input::Paths { link, session, paths } => self.paths(now, link, &session, paths),
             Input::Warm { link, pairs } => self.warm(now, link, pairs),
             Input::Reports { link, reports } => {
                 reports.into_iter().for_each(|reported| self.report(now, link, reported));
             }
+            Input::Begun { link, session } => self.begun(now, link, &session),
             Input::Ended { link, session, code } => self.ended(now, link, &session, code),
             Input::Kill { session, code } => self.kill(now, &session, code),
             Input::TokenRevoked { token } => self.token_revoked(now, &token),
@@ -120,18 +137,21 @@ impl Orchestrator {
     // --- what the shell asks ---
 
     pub(crate) fn session(&self, id: &SessionId, now: Instant) -> Option<Snapshot> {
-        self.sessions.get(id).map(|session| session.snapshot(now))
+        let session = self.sessions.get(id).filter(|session| !session.ready)?;
+        Some(session.snapshot(now))
     }
 
     /// Every session, or those of one user.
     pub(crate) fn sessions(&self, user: Option<&str>, now: Instant) -> Vec<Snapshot> {
-        let wanted = |session: &&Session| user.is_none_or(|user| session.grant.user == user);
+        let wanted = |session: &&Session| {
+            !session.ready && user.is_none_or(|user| session.grant.user == user)
+        };
         self.sessions.iter().filter(wanted).map(|session| session.snapshot(now)).collect()
     }
 
-    /// Whether `agent` is connected and offers `resource`.
-    pub(crate) fn offers(&self, agent: &str, resource: &str) -> bool {
-        self.agents.offers(agent, resource)
+    /// What may carry sessions of `resource` at `agent`, if it is connected.
+    pub(crate) fn transport(&self, agent: &str, resource: &str) -> Option<TransportPolicy> {
+        self.agents.service(agent, resource).map(|service| service.transport)
     }
 
     /// Names of the agents connected now.
@@ -156,13 +176,14 @@ impl Orchestrator {
 
     // --- links ---
 
-    fn client_down(&mut self, link: LinkId) {
+    fn client_down(&mut self, now: Instant, link: LinkId) {
         if self.clients.remove(&link).is_none() {
             return;
         }
         for session in self.sessions.iter_mut().filter(|session| session.client == Some(link)) {
             session.client = None;
         }
+        self.end_ready_without_client(now);
     }
 
     fn agent_up(&mut self, now: Instant, link: LinkId, mut registration: Registration) {
@@ -175,10 +196,10 @@ impl Orchestrator {
                 return;
             }
             self.out.push(Output::Close { link: old });
-            self.agent_down(old);
+            self.agent_down(now, old);
         }
         let grants = std::mem::take(&mut registration.sessions);
-        self.agents.insert(link, registration);
+        self.agents.insert(now, link, registration);
         self.out.push(Output::Registered { link });
         for grant in grants {
             self.known_again(now, link, &End::Agent, &grant);
@@ -186,8 +207,9 @@ impl Orchestrator {
     }
 
     /// Without its link an agent cannot be told to use a warm leg, so those go.
-    fn agent_down(&mut self, link: LinkId) {
+    fn agent_down(&mut self, now: Instant, link: LinkId) {
         let Some(agent) = self.agents.remove(link) else { return };
+        self.end_ready_of_agent(now, &agent.name);
         for pair in agent.warm_pairs() {
             self.pairs.remove(&pair);
             self.out.push(Output::EndPair { pair });
@@ -197,26 +219,42 @@ impl Orchestrator {
     // --- sessions ---
 
     fn open(&mut self, now: Instant, link: LinkId, wish: Wish) {
-        let Wish { request, pair, .. } = wish;
+        let Wish { request, pair, ready, .. } = wish;
         match self.grant(now, link, wish) {
-            Ok((agent, grant)) => {
-                let pair = self.offer(now, agent, &grant, pair);
-                self.out.push(Output::Granted { link, request, grant: Box::new(grant), pair });
+            Ok((agent, grant, udp::Peering { transport, candidates })) => {
+                let (client, udp) = candidates.unzip();
+                let pair = self.offer(now, agent, &grant, pair, client);
+                let service = self.agents.service(&grant.agent, &grant.resource);
+                let kind = service.map(|service| service.kind).unwrap_or_default();
+                let grant = Box::new(grant);
+                if !ready {
+                    self.out.push(Output::Began { grant: grant.clone() });
+                }
+                self.out.push(Output::Granted { link, request, grant, pair, transport, udp, kind });
             }
             Err(fault) => self.out.push(Output::RefuseClient { link, request, fault }),
         }
     }
 
-    fn grant(&mut self, now: Instant, link: LinkId, wish: Wish) -> Result<(LinkId, Grant), Fault> {
+    fn grant(
+        &mut self,
+        now: Instant,
+        link: LinkId,
+        wish: Wish,
+    ) -> Result<(LinkId, Grant, udp::Peering), Fault> {
         let client = self.clients.get(&link).ok_or(Code::TokenInvalid)?;
         let (user, token) = (client.user.clone(), client.token.clone());
-        self.check_room(&user)?;
+        if wish.ready { self.check_ready_room(&user) } else { self.check_room(&user) }?;
         if self.sessions.get(&wish.session).is_some() {
             return Err(Code::Internal.because("two sessions of one id"));
         }
         let served = |agent: &str| self.sessions.of_agent(agent);
         let (agent_link, agent) =
             self.agents.pick(&wish.resource, served).ok_or(Code::AgentOffline)?;
+        let peering = self.peering(agent_link, &wish.resource, wish.udp);
+        if peering.transport.udp == UdpUse::Require && peering.candidates.is_none() {
+            return Err(Code::DirectRequired.into());
+        }
         let grant = Grant {
             session: wish.session,
             user,
@@ -227,13 +265,15 @@ impl Orchestrator {
             client_key: wish.client_key,
             agent_key: agent.key.clone(),
             created_ms: wish.created_ms,
+            purpose: wish.purpose,
         };
-        self.sessions.insert(Session::new(grant.clone(), Some(link), false, now));
-        Ok((agent_link, grant))
+        let session = Session::new(grant.clone(), Some(link), false, now);
+        self.sessions.insert(if wish.ready { session.held_ready() } else { session });
+        Ok((agent_link, grant, peering))
     }
 
     fn check_room(&self, user: &str) -> Result<(), Fault> {
-        if self.sessions.len() >= self.limits.total_max {
+        if self.sessions.in_use() >= self.limits.total_max {
             return Err(Code::SessionLimit.because("the broker holds as many sessions as it may"));
         }
         if self.sessions.of_user(user) >= self.limits.per_user_max {
@@ -248,7 +288,8 @@ impl Orchestrator {
         link: LinkId,
         grant: &Grant,
         pair: PairId,
-    ) -> Result<PairId, Fault> {
+        udp: Option<Vec<Candidate>>,
+    ) -> Result<(PairId, Option<Vec<Candidate>>), Fault> {
         let client = self.clients.get(&link).ok_or(Code::TokenInvalid)?;
         if client.user != grant.user {
             return Err(Code::GrantInvalid.because("the session belongs to another user"));
@@ -264,7 +305,8 @@ impl Orchestrator {
         if agent.key != grant.agent_key {
             return Err(Code::GrantInvalid.because("the agent has a new key since"));
         }
-        Ok(self.offer(now, agent_link, grant, pair))
+        let (client, udp) = self.peering(agent_link, &grant.resource, udp).candidates.unzip();
+        Ok((self.offer(now, agent_link, grant, pair, client), udp))
     }
 
     /// An end shows a session's grant: the registry learns of the session if it did not know, and that the end lives.

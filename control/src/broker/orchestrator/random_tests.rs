@@ -11,6 +11,8 @@ enum Move {
     Client(bool),
     Agent(bool),
     Open,
+    Ready,
+    Begun(usize),
     Leg(usize),
     Warm,
     Waiting(usize, bool),
@@ -28,6 +30,8 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => any::<bool>().prop_map(Move::Client),
         1 => any::<bool>().prop_map(Move::Agent),
         4 => Just(Move::Open),
+        2 => Just(Move::Ready),
+        1 => (0..8usize).prop_map(Move::Begun),
         1 => (0..8usize).prop_map(Move::Leg),
         1 => Just(Move::Warm),
         1 => (0..16usize, any::<bool>()).prop_map(|(pair, agent)| Move::Waiting(pair, agent)),
@@ -70,6 +74,13 @@ impl Play {
             Move::Agent(true) => self.world.agent_up(AGENT, "lab", self.grants.clone()),
             Move::Agent(false) => self.world.say(Input::AgentDown { link: AGENT }),
             Move::Open => self.answered_once(|world| world.open_from(CLIENT)),
+            Move::Ready => self.answered_once(|world| world.ask_from(CLIENT, true)),
+            Move::Begun(index) => match self.grant(index) {
+                Some(Grant { session, .. }) => {
+                    self.world.say(Input::Begun { link: AGENT, session })
+                }
+                None => vec![],
+            },
             Move::Leg(index) => match self.grant(index) {
                 Some(grant) => self.answered_once(|world| world.leg(&grant)),
                 None => vec![],
@@ -143,9 +154,12 @@ impl Play {
     /// Books balance: counts match the table, and every leg is known as this session's.
     fn check(&self) {
         let core = &self.world.orchestrator;
-        assert_eq!(core.sessions.of_user("ada"), core.sessions.len());
-        assert_eq!(core.sessions.of_agent("lab"), core.sessions.len());
-        assert!(core.sessions.len() <= core.limits.total_max);
+        let (in_use, ready) = (core.sessions.in_use(), core.sessions.ready());
+        assert_eq!(core.sessions.of_user("ada"), in_use);
+        assert_eq!(core.sessions.ready_of_user("ada"), ready);
+        assert_eq!(core.sessions.iter().filter(|session| session.ready).count(), ready);
+        assert_eq!(core.sessions.of_agent("lab"), in_use + ready);
+        assert!(in_use <= core.limits.total_max);
         for session in core.sessions.iter() {
             assert!(session.legs.len() <= LEGS_MAX);
             for leg in &session.legs {
@@ -172,7 +186,7 @@ proptest! {
         play.world.after(SILENCE_MAX.as_secs());
         play.world.after(SILENCE_MAX.as_secs());
         let core = &play.world.orchestrator;
-        prop_assert_eq!(core.sessions.len(), 0);
+        prop_assert_eq!((core.sessions.in_use(), core.sessions.ready()), (0, 0));
         prop_assert_eq!(core.pairs.len(), 0);
         prop_assert_eq!(core.links(), (0, 0, 0));
         prop_assert_eq!(core.sessions.of_user("ada"), 0);

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use switchback_engine::PairId;
 
 use super::io::LinkId;
+use super::udp::UdpState;
 use crate::api::SessionState;
 use crate::broker::seal::Grant;
 use crate::code::Code;
-use crate::wire::{RttView, SessionId, SessionReport};
+use crate::wire::{PathLeg, RttView, SessionId, SessionReport};
 
 /// A session that no leg carries is forgotten after this without a word from either end: the default resume window
 /// of 60 s, and half of it again for ends whose clocks started later.
@@ -45,10 +46,14 @@ pub(super) struct Session {
     pub(super) client: Option<LinkId>,
     /// Oldest first.
     pub(super) legs: Vec<Leg>,
+    /// Held for later use: counted and shown nowhere until it begins.
+    pub(super) ready: bool,
+    created_at: Instant,
     was_carried: bool,
     heard_at: Instant,
     from_client: Option<Heard>,
     from_agent: Option<Heard>,
+    pub(super) udp: UdpState,
 }
 
 /// What the API shows of a session, without the figures that only the gateway has.
@@ -62,6 +67,8 @@ pub(crate) struct Snapshot {
     pub(crate) state: SessionState,
     pub(crate) transport: Option<String>,
     pub(crate) end_to_end: Option<RttView>,
+    /// Every leg that is attached, as an end sees it.
+    pub(crate) paths: Vec<PathLeg>,
     pub(crate) client_to_target: u64,
     pub(crate) target_to_client: u64,
     pub(crate) channels: u32,
@@ -72,15 +79,35 @@ pub(crate) struct Snapshot {
 
 impl Session {
     /// A session just granted, or (`was_carried`) one that an end tells a restarted broker about.
-    pub(super) const fn new(
+    pub(super) fn new(
         grant: Grant,
         client: Option<LinkId>,
         was_carried: bool,
         now: Instant,
     ) -> Self {
         let (from_client, from_agent) = (None, None);
-        let legs = Vec::new();
-        Self { grant, client, legs, was_carried, heard_at: now, from_client, from_agent }
+        let (legs, udp) = (Vec::new(), UdpState::new(was_carried, now));
+        Self {
+            grant,
+            client,
+            legs,
+            ready: false,
+            created_at: now,
+            was_carried,
+            heard_at: now,
+            from_client,
+            from_agent,
+            udp,
+        }
+    }
+
+    /// The same, held ready.
+    pub(super) fn held_ready(self) -> Self {
+        Self { ready: true, ..self }
+    }
+
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.created_at)
     }
 
     pub(super) const fn hear(&mut self, now: Instant) {
@@ -113,7 +140,9 @@ impl Session {
         if was_live && !self.is_live() {
             self.hear(now);
             for heard in [&mut self.from_client, &mut self.from_agent].into_iter().flatten() {
+                // One that goes on by UDP says so again within a second.
                 heard.report.transport = None;
+                heard.report.paths.clear();
             }
         }
     }
@@ -166,6 +195,7 @@ impl Session {
             state,
             transport,
             end_to_end: ends().find_map(|report| report.rtt),
+            paths: ends().next().map(|report| report.paths.clone()).unwrap_or_default(),
             client_to_target: most(|report| report.client_to_target),
             target_to_client: most(|report| report.target_to_client),
             channels: ends().next().map_or(0, |report| report.channels),
@@ -181,13 +211,17 @@ pub(super) struct Sessions {
     table: HashMap<SessionId, Session>,
     by_user: HashMap<String, usize>,
     by_agent: HashMap<String, usize>,
+    ready_by_user: HashMap<String, usize>,
+    ready: usize,
     tombstones: HashMap<SessionId, Code>,
     tombstone_order: VecDeque<(Instant, SessionId)>,
 }
 
 impl Sessions {
     pub(super) fn insert(&mut self, session: Session) {
-        *self.by_user.entry(session.grant.user.clone()).or_default() += 1;
+        let by_user = if session.ready { &mut self.ready_by_user } else { &mut self.by_user };
+        *by_user.entry(session.grant.user.clone()).or_default() += 1;
+        self.ready += usize::from(session.ready);
         *self.by_agent.entry(session.grant.agent.clone()).or_default() += 1;
         let replaced = self.table.insert(session.grant.session.clone(), session);
         debug_assert!(replaced.is_none(), "session ids are unique");
@@ -195,7 +229,12 @@ impl Sessions {
 
     pub(super) fn remove(&mut self, id: &SessionId) -> Option<Session> {
         let session = self.table.remove(id)?;
-        decrement(&mut self.by_user, &session.grant.user);
+        if session.ready {
+            decrement(&mut self.ready_by_user, &session.grant.user);
+            self.ready -= 1;
+        } else {
+            decrement(&mut self.by_user, &session.grant.user);
+        }
         decrement(&mut self.by_agent, &session.grant.agent);
         Some(session)
     }
@@ -243,8 +282,32 @@ impl Sessions {
         self.by_agent.get(agent).copied().unwrap_or(0)
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.table.len()
+    /// Ready ones of this user.
+    pub(super) fn ready_of_user(&self, user: &str) -> usize {
+        self.ready_by_user.get(user).copied().unwrap_or(0)
+    }
+
+    /// All ready ones.
+    pub(super) const fn ready(&self) -> usize {
+        self.ready
+    }
+
+    /// All that have begun.
+    pub(super) fn in_use(&self) -> usize {
+        self.table.len() - self.ready
+    }
+
+    /// A ready session begins; false if there is no such.
+    pub(super) fn begin(&mut self, id: &SessionId, now: Instant) -> bool {
+        let Some(session) = self.table.get_mut(id).filter(|session| session.ready) else {
+            return false;
+        };
+        session.ready = false;
+        session.hear(now);
+        self.ready -= 1;
+        decrement(&mut self.ready_by_user, &session.grant.user);
+        *self.by_user.entry(session.grant.user.clone()).or_default() += 1;
+        true
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {

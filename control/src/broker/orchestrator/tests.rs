@@ -6,7 +6,7 @@ use switchback_engine::{LegSide, PairId};
 use super::*;
 use crate::api::SessionState;
 use crate::broker::orchestrator::sessions::SILENCE_MAX;
-use crate::wire::{PublicKey, Resource, SessionReport};
+use crate::wire::{PublicKey, Resource, SessionPurpose, SessionReport};
 
 pub(super) const CLIENT: LinkId = LinkId(1);
 pub(super) const AGENT: LinkId = LinkId(2);
@@ -34,6 +34,10 @@ impl World {
 
     pub(super) fn say(&mut self, input: Input) -> Vec<Output> {
         self.orchestrator.handle(self.now, input)
+    }
+
+    pub(super) const fn now(&self) -> Instant {
+        self.now
     }
 
     pub(super) fn after(&mut self, seconds: u64) -> Vec<Output> {
@@ -72,14 +76,21 @@ impl World {
     }
 
     pub(super) fn open_from(&mut self, link: LinkId) -> Vec<Output> {
+        self.ask_from(link, false)
+    }
+
+    pub(super) fn ask_from(&mut self, link: LinkId, ready: bool) -> Vec<Output> {
         let pair = self.fresh_pair();
         let wish = Wish {
             request: 7,
             resource: "ssh".into(),
             client_key: PublicKey("client".into()),
+            ready,
             session: SessionId(format!("s{}", self.next)),
             pair,
             created_ms: 1,
+            udp: None,
+            purpose: SessionPurpose::default(),
         };
         self.say(Input::Open { link, wish })
     }
@@ -90,7 +101,7 @@ impl World {
 
     pub(super) fn leg(&mut self, grant: &Grant) -> Vec<Output> {
         let pair = self.fresh_pair();
-        self.say(Input::Leg { link: CLIENT, request: 8, grant: grant.clone(), pair })
+        self.say(Input::Leg { link: CLIENT, request: 8, grant: grant.clone(), pair, udp: None })
     }
 
     fn warm(&mut self) -> PairId {
@@ -115,6 +126,7 @@ impl World {
             target_to_client: 20,
             channels: 3,
             resumes: 1,
+            paths: vec![],
         };
         let grant = with_grant.then(|| grant.clone());
         self.say(Input::Reports { link, reports: vec![Reported { report, grant }] })
@@ -125,7 +137,7 @@ fn at(address: &str) -> std::net::SocketAddr {
     address.parse().unwrap()
 }
 
-fn granted(outputs: &[Output]) -> Option<(Grant, PairId)> {
+pub(super) fn granted(outputs: &[Output]) -> Option<(Grant, PairId)> {
     outputs.iter().find_map(|output| match output {
         Output::Granted { grant, pair, .. } => Some((*grant.clone(), *pair)),
         _ => None,
@@ -159,7 +171,9 @@ fn a_session_connects_pauses_resumes_and_closes() {
     let out = world.leg(&grant);
     let (_, next, how) = offered(&out).unwrap();
     assert_eq!(how, How::Dial);
-    assert!(out.contains(&Output::ClientLeg { link: CLIENT, request: 8, pair: next }));
+    let session = grant.session.clone();
+    let leg = Output::ClientLeg { link: CLIENT, request: 8, session, pair: next, udp: None };
+    assert!(out.contains(&leg));
     world.say(Input::PairStarted { pair: next });
     assert_eq!(world.state(&grant), Some(SessionState::Active));
     let (session, code) = (grant.session.clone(), Code::SessionClosed);
@@ -320,7 +334,10 @@ fn one_name_belongs_to_one_key_while_it_is_connected() {
     let out = world.agent_up(LinkId(4), "lab", vec![]);
     assert!(out.contains(&Output::Close { link: AGENT }), "the same agent replaces its old link");
     world.say(Input::AgentDown { link: AGENT });
-    assert!(world.orchestrator.offers("lab", "ssh"), "the old link's end does not count");
+    assert!(
+        world.orchestrator.transport("lab", "ssh").is_some(),
+        "the old link's end does not count"
+    );
 }
 
 #[test]
@@ -354,7 +371,13 @@ fn nobody_speaks_for_anothers_session() {
         world.report(link, &grant, true);
     }
     let pair = world.fresh_pair();
-    let out = world.say(Input::Leg { link: LinkId(5), request: 1, grant: grant.clone(), pair });
+    let out = world.say(Input::Leg {
+        link: LinkId(5),
+        request: 1,
+        grant: grant.clone(),
+        pair,
+        udp: None,
+    });
     assert_eq!(refused(&out), Some(Code::GrantInvalid));
     assert_eq!(world.state(&grant), Some(SessionState::Connecting));
 }

@@ -84,17 +84,23 @@ impl Store {
     pub(crate) async fn resources(&self, user: Option<String>) -> Result<Vec<Listed>, Fault> {
         self.call(move |db| {
             let mut query = db.prepare_cached(
-                "SELECT name, agent FROM resources WHERE ?1 IS NULL
+                "SELECT name, agent, kind FROM resources WHERE ?1 IS NULL
                  OR EXISTS (SELECT 1 FROM grants WHERE user = ?1 AND resource IN (name, '*'))
                  ORDER BY name, agent",
             )?;
-            let mut listed: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            let mut listed: BTreeMap<String, Listed> = BTreeMap::new();
             let mut rows = query.query([user])?;
             while let Some(row) = rows.next()? {
-                listed.entry(row.get(0)?).or_default().push(row.get(1)?);
+                let name: String = row.get(0)?;
+                // Where agents differ, the first in the order of names says what it is.
+                let entry = listed.entry(name.clone()).or_insert(Listed {
+                    kind: kind_of(&row.get::<_, String>(2)?),
+                    name,
+                    agents: Vec::new(),
+                });
+                entry.agents.push(row.get(1)?);
             }
-            let kind = ResourceKind::Tcp;
-            Ok(listed.into_iter().map(|(name, agents)| Listed { name, kind, agents }).collect())
+            Ok(listed.into_values().collect())
         })
         .await
     }
@@ -204,15 +210,18 @@ fn announce(db: &mut Connection, agent: &AgentRecord, now: u64) -> rusqlite::Res
     )?;
     step.execute("DELETE FROM resources WHERE agent = ?1", [&agent.name])?;
     for Resource { name, kind, target, .. } in &agent.resources {
-        let ResourceKind::Tcp = kind;
         step.execute(
-            "INSERT INTO resources (agent, name, kind, target) VALUES (?1, ?2, 'tcp', ?3)
+            "INSERT INTO resources (agent, name, kind, target) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT DO NOTHING",
-            params![agent.name, name, target],
+            params![agent.name, name, kind.as_str(), target],
         )?;
     }
     step.commit()?;
     Ok(Room::Made)
+}
+
+fn kind_of(text: &str) -> ResourceKind {
+    if text == ResourceKind::Udp.as_str() { ResourceKind::Udp } else { ResourceKind::Tcp }
 }
 
 /// Agents last seen before this, in Unix milliseconds, are not in use.

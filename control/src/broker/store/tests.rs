@@ -116,6 +116,7 @@ async fn grants_decide_access_and_judge_what_ends_show() {
         client_key: PublicKey("c".into()),
         agent_key: PublicKey("a".into()),
         created_ms: 1,
+        purpose: Default::default(),
     };
     assert_eq!(store.judge(vec![shown.clone()]).await.unwrap()[0].1, Ok(()));
     assert_eq!(store.ungrant(grant("ada", "*")).await.unwrap(), Some(vec![]));

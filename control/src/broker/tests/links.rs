@@ -298,7 +298,16 @@ async fn refusals_of_requests_leave_the_link_as_it_is() {
     let forged = crate::secret::Secret::new("A".repeat(300));
     assert_eq!(client.leg(forged).await.err(), Some(Code::GrantInvalid));
     let (request, resource, key) = (7, "ssh".into(), key("client"));
-    client.say(&FromClient::Open { request, protocol: 99, resource, key }).await;
+    let open = |protocol| FromClient::Open {
+        request,
+        protocol,
+        resource,
+        key,
+        udp: None,
+        purpose: SessionPurpose::Use,
+        ready: false,
+    };
+    client.say(&open(99)).await;
     let refused: ToClient = client.hear().await;
     assert!(matches!(refused, ToClient::Refused { request: 7, code: Code::ProtocolVersion, .. }));
     let metrics = bench.get("/metrics", &bench.admin).await;

@@ -38,6 +38,7 @@ fn report(session: &SessionId, grant: Option<SealedGrant>) -> SessionReport {
         target_to_client: 22,
         channels: 3,
         resumes: 1,
+        paths: vec![],
     }
 }
 

@@ -27,7 +27,7 @@ use crate::code::Code;
 use crate::invite::{Invite, InviteKind};
 use crate::wire::{
     AGENT_LINK, CLIENT_LINK, FromAgent, FromClient, LegTicket, PROTOCOL, PublicKey, Resource,
-    SealedGrant, SessionId, ToAgent, ToClient,
+    SealedGrant, SessionId, SessionPurpose, ToAgent, ToClient,
 };
 
 /// Far beyond what anything here takes, so that a hang becomes a failure.
@@ -265,7 +265,16 @@ impl Link {
 
     pub(super) async fn open(&mut self, resource: &str) -> Result<Held, Code> {
         let (request, resource, key) = (7, resource.into(), key("client"));
-        self.say(&FromClient::Open { request, protocol: PROTOCOL, resource, key }).await;
+        let open = FromClient::Open {
+            request,
+            protocol: PROTOCOL,
+            resource,
+            key,
+            udp: None,
+            purpose: SessionPurpose::Use,
+            ready: false,
+        };
+        self.say(&open).await;
         match self.hear().await {
             ToClient::Granted { request: 7, session, grant, ticket, .. } => {
                 Ok(Held { session, grant, ticket })
@@ -276,9 +285,9 @@ impl Link {
     }
 
     pub(super) async fn leg(&mut self, grant: SealedGrant) -> Result<LegTicket, Code> {
-        self.say(&FromClient::Leg { request: 9, grant }).await;
+        self.say(&FromClient::Leg { request: 9, grant, udp: None }).await;
         match self.hear().await {
-            ToClient::Leg { request: 9, ticket } => Ok(ticket),
+            ToClient::Leg { request: 9, ticket, .. } => Ok(ticket),
             ToClient::Refused { request: 9, code, .. } => Err(code),
             other => panic!("{other:?}"),
         }

@@ -1,0 +1,155 @@
+//! `explain`: why a session takes the way it takes, and what would mend it.
+use clap::Args;
+use switchback_control::Fault;
+use switchback_control::api::{EndView, ExplainView};
+use switchback_control::path_reason::{self, Meaning};
+use switchback_control::wire::{PathLeg, PathMove, PathPair, SessionId, TransportPolicy};
+
+use crate::account;
+use crate::args::Global;
+use crate::output::table::{Column, Table};
+use crate::output::{self, human};
+
+/// Why a session takes the way it takes, and what would mend it.
+///
+/// Both ends are asked just now: the legs each has, the pairs of addresses it tried, how far each came and its round trip,
+/// why the path is not better, and every move between transports with its cause and how long the application waited.
+/// Codes are stable; `switchback explain ID --json` has them for programs.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  switchback explain k3m9x2q7w4ht\n  \
+        switchback explain k3m9x2q7w4ht --json | jq '.client.paths.reasons'")]
+pub(crate) struct ExplainArgs {
+    /// Session id, from `switchback sessions`
+    id: String,
+}
+
+/// Runs `explain`.
+pub(crate) async fn run(args: ExplainArgs, global: &Global) -> Result<(), Fault> {
+    let explained = account::api(global)?.explain(&SessionId(args.id)).await?;
+    if global.json {
+        return output::json(&explained);
+    }
+    output::line(&headline(&explained))?;
+    for (name, end) in [("client", &explained.client), ("agent", &explained.agent)] {
+        output::line("")?;
+        show(name, end.as_ref())?;
+    }
+    output::line("")?;
+    output::line(&verdict(&explained))
+}
+
+fn headline(explained: &ExplainView) -> String {
+    let session = &explained.session;
+    let transport = session.transport.as_deref().unwrap_or("nothing carries it");
+    let TransportPolicy { udp, standby } = explained.policy;
+    format!(
+        "session {}: {} of {} at agent {}\n  {transport}, RTT {}\n  policy udp={}, standby={}",
+        session.id,
+        session.resource,
+        session.user,
+        session.agent,
+        human::rtt(session.rtt.end_to_end),
+        udp.as_str(),
+        standby.as_str()
+    )
+}
+
+fn show(name: &str, end: Option<&EndView>) -> Result<(), Fault> {
+    let Some(EndView { age_ms, paths }) = end else {
+        return output::line(&format!("{name}: has not answered"));
+    };
+    let age = if *age_ms < 5000 { String::new() } else { format!(", {} ago", human::age(*age_ms)) };
+    output::line(&format!("{name}{age}"))?;
+    let mut legs = Table::new(&[Column::Text("LEG"), Column::Text(""), Column::Figure("RTT")]);
+    paths.legs.iter().for_each(|leg| legs.row(leg_row(leg)));
+    legs.print("no leg is attached")?;
+    if !paths.pairs.is_empty() {
+        let mut pairs = Table::new(&[
+            Column::Text("FROM"),
+            Column::Text("TO"),
+            Column::Text("FOR"),
+            Column::Text("STATE"),
+            Column::Figure("RTT"),
+        ]);
+        paths.pairs.iter().for_each(|pair| pairs.row(pair_row(pair)));
+        pairs.print("")?;
+    }
+    if !paths.moves.is_empty() {
+        let mut moves = Table::new(&[
+            Column::Figure("AT"),
+            Column::Text("MOVED TO"),
+            Column::Text("BECAUSE"),
+            Column::Figure("STALL"),
+            Column::Figure("RTT"),
+        ]);
+        paths.moves.iter().for_each(|moved| moves.row(move_row(moved)));
+        moves.print("")?;
+    }
+    Ok(())
+}
+
+fn figure(rtt_us: Option<u32>) -> String {
+    rtt_us.map_or_else(|| human::UNKNOWN.into(), |us| human::micros(us.into()))
+}
+
+fn leg_row(leg: &PathLeg) -> [String; 3] {
+    let role = if leg.carries { "carries" } else { "stands by" };
+    [leg.transport.clone(), role.into(), figure(leg.rtt_us)]
+}
+
+fn pair_row(pair: &PathPair) -> [String; 5] {
+    let PathPair { transport, local, remote, state, rtt_us } = pair.clone();
+    [local, remote, transport, state, figure(rtt_us)]
+}
+
+fn move_row(moved: &PathMove) -> [String; 5] {
+    let PathMove { at_ms, to, cause, stall_us, rtt_us, .. } = moved.clone();
+    let at = format!("{}.{:03}s", at_ms / 1000, at_ms % 1000);
+    [at, to, cause.replace('_', " "), human::micros(stall_us), figure(rtt_us)]
+}
+
+/// What the ends say is in the way, in words, each with what would mend it.
+fn verdict(explained: &ExplainView) -> String {
+    let mut lines = Vec::new();
+    for (name, end) in [("client", &explained.client), ("agent", &explained.agent)] {
+        let reasons = end.iter().flat_map(|end| &end.paths.reasons);
+        lines.extend(reasons.map(|code| in_words(name, code)));
+    }
+    if lines.is_empty() { "nothing is in the way".into() } else { lines.join("\n") }
+}
+
+fn in_words(end: &str, code: &str) -> String {
+    match path_reason::meaning(code) {
+        Some(Meaning { words, remedy: "", .. }) => format!("{end}: {code}: {words}"),
+        Some(Meaning { words, remedy, .. }) => format!("{end}: {code}: {words}\n  → {remedy}"),
+        None => format!("{end}: {code}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_told_with_what_would_mend_it() {
+        let said = in_words("client", "udp_egress_blocked");
+        assert!(said.starts_with("client: udp_egress_blocked: Nothing that"), "{said}");
+        assert!(said.contains("\n  → Firewall: allow outbound UDP"), "{said}");
+        assert_eq!(in_words("agent", "sunspots"), "agent: sunspots");
+        assert_eq!(in_words("agent", "searching").lines().count(), 1);
+    }
+
+    #[test]
+    fn moves_read_as_a_timeline() {
+        let moved = PathMove {
+            at_ms: 1250,
+            from: None,
+            to: "UDP (Shortpath)".into(),
+            cause: "path_dead".into(),
+            stall_us: 41_000,
+            rtt_us: Some(20_000),
+        };
+        let row = ["1.250s", "UDP (Shortpath)", "path dead", "41.0 ms", "20.0 ms"];
+        assert_eq!(move_row(&moved), row);
+    }
+}

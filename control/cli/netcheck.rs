@@ -1,0 +1,141 @@
+//! `netcheck`: what this machine's network lets through.
+use std::time::Duration;
+
+use clap::Args;
+use switchback_control::netcheck::{self, AddressReport, NetReport};
+use switchback_control::{Fault, path_reason};
+use tokio::time::sleep;
+
+use crate::args::Global;
+use crate::output::human;
+use crate::output::table::{Column, Table};
+use crate::stop::Stop;
+use crate::{account, output};
+
+/// What this machine's network lets through: UDP, kind of NAT, latency.
+///
+/// Connects to the gateway by TCP, asks its STUN by UDP over IPv4 and IPv6, tells which kind of NAT is in between (RFC
+/// 5780: the filtering and the mapping need a gateway with --stun-alternate), whether the NAT lets a machine behind it
+/// reach its own public address, and whether something answers TLS in the broker's place. Takes up to 6 seconds.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  switchback netcheck
+  switchback netcheck --json | jq .nat_v4.mapping
+  switchback netcheck --every 1m --json >> network.jsonl")]
+pub(crate) struct NetcheckArgs {
+    /// Look again after this time, until Ctrl-C; at least 5s
+    #[arg(long, value_name = "TIME", value_parser = every)]
+    every: Option<Duration>,
+}
+
+fn every(text: &str) -> Result<Duration, String> {
+    let every = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if every < Duration::from_secs(5) { Err("at least 5s".into()) } else { Ok(every) }
+}
+
+/// Runs `netcheck`.
+pub(crate) async fn run(args: NetcheckArgs, global: &Global) -> Result<(), Fault> {
+    let invite = account::invite(global)?;
+    let mut stop = Stop::listen()?;
+    loop {
+        let checked = tokio::select! {
+            checked = netcheck::check(&invite) => checked,
+            () = stop.wait() => return Ok(()),
+        };
+        match (checked, args.every) {
+            (Ok(report), _) => show(&report, global)?,
+            (Err(fault), None) => return Err(fault),
+            // The network is what is looked at: it may come back.
+            (Err(fault), Some(_)) => output::note(&format!("{}: {}", fault.code, fault.detail)),
+        }
+        let Some(every) = args.every else { return Ok(()) };
+        tokio::select! {
+            () = sleep(every) => {}
+            () = stop.wait() => return Ok(()),
+        }
+    }
+}
+
+fn show(report: &NetReport, global: &Global) -> Result<(), Fault> {
+    if global.json {
+        return output::json(report);
+    }
+    let mut latency =
+        Table::new(&[Column::Text("GATEWAY"), Column::Figure("TCP"), Column::Figure("UDP")]);
+    for AddressReport { address, tcp_us, udp_us } in &report.addresses {
+        latency.row([address.to_string(), time(*tcp_us), time(*udp_us)]);
+    }
+    latency.print("the gateway has no address")?;
+    output::line("")?;
+    let mut facts = Table::new(&[Column::Text("NETWORK"), Column::Text("")]);
+    facts_of(report).into_iter().for_each(|(name, value)| facts.row([name, value]));
+    facts.print("")?;
+    for hint in &report.hints {
+        let meaning = path_reason::meaning(hint);
+        let words = meaning.map_or("", |meaning| meaning.words);
+        output::line(&format!("\n{hint}: {words}"))?;
+        if let Some(remedy) = meaning.map(|meaning| meaning.remedy).filter(|it| !it.is_empty()) {
+            output::line(&format!("  → {remedy}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn time(us: Option<u64>) -> String {
+    us.map_or_else(|| human::UNKNOWN.into(), human::micros)
+}
+
+fn facts_of(report: &NetReport) -> Vec<(String, String)> {
+    let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    let unknown = || human::UNKNOWN.to_owned();
+    let mut facts = Vec::new();
+    for (family, nat) in [("IPv4", &report.nat_v4), ("IPv6", &report.nat_v6)] {
+        let Some(nat) = nat else { continue };
+        facts.push((format!("UDP over {family}"), yes(nat.udp)));
+        if !nat.udp {
+            continue;
+        }
+        let mapped = nat.mapped.map_or_else(unknown, |address| address.to_string());
+        facts.push((format!("{family} seen as"), mapped));
+        facts.push((format!("{family} mapping"), words(&nat.mapping)));
+        facts.push((format!("{family} ports"), words(&nat.ports)));
+        facts.push((format!("{family} filtering"), words(&nat.filtering)));
+        facts.push((format!("{family} hairpin"), nat.hairpin.map_or_else(unknown, yes)));
+    }
+    facts.push(("IPv6 route".into(), yes(report.ipv6_route)));
+    facts.push(("broker genuine".into(), report.broker_is_genuine.map_or_else(unknown, yes)));
+    facts
+}
+
+/// The JSON word, as people write it.
+fn words(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text.replace('_', " "),
+        Ok(serde_json::Value::Object(map)) => {
+            let parts = map.iter().map(|(name, value)| format!("{name} {value}"));
+            parts.collect::<Vec<_>>().join(", ")
+        }
+        _ => human::UNKNOWN.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_are_in_words() {
+        let mut report = NetReport::default();
+        let nat = r#"{"udp":true,"server":null,"mapped":"192.0.2.7:5000","rtt_us":[],
+            "mapping":"endpoint_independent","ports":{"sequential":2},"filtering":"unknown",
+            "hairpin":false,"full_test":false}"#;
+        report.nat_v4 = serde_json::from_str(nat).unwrap();
+        let facts = facts_of(&report);
+        let fact = |name: &str| &*facts.iter().find(|(known, _)| known == name).unwrap().1;
+        assert_eq!(fact("IPv4 mapping"), "endpoint independent");
+        assert_eq!(fact("IPv4 ports"), "sequential 2");
+        assert_eq!((fact("IPv4 hairpin"), fact("broker genuine")), ("no", "-"));
+        assert!(every("4s").is_err() && every("5s").is_ok());
+    }
+}

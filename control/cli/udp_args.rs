@@ -1,0 +1,115 @@
+//! How commands that open sessions are told about UDP.
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use clap::Args;
+use serde::{Deserialize, Deserializer};
+use switchback_control::udp::{NetworkFilter, UdpOptions};
+
+/// Options about UDP.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "UDP options")]
+pub(crate) struct UdpArgs {
+    /// Do without UDP: no direct path is looked for
+    #[arg(long, env = "SWITCHBACK_NO_UDP", conflicts_with_all = ["udp_ports", "udp_networks"])]
+    no_udp: bool,
+    /// Local UDP ports to use, for firewalls that let only some out [default: any]
+    #[arg(long, value_name = "FIRST-LAST", env = "SWITCHBACK_UDP_PORTS")]
+    udp_ports: Option<PortRange>,
+    /// Networks to use for UDP; with `!` in front, not to use: 10.0.0.0/8,!10.9.0.0/16 [default: all]
+    #[arg(long, value_name = "NETWORK,...", env = "SWITCHBACK_UDP_NETWORKS")]
+    udp_networks: Option<Networks>,
+}
+
+impl UdpArgs {
+    /// What they come to, for a client.
+    pub(crate) fn options(&self) -> UdpOptions {
+        UdpOptions {
+            enabled: !self.no_udp,
+            ports: self.udp_ports.clone().map(|PortRange(ports)| ports),
+            networks: self.udp_networks.clone().map(|Networks(filter)| filter).unwrap_or_default(),
+            ..UdpOptions::default()
+        }
+    }
+}
+
+/// `FIRST-LAST`, or one port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PortRange(pub(crate) RangeInclusive<u16>);
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let port = |text: &str| match text.trim().parse::<u16>() {
+            Ok(port) if port > 0 => Ok(port),
+            _ => Err(format!("`{text}` is no port: it must be 1 to 65535")),
+        };
+        let (first, last) = (port(first)?, port(last)?);
+        if first > last {
+            return Err(format!("{first} comes after {last}; write FIRST-LAST"));
+        }
+        Ok(Self(first..=last))
+    }
+}
+
+/// Networks to use and not to use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Networks(pub(crate) NetworkFilter);
+
+impl FromStr for Networks {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut filter = NetworkFilter::default();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let (list, network) = match part.strip_prefix('!') {
+                Some(network) => (&mut filter.deny, network),
+                None => (&mut filter.allow, part),
+            };
+            list.push(network.parse().map_err(|error| format!("{error}"))?);
+        }
+        Ok(Self(filter))
+    }
+}
+
+impl<'de> Deserialize<'de> for PortRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Networks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_ranges_are_read_and_their_mistakes_named() {
+        assert_eq!("50000-50100".parse(), Ok(PortRange(50_000..=50_100)));
+        assert_eq!("3390".parse(), Ok(PortRange(3390..=3390)));
+        for (text, wanted) in [
+            ("0-5", "1 to 65535"),
+            ("9-5", "comes after"),
+            ("a", "no port"),
+            ("1-70000", "no port"),
+        ] {
+            let said = text.parse::<PortRange>().unwrap_err();
+            assert!(said.contains(wanted), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn networks_are_allowed_and_denied() {
+        let Networks(filter) = "10.0.0.0/8, !10.9.0.0/16".parse().unwrap();
+        assert!(filter.allows([10, 1, 0, 1].into()) && !filter.allows([10, 9, 0, 1].into()));
+        assert!(!filter.allows([192, 0, 2, 1].into()));
+        assert!("10.0.0.0/33".parse::<Networks>().unwrap_err().contains("no network"));
+    }
+}

@@ -1,0 +1,40 @@
+//! Metrics of sessions' transports: which carries how many, how they moved, how long applications waited.
+use super::text::{Page, WAIT_BOUNDS};
+use crate::broker::app::App;
+use crate::broker::moves::KINDS;
+
+pub(super) fn write(page: &mut Page, app: &App) {
+    let sessions = app.hub.sessions(None);
+    page.family(
+        "switchback_sessions_by_transport",
+        "gauge",
+        "Sessions now, by the transport that carries them.",
+    );
+    for label in KINDS.map(|kind| kind.label()) {
+        let carried = sessions.iter().filter(|(it, _)| it.transport.as_deref() == Some(label));
+        page.sample(&[("transport", label)], carried.count());
+    }
+    let sums = app.counters.moves.sums();
+    page.family(
+        "switchback_session_moves_total",
+        "counter",
+        "Moves of sessions to another transport, by that transport and the cause.",
+    );
+    for ((label, cause), count) in &sums.moves {
+        page.sample(&[("transport", label), ("cause", cause)], count);
+    }
+    page.family(
+        "switchback_session_stall_seconds",
+        "histogram",
+        "How long applications waited at a move, by the transport that ended it.",
+    );
+    for (label, stalls) in &sums.stalls {
+        page.histogram_within(&[("transport", label)], stalls, WAIT_BOUNDS);
+    }
+    page.family(
+        "switchback_session_time_to_direct_seconds",
+        "histogram",
+        "From a session's start to its first move to a direct UDP path.",
+    );
+    page.histogram_within(&[], &sums.time_to_direct, WAIT_BOUNDS);
+}

@@ -1,0 +1,168 @@
+//! What both ends of a session need to find each other by UDP, made from one key. Pure.
+//!
+//! Credentials are a keyed hash (HMAC-SHA256) of the session's id, so a broker that restarts names the same ones and
+//! keeps nothing on disk; without the key, which stays in the data directory, they are as good as random. Relay passwords
+//! are what the widespread TURN REST form says, so that a stock TURN server that is given [`UdpKeys::turn_secret`]
+//! believes them too.
+use std::sync::Arc;
+
+use aws_lc_rs::hmac;
+use data_encoding::{BASE64_NOPAD, HEXLOWER};
+use switchback_engine::{LegSide, NoRelay, RelayCredentials, SharedSecret, relay_password};
+
+use crate::broker::config::Relay;
+use crate::secret::Secret;
+use crate::wire::{Candidate, IceCredentials, RelayAccess, SessionId, UdpAccess};
+
+/// How long a relay's credentials are good, in seconds: a day, as draft-uberti-behave-turn-rest-00 section 2.2 recommends.
+/// They name a session and open nothing but the relay; they are renewed after half of it.
+pub(crate) const RELAY_TTL: u64 = 24 * 3600;
+/// Binds keys to their purpose and version.
+const ICE: &[u8] = b"switchback udp 1 ice";
+const TURN: &[u8] = b"switchback udp 1 turn";
+
+/// Mints credentials.
+pub(crate) struct UdpKeys {
+    ice: hmac::Key,
+    turn: Secret,
+    relay: Relay,
+}
+
+impl UdpKeys {
+    /// From the broker's own key.
+    pub(crate) fn new(root: &[u8; 32], relay: Relay) -> Self {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, root);
+        let turn = match &relay {
+            Relay::Foreign { secret, .. } => secret.clone(),
+            Relay::Own | Relay::Off => {
+                Secret::new(HEXLOWER.encode(hmac::sign(&root, TURN).as_ref()))
+            }
+        };
+        let ice = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, ICE).as_ref());
+        Self { ice, turn, relay }
+    }
+
+    /// What one end of a session is told; `now` in Unix seconds.
+    pub(crate) fn access(
+        &self,
+        session: &SessionId,
+        side: LegSide,
+        candidates: Vec<Candidate>,
+        now: u64,
+    ) -> UdpAccess {
+        let (local, remote) = match side {
+            LegSide::Client => ("client", "agent"),
+            LegSide::Agent => ("agent", "client"),
+        };
+        UdpAccess {
+            local: self.credentials(session, local),
+            remote: self.credentials(session, remote),
+            token: Secret::new(HEXLOWER.encode(&self.hash(session, "token")[..16])),
+            candidates,
+            relay: self.relay(session, side, now),
+        }
+    }
+
+    /// The right of one end of a session to use the relay from `now` (Unix seconds) on.
+    pub(crate) fn relay(
+        &self,
+        session: &SessionId,
+        side: LegSide,
+        now: u64,
+    ) -> Option<RelayAccess> {
+        let server = match &self.relay {
+            Relay::Own => None,
+            Relay::Foreign { address, .. } => Some(address.clone()),
+            Relay::Off => return None,
+        };
+        let username = format!("{}:{session}-{}", now + RELAY_TTL, side.as_str());
+        let password = Secret::new(relay_password(self.turn.reveal().as_bytes(), &username));
+        Some(RelayAccess { server, username, password })
+    }
+
+    /// What makes this gateway's relay believe the credentials minted here, if it is the one that they are for.
+    pub(crate) fn believer(&self) -> Arc<dyn RelayCredentials> {
+        match self.relay {
+            Relay::Own => Arc::new(SharedSecret::new(self.turn.reveal().as_bytes())),
+            Relay::Foreign { .. } | Relay::Off => Arc::new(NoRelay),
+        }
+    }
+
+    /// 48 bits of name and 144 of password; RFC 8445 section 5.3 asks for 24 and 128.
+    fn credentials(&self, session: &SessionId, end: &str) -> IceCredentials {
+        let hash = self.hash(session, end);
+        let (ufrag, password) =
+            (BASE64_NOPAD.encode(&hash[..6]), BASE64_NOPAD.encode(&hash[6..24]));
+        IceCredentials { ufrag, password }
+    }
+
+    fn hash(&self, session: &SessionId, of: &str) -> [u8; 32] {
+        let tag = hmac::sign(&self.ice, format!("{of} {session}").as_bytes());
+        let mut hash = [0; 32];
+        hash.copy_from_slice(tag.as_ref());
+        hash
+    }
+}
+
+impl std::fmt::Debug for UdpKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UdpKeys(***)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn keys(root: u8) -> UdpKeys {
+        UdpKeys::new(&[root; 32], Relay::Own)
+    }
+
+    fn access(keys: &UdpKeys, session: &str, side: LegSide) -> UdpAccess {
+        keys.access(&SessionId(session.into()), side, vec![], NOW)
+    }
+
+    #[test]
+    fn each_end_holds_what_the_other_expects() {
+        let (client, agent) =
+            (access(&keys(1), "s", LegSide::Client), access(&keys(1), "s", LegSide::Agent));
+        assert_eq!((&client.local, &client.token), (&agent.remote, &agent.token));
+        assert_eq!(client.remote, agent.local);
+        assert_ne!(client.local, client.remote);
+        assert_eq!(client.token.reveal().len(), 32);
+    }
+
+    #[test]
+    fn a_restart_mints_the_same_and_another_session_or_broker_does_not() {
+        let of = |root, session| access(&keys(root), session, LegSide::Client);
+        assert_eq!(of(1, "s"), of(1, "s"));
+        assert_ne!(of(1, "s").local, of(1, "t").local);
+        assert_ne!(of(1, "s").token, of(2, "s").token);
+    }
+
+    #[test]
+    fn credentials_are_made_of_ice_characters_and_long_enough() {
+        for session in ["a", "k3m9x2q7w4ht"] {
+            assert!(access(&keys(3), session, LegSide::Agent).local.is_valid());
+        }
+    }
+
+    #[test]
+    fn relay_passwords_have_the_widespread_form() {
+        let relay = keys(1).relay(&SessionId("s".into()), LegSide::Client, NOW).unwrap();
+        assert_eq!(relay.username, format!("{}:s-client", NOW + RELAY_TTL));
+        let user = keys(1).believer().user(&relay.username, NOW).unwrap();
+        assert_eq!((&*user.password, &*user.name), (relay.password.reveal(), "s-client"));
+        assert_eq!(keys(2).believer().user(&relay.username, NOW + RELAY_TTL), None);
+        assert_ne!(keys(2).believer().user(&relay.username, NOW), Some(user));
+        let (address, secret) = ("turn.example:3478".to_owned(), Secret::new("north"));
+        let coturn = UdpKeys::new(&[1; 32], Relay::Foreign { address, secret });
+        let relay = coturn.relay(&SessionId("s".into()), LegSide::Client, NOW).unwrap();
+        assert_eq!(relay.server.as_deref(), Some("turn.example:3478"));
+        assert_eq!(relay.password.reveal(), relay_password(b"north", &relay.username));
+        let none = UdpKeys::new(&[1; 32], Relay::Off);
+        assert_eq!(none.relay(&SessionId("s".into()), LegSide::Client, NOW), None);
+    }
+}

@@ -1,0 +1,254 @@
+//! What the network of this machine lets through to a gateway: UDP, kinds of NAT, round trips, and who is in between.
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use switchback_shortpath::path::{Discovery, DiscoveryReport, Filtering, Mapping};
+use tokio::net::{TcpStream, UdpSocket, lookup_host};
+use tokio::time::{sleep, timeout};
+
+use crate::code::{Code, Fault};
+use crate::dial::{BrokerAddress, connect_broker};
+use crate::invite::Invite;
+
+/// A TCP connection that takes longer is none: two lost SYNs (1 + 2 s) still connect.
+const TCP_TIMEOUT: Duration = Duration::from_secs(4);
+/// TCP connections per address; the fastest counts, as the first may have waited for a neighbour's hardware address.
+const TCP_TRIES: usize = 3;
+/// Addresses of a gateway that are tried.
+const ADDRESSES_MAX: usize = 4;
+/// The NAT tests give up by themselves after 4 s.
+const UDP_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetReport {
+    /// `HOST:PORT` of the gateway.
+    pub gateway: String,
+    /// Each of its addresses.
+    pub addresses: Vec<AddressReport>,
+    /// What is between this machine and the gateway for UDP over IPv4; absent if the gateway has no IPv4 address.
+    pub nat_v4: Option<DiscoveryReport>,
+    /// The same for IPv6.
+    pub nat_v6: Option<DiscoveryReport>,
+    /// Whether this machine has a route to the IPv6 Internet.
+    pub ipv6_route: bool,
+    /// Whether the broker is who the login string says; `Some(false)`: something in between answers in its place.
+    pub broker_is_genuine: Option<bool>,
+    /// What stands out, as codes: `tls_intercepted`, `gateway_unreachable`, and those of [`crate::path_reason`].
+    pub hints: Vec<String>,
+}
+
+/// One address of the gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressReport {
+    /// The address.
+    pub address: SocketAddr,
+    /// Time to connect by TCP, microseconds; absent if it did not.
+    pub tcp_us: Option<u64>,
+    /// Round trip to its STUN, microseconds; absent if nothing came back.
+    pub udp_us: Option<u64>,
+}
+
+/// Looks around, for some 4 s at most.
+///
+/// # Errors
+/// [`Code::InviteInvalid`]; [`Code::BrokerUnreachable`] if the gateway's name does not resolve.
+pub async fn check(invite: &Invite) -> Result<NetReport, Fault> {
+    let gateway = BrokerAddress::of(invite)?.host_port();
+    let found = lookup_host(&gateway).await;
+    let found = found.map_err(|error| Code::BrokerUnreachable.because(format!("{gateway}: {error}")))?;
+    let addresses: Vec<SocketAddr> = found.take(ADDRESSES_MAX).collect();
+    let (v4, v6): (Vec<_>, Vec<_>) = addresses.iter().copied().partition(SocketAddr::is_ipv4);
+    let tcp = async {
+        let mut times = Vec::new();
+        for address in &addresses {
+            times.push((*address, connect_time(*address).await));
+        }
+        times
+    };
+    let (times, nat_v4, nat_v6, genuine) =
+        tokio::join!(tcp, discover(&v4), discover(&v6), is_genuine(invite));
+    let mut report = NetReport {
+        gateway,
+        addresses: Vec::new(),
+        nat_v4,
+        nat_v6,
+        ipv6_route: has_ipv6_route(),
+        broker_is_genuine: genuine,
+        hints: Vec::new(),
+    };
+    for (address, tcp_us) in times {
+        let udp_us = report.udp_time(address);
+        report.addresses.push(AddressReport { address, tcp_us, udp_us });
+    }
+    report.hints = report.judge().into_iter().map(str::to_owned).collect();
+    Ok(report)
+}
+
+impl NetReport {
+    fn nats(&self) -> impl Iterator<Item = &DiscoveryReport> {
+        self.nat_v4.iter().chain(&self.nat_v6)
+    }
+
+    fn udp_time(&self, address: SocketAddr) -> Option<u64> {
+        let mut times = self.nats().flat_map(|nat| &nat.rtt_us);
+        times.find(|(server, _)| *server == address).map(|(_, us)| *us)
+    }
+
+    /// What stands out.
+    fn judge(&self) -> Vec<&'static str> {
+        let mut hints = Vec::new();
+        if self.broker_is_genuine == Some(false) {
+            hints.push("tls_intercepted");
+        }
+        let tcp = self.addresses.iter().any(|it| it.tcp_us.is_some());
+        if !tcp {
+            hints.push("gateway_unreachable");
+        }
+        let udp = self.nats().any(|nat| nat.udp);
+        if tcp && !udp {
+            hints.push("udp_egress_blocked");
+        }
+        if udp && self.nats().filter(|nat| nat.udp).all(|nat| is_hard(nat.mapping)) {
+            hints.push("hard_nat");
+        }
+        if udp && self.nats().any(|nat| nat.filtering == Filtering::Unknown && !nat.full_test) {
+            hints.push("one_stun_address");
+        }
+        hints
+    }
+}
+
+/// Whether a peer cannot know which port it will see.
+fn is_hard(mapping: Mapping) -> bool {
+    matches!(
+        mapping,
+        Mapping::AddressDependent | Mapping::AddressAndPortDependent | Mapping::Dependent
+    )
+}
+
+async fn connect_time(address: SocketAddr) -> Option<u64> {
+    let mut best = None;
+    for _ in 0..TCP_TRIES {
+        let start = Instant::now();
+        match timeout(TCP_TIMEOUT, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => {
+                let took = micros(start.elapsed());
+                best = Some(best.map_or(took, |best: u64| best.min(took)));
+            }
+            Ok(Err(_)) | Err(_) => return best,
+        }
+    }
+    best
+}
+
+/// `None` if the broker cannot be reached at all, which says nothing about who it is.
+async fn is_genuine(invite: &Invite) -> Option<bool> {
+    match connect_broker(invite).await {
+        Ok(_) => Some(true),
+        Err(fault) if fault.code == Code::BrokerPinMismatch => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// Connecting a UDP socket sends nothing; it asks for a route. The address is for documentation (RFC 3849).
+fn has_ipv6_route() -> bool {
+    let asked = || -> io::Result<()> {
+        let socket = std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+        socket.connect((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9))
+    };
+    asked().is_ok()
+}
+
+/// The NAT tests of RFC 5780 against servers of one family.
+async fn discover(servers: &[SocketAddr]) -> Option<DiscoveryReport> {
+    let first = servers.first()?;
+    let any: IpAddr =
+        if first.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let mut discovery = None;
+    let run = async {
+        let socket = UdpSocket::bind((any, 0)).await?;
+        let local = own_address(*first, socket.local_addr()?.port());
+        let discovery =
+            discovery.insert(Discovery::new(Instant::now(), local, servers, rand::random()));
+        drive(discovery, &socket).await
+    };
+    match timeout(UDP_TIMEOUT, run).await {
+        Ok(Ok(())) | Err(_) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "no UDP socket for the NAT tests"),
+    }
+    Some(discovery.map(|it| it.report().clone()).unwrap_or_default())
+}
+
+async fn drive(discovery: &mut Discovery, socket: &UdpSocket) -> io::Result<()> {
+    let mut buffer = [0; 2048];
+    while let Some(due) = discovery.poll_timeout() {
+        while let Some((to, datagram)) = discovery.poll_transmit() {
+            // A network that does not let it out has answered the question.
+            let _ = socket.send_to(&datagram, to).await;
+        }
+        tokio::select! {
+            read = socket.recv_from(&mut buffer) => {
+                // Errors are ICMP's answers to what was sent.
+                if let Ok((length, from)) = read {
+                    discovery.handle_packet(Instant::now(), from, &buffer[..length]);
+                }
+            }
+            () = sleep(due.saturating_duration_since(Instant::now())) => {
+                discovery.handle_timeout(Instant::now());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The address that packets to `server` leave from.
+fn own_address(server: SocketAddr, port: u16) -> Option<SocketAddr> {
+    let any: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = std::net::UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(server).ok()?;
+    Some(SocketAddr::new(socket.local_addr().ok()?.ip(), port))
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(tcp_us: Option<u64>, nat: DiscoveryReport) -> NetReport {
+        let address = "192.0.2.1:443".parse().unwrap();
+        NetReport {
+            addresses: vec![AddressReport { address, tcp_us, udp_us: None }],
+            nat_v4: Some(nat),
+            ..NetReport::default()
+        }
+    }
+
+    #[test]
+    fn what_stands_out_is_named() {
+        let quiet = DiscoveryReport::default();
+        assert_eq!(report(None, quiet.clone()).judge(), ["gateway_unreachable"]);
+        assert_eq!(report(Some(9), quiet).judge(), ["udp_egress_blocked"]);
+        let hard = DiscoveryReport {
+            udp: true,
+            mapping: Mapping::AddressAndPortDependent,
+            full_test: true,
+            ..DiscoveryReport::default()
+        };
+        assert_eq!(report(Some(9), hard).judge(), ["hard_nat"]);
+        let easy = DiscoveryReport {
+            udp: true,
+            mapping: Mapping::EndpointIndependent,
+            ..DiscoveryReport::default()
+        };
+        let mut proxied = report(Some(9), easy);
+        proxied.broker_is_genuine = Some(false);
+        assert_eq!(proxied.judge(), ["tls_intercepted", "one_stun_address"]);
+    }
+}

@@ -1,0 +1,146 @@
+//! Why a session's path is not better, in words: the codes that ends report, what they mean, and what would mend it.
+//!
+//! Codes are stable symbols like those of [`crate::code`], but they are no refusals: the session goes on, by another way.
+//! A newer end may report one that is not in the table; it is shown as it is.
+
+/// A code's meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meaning {
+    /// The symbol.
+    pub code: &'static str,
+    /// What it says, one sentence.
+    pub words: &'static str,
+    /// What would mend it; empty if nothing is wrong.
+    pub remedy: &'static str,
+}
+
+/// Every known code.
+pub const TABLE: &[Meaning] = &[
+    of("policy_no_udp", "The resource's policy allows TCP only.", "Offer it with udp=prefer."),
+    of(
+        "policy_relay_only",
+        "The resource's policy allows no direct path.",
+        "Offer it with udp=prefer.",
+    ),
+    of("udp_disabled", "This end was started without UDP.", "Start it without --no-udp."),
+    of(
+        "udp_egress_blocked",
+        "Nothing that this end sends by UDP comes back, not even from the gateway.",
+        "Firewall: allow outbound UDP to the gateway's port, and replies.",
+    ),
+    of(
+        "stun_unanswered",
+        "The gateway's STUN does not answer, so this end does not know its public address.",
+        "Firewall: allow UDP to the gateway's port, at both ends and on the gateway's host.",
+    ),
+    of(
+        "no_local_candidates",
+        "This end has no address that policy lets it offer.",
+        "Widen --udp-networks, or look at the machine's interfaces.",
+    ),
+    of(
+        "no_remote_candidates",
+        "The other end has offered no address.",
+        "Run `switchback netcheck` there.",
+    ),
+    of(
+        "checks_unanswered",
+        "No packet of either end reached the other.",
+        "Firewall: allow outbound UDP to any port at both ends, or forward the agent's --managed-port.",
+    ),
+    of(
+        "hard_nat_both_sides",
+        "Both ends are behind NATs that give each destination another port; nobody can guess both.",
+        "Firewall: endpoint-independent mapping (\"full cone\") at one end, or forward a port of --udp-ports to it.",
+    ),
+    of(
+        "firewall_drops_inbound",
+        "Packets leave, and none comes in.",
+        "Firewall: allow inbound UDP that answers outbound (state ESTABLISHED).",
+    ),
+    of(
+        "consent_expired",
+        "A path that worked stopped answering.",
+        "Firewall: raise the UDP timeout of NATs on the way above 30 s.",
+    ),
+    of(
+        "quic_failed",
+        "Checks are answered, but QUIC is not.",
+        "Firewall: let QUIC pass; some middleboxes drop UDP they do not know.",
+    ),
+    of(
+        "relay_unreachable",
+        "The relay (TURN) does not answer.",
+        "Firewall: allow UDP to the gateway's port, and from its --turn-ports.",
+    ),
+    of(
+        "relay_refused",
+        "The relay (TURN) refused its credentials or its quota is used up.",
+        "Compare the clocks of broker and relay; raise the relay's limits.",
+    ),
+    of("no_relay", "The gateway offers no relay.", "Start it without --no-turn."),
+    of(
+        "pmtu",
+        "Packets of 1200 bytes do not pass.",
+        "Firewall: allow ICMP \"fragmentation needed\" and \"packet too big\"; raise the tunnel's MTU to 1280.",
+    ),
+    of(
+        "throttled",
+        "UDP passes, but slower or with more loss than the other way.",
+        "Ask the network's owner whether UDP is rate-limited or deprioritised.",
+    ),
+    of("slower", "The direct path was measured and is slower than the one in use.", ""),
+    of("quarantined", "The path failed lately and is being watched before it is used again.", ""),
+    of("searching", "The search is under way.", ""),
+    of(
+        "peer_silent",
+        "The other end's checks do not arrive.",
+        "Run `switchback netcheck` there; allow outbound UDP at both ends.",
+    ),
+    of("bad_key", "The other end's key is malformed.", "Update both ends to the same version."),
+    of(
+        "hard_nat",
+        "The NAT here gives each destination another port; peers behind such a NAT too are reached through the relay only.",
+        "Firewall: endpoint-independent mapping (\"full cone\"), or forward a port of --udp-ports.",
+    ),
+    of(
+        "one_stun_address",
+        "The gateway answers STUN on one address, so the kind of NAT cannot be told whole.",
+        "Give the gateway --stun-alternate addresses.",
+    ),
+    of(
+        "tls_intercepted",
+        "Something between here and the broker answers TLS in its place: a proxy, or a captive portal.",
+        "Sign in to the network, or exempt the gateway's address from TLS inspection.",
+    ),
+    of(
+        "gateway_unreachable",
+        "The gateway does not answer TCP.",
+        "Firewall: allow outbound TCP to the gateway's port.",
+    ),
+];
+
+const fn of(code: &'static str, words: &'static str, remedy: &'static str) -> Meaning {
+    Meaning { code, words, remedy }
+}
+
+/// The meaning of a code, if it is known.
+#[must_use]
+pub fn meaning(code: &str) -> Option<&'static Meaning> {
+    TABLE.iter().find(|meaning| meaning.code == code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_there_once_and_is_told_in_whole_sentences() {
+        for (at, of) in TABLE.iter().enumerate() {
+            assert!(TABLE[at + 1..].iter().all(|other| other.code != of.code), "{}", of.code);
+            assert!(of.words.ends_with('.') && (of.remedy.is_empty() || of.remedy.ends_with('.')));
+            assert_eq!(meaning(of.code), Some(of));
+        }
+        assert_eq!(meaning("sunspots"), None);
+    }
+}

@@ -1,0 +1,256 @@
+//! What the links say about UDP: where an end can be reached, what both need to find each other, and how it went.
+//!
+//! An agent keeps its candidates known at the broker, a client sends its own with the request for a session; so the grant
+//! and the offer carry everything, and looking for a path costs no further round trip.
+use serde::{Deserialize, Serialize};
+pub use switchback_shortpath::path::{Candidate, CandidateKind, IceCredentials};
+
+use crate::secret::Secret;
+
+/// Candidates of one end that are kept and passed on; as many addresses as an end with a dozen interfaces has.
+pub const CANDIDATES_MAX: usize = 32;
+
+/// What one end needs to look for the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UdpAccess {
+    /// This end's credentials.
+    pub local: IceCredentials,
+    /// The other end's.
+    pub remote: IceCredentials,
+    /// Names the session in the first packet of a QUIC connection: 32 hex digits, the same for both ends.
+    pub token: Secret,
+    /// Where the other end may be, as far as is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Candidate>,
+    /// A relay; absent if the gateway has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<RelayAccess>,
+}
+
+/// The right to use a TURN server for a while, in the form that coturn's `use-auth-secret` and others understand
+/// (draft-uberti-behave-turn-rest-00 section 2.2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayAccess {
+    /// `HOST:PORT`, UDP; absent: the broker's own address, as the end dialled it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// `EXPIRY:NAME`, expiry in Unix seconds.
+    pub username: String,
+    /// Goes with the username.
+    pub password: Secret,
+}
+
+/// What may carry a resource's sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TransportPolicy {
+    /// How UDP is used.
+    pub udp: UdpUse,
+    /// Whether TCP stays while UDP carries the session.
+    pub standby: Standby,
+}
+
+impl TransportPolicy {
+    /// Whether nothing special is asked.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether a candidate of this kind may be told to the other end.
+    #[must_use]
+    pub const fn allows(&self, kind: CandidateKind) -> bool {
+        match self.udp {
+            UdpUse::Prefer | UdpUse::Require => true,
+            UdpUse::RelayOnly => matches!(kind, CandidateKind::Relayed),
+            UdpUse::Off => false,
+        }
+    }
+}
+
+/// How a resource uses UDP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UdpUse {
+    /// Whatever is best: direct, relayed or TCP.
+    #[default]
+    Prefer,
+    /// Only a direct path carries the session; without one it ends.
+    Require,
+    /// Through the gateway only: the two ends do not learn each other's addresses.
+    RelayOnly,
+    /// TCP only.
+    Off,
+}
+
+impl UdpUse {
+    /// As it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::RelayOnly => "relay-only",
+            Self::Off => "off",
+        }
+    }
+
+    /// The use that is written so.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let all = [Self::Prefer, Self::Require, Self::RelayOnly, Self::Off];
+        all.into_iter().find(|udp| udp.as_str() == text)
+    }
+}
+
+/// Whether a session keeps TCP beside UDP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standby {
+    /// It does: a session whose UDP dies goes on within a round trip or two.
+    #[default]
+    Warm,
+    /// It does not, and holds no place at the gateway; a session whose UDP dies dials TCP anew.
+    Cold,
+}
+
+impl Standby {
+    /// As it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Warm => "warm",
+            Self::Cold => "cold",
+        }
+    }
+
+    /// The standby that is written so.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        [Self::Warm, Self::Cold].into_iter().find(|standby| standby.as_str() == text)
+    }
+}
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionPurpose {
+    /// To use the resource.
+    #[default]
+    Use,
+    /// To measure the way to its agent, which sends back what it gets; the service behind is left alone.
+    Echo,
+}
+
+impl SessionPurpose {
+    /// Whether it is the ordinary one.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::Use
+    }
+}
+
+/// A session went over to another transport.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathMove {
+    /// Since the session began at the end that tells, in milliseconds.
+    pub at_ms: u64,
+    /// Label of the transport before; absent if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Label of the transport after.
+    pub to: String,
+    /// Why, in one word.
+    pub cause: String,
+    /// How long the application waited, in microseconds.
+    pub stall_us: u64,
+    /// Round trip of the new transport, in microseconds; absent until measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u32>,
+}
+
+/// One end's view of a session's paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PathReport {
+    /// Every leg that is attached.
+    pub legs: Vec<PathLeg>,
+    /// Candidate pairs that were or are tried.
+    pub pairs: Vec<PathPair>,
+    /// Why it is not better, as codes; see [`crate::path_reason`].
+    pub reasons: Vec<String>,
+    /// The last moves, oldest first.
+    pub moves: Vec<PathMove>,
+}
+
+/// Legs, reasons, pairs and moves that a [`PathReport`] holds at most: eight legs is what a session has, and a screen of
+/// pairs and moves is what a person reads.
+pub const REPORT_LEGS_MAX: usize = 8;
+/// See [`REPORT_LEGS_MAX`].
+pub const REPORT_PAIRS_MAX: usize = 48;
+/// See [`REPORT_LEGS_MAX`].
+pub const REPORT_REASONS_MAX: usize = 16;
+/// See [`REPORT_LEGS_MAX`].
+pub const REPORT_MOVES_MAX: usize = 32;
+
+/// A leg as an end sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathLeg {
+    /// Transport label.
+    pub transport: String,
+    /// Whether it carries the session now.
+    pub carries: bool,
+    /// Its round trip, in microseconds; absent until measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u32>,
+}
+
+/// A candidate pair as an end sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathPair {
+    /// Transport label of what it would carry.
+    pub transport: String,
+    /// This end's side.
+    pub local: String,
+    /// The other end's side.
+    pub remote: String,
+    /// How far it came, in one word.
+    pub state: String,
+    /// Round trip of its checks, in microseconds; absent if none was answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_are_read_as_they_are_written() {
+        for udp in [UdpUse::Prefer, UdpUse::Require, UdpUse::RelayOnly, UdpUse::Off] {
+            assert_eq!(UdpUse::from_text(udp.as_str()), Some(udp));
+            assert_eq!(serde_json::to_value(udp).unwrap(), udp.as_str());
+        }
+        for standby in [Standby::Warm, Standby::Cold] {
+            assert_eq!(Standby::from_text(standby.as_str()), Some(standby));
+            assert_eq!(serde_json::to_value(standby).unwrap(), standby.as_str());
+        }
+        assert_eq!((UdpUse::from_text("on"), Standby::from_text("hot")), (None, None));
+    }
+
+    #[test]
+    fn relay_only_shows_no_address_of_an_end() {
+        let policy = TransportPolicy { udp: UdpUse::RelayOnly, ..TransportPolicy::default() };
+        assert!(policy.allows(CandidateKind::Relayed));
+        assert!(!policy.allows(CandidateKind::Host) && !policy.allows(CandidateKind::Mapped));
+    }
+
+    #[test]
+    fn credentials_never_show_in_debug() {
+        let password = Secret::new("hidden");
+        let relay = RelayAccess { server: None, username: "1:a".into(), password };
+        let local = IceCredentials { ufrag: "abcd".into(), password: "hidden".into() };
+        let shown = format!("{local:?} {relay:?}");
+        assert!(!shown.contains("hidden"), "{shown}");
+    }
+}

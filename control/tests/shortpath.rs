@@ -1,0 +1,342 @@
+//! Client, broker, gateway and agent in one process: sessions find UDP, keep to their policies, and carry datagrams.
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use switchback_control::agent::{self, AgentConfig, AgentOptions, AgentState};
+use switchback_control::api::client::ApiClient;
+use switchback_control::broker::{Broker, ServeConfig};
+use switchback_control::client::{Client, ClientOptions, ClientSession, echo};
+use switchback_control::invite::{Invite, InviteKind};
+use switchback_control::udp::UdpOptions;
+use switchback_control::wire::{Resource, ResourceKind, Standby, TransportPolicy, UdpUse};
+use switchback_control::{Code, Fault, is_direct};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Everything ends within this, or a test hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+const RELAYED: &str = "UDP (Relay)";
+const TCP: &str = "TCP (Reverse-Connect)";
+
+/// Broker, gateway, an agent, and its services, one for each policy.
+struct World {
+    broker: Option<Broker>,
+    listen: SocketAddr,
+    data: tempfile::TempDir,
+    login: Invite,
+    stop: CancellationToken,
+    agent: JoinHandle<Result<(), Fault>>,
+}
+
+impl World {
+    async fn start(agent_udp: UdpOptions) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let broker = serve("127.0.0.1:0".parse().unwrap(), &data).await;
+        let invites = broker.first_invites().unwrap();
+        let join = Invite::parse(invites.join.reveal(), InviteKind::Join).unwrap();
+        let login = Invite::parse(invites.login.reveal(), InviteKind::Login).unwrap();
+        let (tcp, udp) = (tcp_echo().await.to_string(), udp_echo().await.to_string());
+        let with = |name: &str, udp| {
+            let transport = TransportPolicy { udp, standby: Standby::Warm };
+            Resource { transport, ..Resource::tcp(name, tcp.clone()) }
+        };
+        let config = AgentConfig {
+            invite: join,
+            name: "branch".into(),
+            resources: vec![
+                with("prefer", UdpUse::Prefer),
+                with("require", UdpUse::Require),
+                with("relay-only", UdpUse::RelayOnly),
+                with("off", UdpUse::Off),
+                Resource::udp("game", udp),
+            ],
+            warm_legs: 1,
+            state_dir: data.path().join("agent"),
+        };
+        let (sender, mut state) = watch::channel(AgentState::default());
+        let options =
+            AgentOptions { state: Some(sender), udp: agent_udp, ..AgentOptions::default() };
+        let stop = CancellationToken::new();
+        let agent = tokio::spawn(agent::run_with(config, options, stop.clone()));
+        soon(state.wait_for(|state| state.registered)).await.unwrap();
+        let listen = broker.local_addr();
+        Self { broker: Some(broker), listen, data, login, stop, agent }
+    }
+
+    async fn client(&self, udp: UdpOptions) -> Client {
+        let options = ClientOptions { udp, ready_max: 0, ..ClientOptions::default() };
+        Client::connect_with(self.login.clone(), options).await.unwrap()
+    }
+
+    async fn restart(&mut self) {
+        self.broker.take().unwrap().shutdown().await;
+        sleep(Duration::from_millis(300)).await;
+        self.broker = Some(serve(self.listen, &self.data).await);
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        soon(self.agent).await.unwrap().unwrap();
+        if let Some(broker) = self.broker {
+            broker.shutdown().await;
+        }
+    }
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, what).await.expect("it never came")
+}
+
+async fn serve(listen: SocketAddr, data: &tempfile::TempDir) -> Broker {
+    for _ in 0..100 {
+        let mut config = ServeConfig::new(listen, data.path().join("broker"));
+        config.workers = Some(1);
+        match Broker::start(config).await {
+            Ok(broker) => return broker,
+            Err(fault) => assert_eq!(fault.code, Code::AddressInUse, "{fault}"),
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the port stays taken");
+}
+
+async fn tcp_echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut from, mut to) = stream.split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+            });
+        }
+    });
+    address
+}
+
+/// Sends every datagram back, with the address that it came from as seen there in front.
+async fn udp_echo() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 65_536];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            let _ = socket.send_to(&buffer[..length], from).await;
+        }
+    });
+    address
+}
+
+async fn until(session: &ClientSession, wanted: impl Fn(&str) -> bool) {
+    let there = async {
+        while !session.stats().transport.as_deref().is_some_and(&wanted) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if timeout(PATIENCE, there).await.is_err() {
+        panic!("it stays on {:?}", session.stats());
+    }
+}
+
+/// A connection of an application through the session.
+async fn application(session: &ClientSession) -> TcpStream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let session = session.clone();
+    tokio::spawn(async move { session.forward(listener).await });
+    TcpStream::connect(address).await.unwrap()
+}
+
+async fn echoes(stream: &mut TcpStream, text: &[u8]) {
+    stream.write_all(text).await.unwrap();
+    let mut back = vec![0; text.len()];
+    soon(stream.read_exact(&mut back)).await.unwrap();
+    assert_eq!(back, text);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_goes_direct_and_its_connections_do_not_notice() {
+    let world = World::start(UdpOptions::default()).await;
+    let client = world.client(UdpOptions::default()).await;
+    let session = client.open("prefer").await.unwrap();
+    let mut moves = session.moves();
+    let mut stream = application(&session).await;
+    echoes(&mut stream, b"before").await;
+    until(&session, is_direct).await;
+    echoes(&mut stream, b"after").await;
+    let moved = async {
+        loop {
+            let moved = moves.recv().await.unwrap();
+            if is_direct(&moved.to) {
+                return moved;
+            }
+        }
+    };
+    let direct = session.stats().transport;
+    if direct.is_some() {
+        // The first moves may have been made before anybody watched.
+        let _ = timeout(Duration::from_millis(200), moved).await;
+    }
+    let api = ApiClient::new(world.login.clone());
+    let explained = api.explain(session.id()).await.unwrap();
+    for end in [explained.client.unwrap(), explained.agent.unwrap()] {
+        assert!(end.age_ms < 5000);
+        assert!(end.paths.legs.iter().any(|leg| leg.transport == TCP), "{:?}", end.paths);
+        let succeeded = |state: &str| matches!(state, "selected" | "succeeded");
+        assert!(end.paths.pairs.iter().any(|pair| succeeded(&pair.state)), "{:?}", end.paths);
+        assert!(end.paths.moves.iter().any(|moved| is_direct(&moved.to)), "{:?}", end.paths);
+    }
+    let metrics = soon(async {
+        loop {
+            let metrics = api.metrics().await.unwrap();
+            if metrics.contains("switchback_session_time_to_direct_seconds_count 1") {
+                return metrics;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert!(metrics.await.contains("switchback_session_moves_total{transport=\"UDP (Shortpath)\""));
+    session.close().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_on_udp_outlives_its_broker_and_gateway_without_a_gap() {
+    let mut world = World::start(UdpOptions::default()).await;
+    let client = world.client(UdpOptions::default()).await;
+    let session = client.open("prefer").await.unwrap();
+    let mut stream = application(&session).await;
+    until(&session, is_direct).await;
+    let chatter = async {
+        loop {
+            echoes(&mut stream, b"still here").await;
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = chatter => unreachable!("it talks for ever"),
+        () = world.restart() => {}
+    }
+    echoes(&mut stream, b"and after").await;
+    let api = ApiClient::new(world.login.clone());
+    let known = soon(async {
+        loop {
+            match api.session(session.id()).await {
+                Ok(known) if known.transport.as_deref().is_some_and(is_direct) => return known,
+                _ => sleep(Duration::from_millis(100)).await,
+            }
+        }
+    });
+    assert_eq!(known.await.id, *session.id());
+    session.close().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_policy_is_kept() {
+    let world = World::start(UdpOptions::default()).await;
+    let client = world.client(UdpOptions::default()).await;
+    let required = soon(client.open("require")).await.unwrap();
+    assert!(is_direct(&required.stats().transport.unwrap()));
+    echoes(&mut application(&required).await, b"direct").await;
+    let relayed = client.open("relay-only").await.unwrap();
+    echoes(&mut application(&relayed).await, b"over tcp at first").await;
+    until(&relayed, |label| label == RELAYED).await;
+    echoes(&mut application(&relayed).await, b"relayed").await;
+    let off = client.open("off").await.unwrap();
+    assert_eq!(off.transport().udp, UdpUse::Off);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(off.stats().transport.as_deref(), Some(TCP));
+    let api = ApiClient::new(world.login.clone());
+    let explained = api.explain(off.id()).await.unwrap();
+    assert_eq!(explained.policy.udp, UdpUse::Off);
+    for end in [explained.client.unwrap(), explained.agent.unwrap()] {
+        assert_eq!((end.paths.reasons, end.paths.pairs), (vec!["policy_no_udp".into()], vec![]));
+    }
+    let feed = api.resources().await.unwrap();
+    let policy =
+        |name: &str| feed.iter().find(|it| it.name == name).unwrap().transport.unwrap().udp;
+    assert_eq!((policy("off"), policy("require")), (UdpUse::Off, UdpUse::Require));
+    for session in [required, relayed, off] {
+        session.close().await;
+    }
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_without_udp_stays_on_tcp_and_gets_nothing_that_must_be_direct() {
+    let world = World::start(UdpOptions::default()).await;
+    let client = world.client(UdpOptions::off()).await;
+    let refused = client.open("require").await.unwrap_err();
+    assert_eq!(refused.code, Code::DirectRequired);
+    let session = client.open("prefer").await.unwrap();
+    echoes(&mut application(&session).await, b"tcp").await;
+    let api = ApiClient::new(world.login.clone());
+    let explained = api.explain(session.id()).await.unwrap();
+    assert_eq!(explained.client.unwrap().paths.reasons, ["udp_disabled"]);
+    session.close().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_udp_service_answers_each_local_address_by_itself() {
+    let world = World::start(UdpOptions::default()).await;
+    let client = world.client(UdpOptions::default()).await;
+    let session = client.open("game").await.unwrap();
+    assert_eq!(session.kind(), ResourceKind::Udp);
+    let port = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = port.local_addr().unwrap();
+    let forwarding = session.clone();
+    let forwarded = tokio::spawn(async move { forwarding.forward_datagrams(port).await });
+    let mut players = Vec::new();
+    for name in ["one", "two"] {
+        let player = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        player.connect(address).await.unwrap();
+        ask(&player, name).await;
+        players.push(player);
+    }
+    until(&session, is_direct).await;
+    for (player, name) in players.iter().zip(["one again", "two again"]) {
+        ask(player, name).await;
+    }
+    assert_eq!(session.stats().channels, 2);
+    session.close().await;
+    assert_eq!(soon(forwarded).await.unwrap(), Ok(()));
+    world.end().await;
+}
+
+/// Datagrams may be lost, so a question is asked until it is answered.
+async fn ask(player: &UdpSocket, question: &str) {
+    let mut answer = [0; 64];
+    soon(async {
+        loop {
+            player.send(question.as_bytes()).await.unwrap();
+            let heard = timeout(Duration::from_millis(500), player.recv(&mut answer)).await;
+            if let Ok(Ok(length)) = heard
+                && &answer[..length] == question.as_bytes()
+            {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_echo_session_answers_without_the_service() {
+    let world = World::start(UdpOptions::off()).await;
+    let client = world.client(UdpOptions::default()).await;
+    let session = client.open_echo("off").await.unwrap();
+    let (mut sender, mut replies) = echo(&session, 100).unwrap();
+    for number in [7, 8, 9] {
+        sender.send(number, 100).await.unwrap();
+        assert_eq!(soon(replies.recv()).await, Some(Ok(number)));
+    }
+    session.close().await;
+    assert!(matches!(soon(replies.recv()).await, Some(Err(_)) | None));
+    world.end().await;
+}

@@ -1,0 +1,227 @@
+//! Choosing the leg, moving to it, and trying others for bulk. A move is only "next frames go there": what another leg
+//! carries stays with it, unless it is given up.
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::core::{Event, Session};
+use super::select::select;
+use super::words::{LegId, LegKind, MoveCause};
+
+/// Moves remembered.
+const TIMELINE: usize = 32;
+/// Bulk without a pause on the selected leg before another is tried for it.
+const BUSY: Duration = Duration::from_secs(1);
+/// How long another leg is tried: long enough for a new connection to leave its slow start on most paths.
+const TRIAL: Duration = Duration::from_millis(800);
+/// Pause after a trial in vain, doubled with each, up to [`TRIAL_PAUSE_MAX`].
+const TRIAL_PAUSE: Duration = Duration::from_secs(10);
+const TRIAL_PAUSE_MAX: Duration = Duration::from_secs(160);
+/// A leg's rate is worth comparing for this long.
+const RATE_FRESH: Duration = Duration::from_secs(30);
+/// What a leg that moves bulk more slowly still has on its way may hold up the rest for this long, beyond two round trips.
+const BACKLOG: Duration = Duration::from_millis(100);
+
+/// One move of a session from leg to leg.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// When.
+    pub at: Instant,
+    /// From which kind of leg; `None`: the first.
+    pub from: Option<LegKind>,
+    /// To which kind.
+    pub to: LegKind,
+    /// Why.
+    pub cause: MoveCause,
+    /// How long bytes that were on their way came to nothing.
+    pub stall: Duration,
+}
+
+/// Which leg carries the session, which is tried for bulk, and what came before.
+#[derive(Debug, Default)]
+pub(super) struct Course {
+    pub(super) selected: Option<LegId>,
+    /// What the owner was told last.
+    announced: Option<(LegId, LegKind)>,
+    /// Why the session is about to leave its leg, and since when it stalls.
+    leaving: Option<(MoveCause, Option<Duration>)>,
+    stalled_since: Option<Instant>,
+    pub(super) trial: Option<(LegId, Instant)>,
+    pub(super) timeline: VecDeque<Move>,
+}
+
+impl Course {
+    /// The leg the session is on is given up: `stall` if that is known already.
+    pub(super) fn leaves(&mut self, leg: LegId, cause: MoveCause, stall: Option<Duration>) {
+        if self.selected == Some(leg) {
+            self.leaving = Some((cause, stall));
+        }
+        self.trial.take_if(|(trial, _)| *trial == leg);
+    }
+
+    pub(super) fn stalls(&mut self, since: Instant) {
+        self.stalled_since.get_or_insert(since);
+    }
+}
+
+impl Session {
+    pub(super) fn selected(&self) -> Option<LegId> {
+        self.course.selected
+    }
+
+    /// Selects anew after anything that selection depends on has changed.
+    pub(super) fn choose(&mut self, now: Instant) {
+        let selected = self.course.selected;
+        let allowed = |kind: LegKind| self.config.allowed.contains(&kind);
+        let legs = self.legs.iter().filter(|(_, leg)| allowed(leg.kind));
+        let candidates: Vec<_> =
+            legs.map(|(id, leg)| leg.candidate(now, *id, Some(*id) == selected)).collect();
+        self.course.selected = select(selected, &candidates, !self.begun);
+        self.announce(now);
+    }
+
+    fn announce(&mut self, now: Instant) {
+        let Some((id, leg)) = self.course.selected.and_then(|id| Some((id, self.legs.get(&id)?)))
+        else {
+            return;
+        };
+        if !leg.ready || self.course.announced.is_some_and(|(told, _)| told == id) {
+            return;
+        }
+        let before = self.course.announced.replace((id, leg.kind));
+        let from = before.map(|(_, kind)| kind);
+        let (cause, stall) = match self.course.leaving.take() {
+            _ if from.is_none() => (MoveCause::First, Some(Duration::ZERO)),
+            Some(leaving) => leaving,
+            None => (MoveCause::Better, Some(Duration::ZERO)),
+        };
+        let since = self.course.stalled_since.take();
+        let stall = stall
+            .or_else(|| since.map(|since| now.saturating_duration_since(since)))
+            .unwrap_or_default();
+        let to = leg.kind;
+        if cause == MoveCause::Better
+            && let Some(left) = before.and_then(|(id, _)| self.legs.get_mut(&id))
+        {
+            // Coming back at once would be flapping between two that are as bad as each other.
+            left.health.demote(now);
+        }
+        if self.course.timeline.len() >= TIMELINE {
+            self.course.timeline.pop_front();
+        }
+        self.course.timeline.push_back(Move { at: now, from, to, cause, stall });
+        self.events.push_back(Event::Moved { from, to, cause, stall });
+    }
+
+    /// Bulk may leave on `leg`.
+    pub(super) fn takes_bulk(&self, leg: LegId) -> bool {
+        self.selected() == Some(leg) || self.course.trial.is_some_and(|(trial, _)| trial == leg)
+    }
+
+    /// When a trial begins or ends.
+    pub(super) fn trial_timeout(&self) -> Option<Instant> {
+        if let Some((_, until)) = self.course.trial {
+            return Some(until);
+        }
+        let busy = self.busy_at()?;
+        let next = self.rivals().filter_map(|id| self.legs.get(&id)?.trial_at).min();
+        let untried = self.rivals().any(|id| self.legs[&id].trial_at.is_none());
+        if untried { Some(busy) } else { next.map(|at| at.max(busy)) }
+    }
+
+    /// While bulk keeps the selected leg busy: moves to one that is known to be faster, or tries one that is not known.
+    pub(super) fn compare_rates(&mut self, now: Instant) {
+        if let Some((trial, until)) = self.course.trial {
+            if until <= now {
+                self.end_trial(now, trial);
+            }
+            return;
+        }
+        if self.busy_at().is_none_or(|at| at > now) {
+            return;
+        }
+        let known = |id: LegId| {
+            self.legs[&id]
+                .meter
+                .rate()
+                .filter(|(_, at)| now.saturating_duration_since(*at) < RATE_FRESH)
+        };
+        let faster = self.rivals().find(|id| known(*id).is_some() && self.is_faster(*id));
+        if let Some(rival) = faster {
+            return self.move_bulk(now, rival);
+        }
+        let due = |id: &LegId| self.legs[id].trial_at.is_none_or(|at| at <= now);
+        let untried = self.rivals().find(due);
+        if let Some(rival) = untried {
+            self.course.trial = Some((rival, now + TRIAL));
+        }
+    }
+
+    /// When the selected leg has been busy long enough to look for another.
+    fn busy_at(&self) -> Option<Instant> {
+        let leg = self.selected().and_then(|id| self.legs.get(&id))?;
+        leg.meter.busy_since().map(|since| since + BUSY)
+    }
+
+    /// Legs that may carry bulk instead of the selected one.
+    fn rivals(&self) -> impl Iterator<Item = LegId> {
+        let selected = self.selected();
+        self.legs
+            .iter()
+            .filter(move |(id, leg)| {
+                let trusted = leg.ready && !leg.forsaken && !leg.health.is_quarantined();
+                Some(**id) != selected && trusted && leg.health.suspicion.is_none()
+            })
+            .filter(|(_, leg)| self.config.allowed.contains(&leg.kind))
+            .map(|(id, _)| *id)
+    }
+
+    /// `rival` moves bulk faster than the selected leg by more than a tenth.
+    fn is_faster(&self, rival: LegId) -> bool {
+        let rate = |id: LegId| self.legs.get(&id)?.meter.rate().map(|(rate, _)| rate);
+        let ours = self.selected().and_then(rate).unwrap_or(0);
+        rate(rival).is_some_and(|theirs| theirs / 11 > ours / 10)
+    }
+
+    fn end_trial(&mut self, now: Instant, trial: LegId) {
+        self.course.trial = None;
+        if self.rivals().any(|rival| rival == trial) && self.is_faster(trial) {
+            return self.move_bulk(now, trial);
+        }
+        if let Some(leg) = self.legs.get_mut(&trial) {
+            let pause = TRIAL_PAUSE * 2_u32.pow(leg.trials.min(4));
+            leg.trials += 1;
+            leg.trial_at = Some(now + pause.min(TRIAL_PAUSE_MAX));
+        }
+        // What it was given must not hold up what the selected leg brings.
+        if self.selected() != Some(trial) && self.backlog(trial) > BACKLOG {
+            self.reclaim(trial);
+        }
+    }
+
+    fn move_bulk(&mut self, now: Instant, rival: LegId) {
+        let Some(slow) = self.selected() else { return };
+        let trip = self.legs.get(&rival).and_then(|leg| leg.rtt.smoothed()).unwrap_or_default();
+        let backlog = self.backlog(slow);
+        self.course.leaves(slow, MoveCause::Throttled, Some(Duration::ZERO));
+        if let Some(leg) = self.legs.get_mut(&slow) {
+            leg.health.demote(now);
+        }
+        if let Some(leg) = self.legs.get_mut(&rival) {
+            leg.trials = 0;
+            leg.trial_at = Some(now + TRIAL_PAUSE);
+            leg.health.promote();
+        }
+        self.choose(now);
+        if self.selected() != Some(slow) && backlog > trip * 2 + BACKLOG {
+            self.reclaim(slow);
+        }
+    }
+
+    /// How long a leg takes to bring what it was given, at the rate it achieved.
+    fn backlog(&self, leg: LegId) -> Duration {
+        let Some(leg) = self.legs.get(&leg) else { return Duration::ZERO };
+        let rate = leg.meter.rate().map_or(1, |(rate, _)| rate.max(1));
+        let micros = u128::from(leg.meter.outstanding()) * 1_000_000 / u128::from(rate);
+        Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX).min(1 << 40))
+    }
+}

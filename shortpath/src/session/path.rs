@@ -1,0 +1,103 @@
+//! What the transport below a leg tells of its path: packets lost of those sent.
+use std::time::{Duration, Instant};
+
+/// What a transport knows of its path, counted from its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathFigures {
+    /// Its own estimate of the round trip, without queues of the application's.
+    pub rtt: Duration,
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets of those it holds lost.
+    pub lost: u64,
+}
+
+/// Packets over which loss is averaged: at 50 a second, and as many acknowledgements, the last few seconds.
+const AVERAGED: f64 = 256.0;
+/// Loss was *recently seen* for this long: at 1 % of 100 packets a second it comes once a second.
+const RECENT: Duration = Duration::from_secs(10);
+/// What finding a loss takes beyond a round trip: the next message reveals it.
+const REVEALED: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Default)]
+pub(super) struct Path {
+    sent: u64,
+    lost: u64,
+    loss: f64,
+    lost_at: Option<Instant>,
+}
+
+impl Path {
+    pub(super) fn note(&mut self, now: Instant, figures: PathFigures) {
+        let sent = figures.sent.saturating_sub(self.sent);
+        let lost = figures.lost.saturating_sub(self.lost).min(sent.max(1));
+        self.sent = self.sent.max(figures.sent);
+        self.lost = self.lost.max(figures.lost);
+        if lost > 0 {
+            self.lost_at = Some(now);
+        }
+        if sent > 0 {
+            let (sent, lost) = (sent as f64, lost as f64);
+            self.loss += (lost / sent - self.loss) * (sent / AVERAGED).min(1.0);
+        }
+    }
+
+    /// A copy came before its original: the path delays what it carries.
+    pub(super) fn note_late(&mut self, now: Instant) {
+        self.lost_at = Some(now);
+    }
+
+    /// Lost packets in a million, averaged.
+    pub(super) fn loss_ppm(&self) -> u32 {
+        (self.loss.clamp(0.0, 1.0) * 1e6) as u32
+    }
+
+    /// The transport tells of this path.
+    pub(super) fn is_told(&self) -> bool {
+        self.sent > 0
+    }
+
+    pub(super) fn loses(&self, now: Instant) -> bool {
+        self.lost_at.is_some_and(|at| now.saturating_duration_since(at) < RECENT)
+    }
+
+    /// What loss adds to a round trip on average: a hit takes another one. Of the peer's losses nothing is known.
+    pub(super) fn loss_costs(&self, rtt: Duration) -> Duration {
+        (rtt + REVEALED).mul_f64(self.loss.clamp(0.0, 1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(path: &mut Path, now: Instant, sent: u64, lost: u64) {
+        path.note(now, PathFigures { rtt: Duration::from_millis(40), sent, lost });
+    }
+
+    #[test]
+    fn loss_is_averaged_and_forgotten() {
+        let (mut path, start) = (Path::default(), Instant::now());
+        for step in 1..=100 {
+            note(&mut path, start, 100 * step, 5 * step);
+        }
+        assert!((45_000..=55_000).contains(&path.loss_ppm()), "{}", path.loss_ppm());
+        assert!(path.loses(start));
+        let costs = path.loss_costs(Duration::from_millis(40));
+        assert!((Duration::from_millis(2)..Duration::from_millis(4)).contains(&costs));
+        for step in 1..=100 {
+            note(&mut path, start + Duration::from_secs(11), 10_000 + 100 * step, 500);
+        }
+        assert!(path.loss_ppm() < 1_000 && !path.loses(start + Duration::from_secs(11)));
+    }
+
+    #[test]
+    fn figures_that_run_backwards_are_ignored() {
+        let (mut path, now) = (Path::default(), Instant::now());
+        note(&mut path, now, 1_000, 0);
+        note(&mut path, now, 10, 5);
+        assert_eq!((path.sent, path.loss_ppm()), (1_000, 0));
+        note(&mut path, now, u64::MAX, u64::MAX);
+        assert!(path.loss_ppm() <= 1_000_000);
+    }
+}

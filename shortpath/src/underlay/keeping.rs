@@ -1,0 +1,183 @@
+//! What is known of the network around the process: our candidates, always fresh.
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, watch};
+
+use super::Inner;
+use super::exchange::{EAR, Ear, Heard};
+use super::interfaces::{Changes, host_candidates};
+use super::sockets::Bound;
+use crate::path::{
+    Candidate, Keeper, KeeperConfig, KeeperEvent, KeeperView, LocalId, Mapping, Route,
+};
+
+/// What sessions need to know.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    /// Our candidates and their sockets.
+    pub(super) locals: Vec<(Candidate, LocalId)>,
+    /// The gateways' STUN and TURN addresses.
+    pub(super) servers: Vec<SocketAddr>,
+    /// Goes up whenever addresses or mappings change.
+    pub(super) network_changes: u64,
+    /// What is known of the NAT before each socket.
+    pub(super) nats: Vec<KeeperView>,
+    /// A server was asked in vain, and none ever answers.
+    blocked: bool,
+}
+
+impl Known {
+    /// What our side of the network makes hard or impossible.
+    pub(super) fn nat_reasons(&self) -> impl Iterator<Item = &'static str> {
+        let hard = |nat: &KeeperView| {
+            matches!(
+                nat.mapping,
+                Mapping::AddressDependent | Mapping::AddressAndPortDependent | Mapping::Dependent
+            )
+        };
+        let reasons = [
+            self.blocked.then_some("udp_egress_blocked"),
+            self.nats.iter().any(hard).then_some("hard_nat"),
+        ];
+        reasons.into_iter().flatten()
+    }
+}
+
+/// Reads the machine's addresses, for who asks before [`keep`] has run.
+pub(super) fn look(inner: &Inner) {
+    let hosts = host_candidates(&inner.config, &inner.wire.sockets);
+    inner.known.send_modify(|known| known.locals = hosts);
+}
+
+/// Keeps [`Known`] fresh until the underlay ends.
+pub(super) async fn keep(inner: Arc<Inner>, servers: watch::Receiver<Vec<SocketAddr>>) {
+    let (ear, hears) = mpsc::channel(EAR);
+    let keeper = |socket: &Bound| (socket.id, Keeper::new(now(), config(socket)));
+    let own = inner.wire.sockets.iter().filter(|socket| !socket.managed);
+    let keepers = own.map(keeper).collect();
+    Keeping { inner, keepers, ear, silent: false }.run(hears, servers).await;
+}
+
+fn config(socket: &Bound) -> KeeperConfig {
+    let any = if socket.ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    KeeperConfig::new(Some(SocketAddr::new(any, socket.port)), Vec::new())
+}
+
+struct Keeping {
+    inner: Arc<Inner>,
+    keepers: Vec<(LocalId, Keeper)>,
+    ear: Ear,
+    /// Some server did not answer.
+    silent: bool,
+}
+
+impl Keeping {
+    async fn run(
+        mut self,
+        mut hears: mpsc::Receiver<Heard>,
+        mut servers: watch::Receiver<Vec<SocketAddr>>,
+    ) {
+        let mut changes = Changes::new();
+        self.set_servers(&servers.borrow_and_update().clone());
+        loop {
+            let rebound = self.drain();
+            self.publish(rebound);
+            let due = self.keepers.iter().filter_map(|(_, keeper)| keeper.poll_timeout()).min();
+            let stop = self.inner.stop.clone();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(heard) = hears.recv() => self.hear(&heard),
+                changed = changes.next() => if changed { self.network_changed() },
+                changed = servers.changed() => match changed {
+                    Ok(()) => self.set_servers(&servers.borrow_and_update().clone()),
+                    Err(_) => return,
+                },
+                () = sleep_until(due) => {
+                    self.keepers.iter_mut().for_each(|(_, keeper)| keeper.handle_timeout(now()));
+                }
+            }
+        }
+    }
+
+    /// Each socket asks the servers of its family.
+    fn set_servers(&mut self, servers: &[SocketAddr]) {
+        self.silent = false;
+        for (id, keeper) in &mut self.keepers {
+            let ipv6 = self.inner.wire.sockets[usize::from(id.0)].ipv6;
+            let fitting = servers.iter().filter(|server| server.is_ipv6() == ipv6);
+            keeper.set_servers(now(), fitting.copied().collect());
+        }
+        self.inner.known.send_if_modified(|known| {
+            let changed = known.servers != servers;
+            known.servers = servers.to_vec();
+            changed
+        });
+    }
+
+    fn hear(&mut self, heard: &Heard) {
+        let (local, remote) = (heard.route.local, heard.route.remote);
+        if let Some((_, keeper)) = self.keepers.iter_mut().find(|(id, _)| *id == local) {
+            keeper.handle_packet(now(), remote, &heard.datagram);
+        }
+    }
+
+    fn network_changed(&mut self) {
+        self.silent = false;
+        self.keepers.iter_mut().for_each(|(_, keeper)| keeper.network_changed(now()));
+        self.inner.known.send_modify(|known| known.network_changes += 1);
+    }
+
+    /// Sends what the keepers want sent; true when a NAT has bound one of our sockets anew.
+    fn drain(&mut self) -> bool {
+        let mut rebound = false;
+        for (local, keeper) in &mut self.keepers {
+            while let Some(event) = keeper.poll_event() {
+                match event {
+                    KeeperEvent::Changed => {}
+                    KeeperEvent::Rebound { .. } => rebound = true,
+                    KeeperEvent::Silent(_) => self.silent = true,
+                }
+            }
+            while let Some((remote, datagram)) = keeper.poll_transmit() {
+                self.inner.wire.send_stun(&self.ear, Route { local: *local, remote }, &datagram);
+            }
+        }
+        rebound
+    }
+
+    fn publish(&self, rebound: bool) {
+        let mut locals = host_candidates(&self.inner.config, &self.inner.wire.sockets);
+        for (id, keeper) in &self.keepers {
+            for candidate in keeper.candidates() {
+                // What a server sees is our own address where no NAT is.
+                if !locals.iter().any(|(known, _)| known.address == candidate.address) {
+                    locals.push((candidate, *id));
+                }
+            }
+        }
+        let nats: Vec<_> = self.keepers.iter().map(|(_, keeper)| keeper.view()).collect();
+        let answered =
+            nats.iter().flat_map(|nat| &nat.servers).any(|(_, mapped, _)| mapped.is_some());
+        let blocked = self.silent && !answered;
+        self.inner.known.send_if_modified(|known| {
+            let moved = known.locals != locals;
+            let news = moved || rebound || known.blocked != blocked;
+            known.network_changes += u64::from(moved || rebound);
+            (known.locals, known.nats, known.blocked) = (locals, nats, blocked);
+            news
+        });
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

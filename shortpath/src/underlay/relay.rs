@@ -1,0 +1,202 @@
+//! A TURN allocation at work: a socket of its own, as a server knows an allocation by the address that asked for it.
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use quinn::udp::Transmit;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::demux::segments;
+use super::sockets::Bound;
+use super::wire::Wire;
+use crate::path::{LocalId, Route, TurnClient, TurnConfig, TurnEvent, canonical};
+
+/// See the module. Dropping the last handle does not end it: [`Relay::close`] does.
+#[derive(Debug)]
+pub(super) struct Relay {
+    socket: Bound,
+    server: SocketAddr,
+    turn: Mutex<Turn>,
+    /// The client has a new deadline.
+    earlier: Notify,
+    closing: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Turn {
+    client: TurnClient,
+    /// Where packets are wrapped.
+    scratch: Vec<u8>,
+}
+
+/// Events waiting for the driver: one for the allocation, one per peer (32), one for its end.
+const EVENTS: usize = 64;
+
+impl Relay {
+    /// Asks for an allocation, on a new socket. Events come until the relay is closed.
+    ///
+    /// # Errors
+    /// When no socket can be opened.
+    pub(super) fn open(
+        wire: &Arc<Wire>,
+        config: TurnConfig,
+        dscp: Option<u8>,
+    ) -> io::Result<(LocalId, Arc<Self>, mpsc::Receiver<TurnEvent>)> {
+        let server = canonical(config.server);
+        let socket = Bound::open(LocalId(u16::MAX), server.is_ipv6(), 0, dscp)?;
+        let turn = Turn { client: TurnClient::new(now(), config), scratch: Vec::new() };
+        let mut number = LocalId(u16::MAX);
+        let relay = wire.add_relay(|id| {
+            number = id;
+            Arc::new(Self {
+                socket: Bound { id, ..socket },
+                server,
+                turn: Mutex::new(turn),
+                earlier: Notify::new(),
+                closing: CancellationToken::new(),
+            })
+        });
+        let relay = relay.ok_or_else(|| io::Error::other("too many relays"))?;
+        let (events, receiver) = mpsc::channel(EVENTS);
+        tokio::spawn(Arc::clone(&relay).run(Arc::clone(wire), events));
+        Ok((number, relay, receiver))
+    }
+
+    /// Lets the peer's packets through, and opens a channel for ours.
+    pub(super) fn permit(&self, peer: SocketAddr) {
+        self.with(|turn| turn.client.permit(now(), peer));
+        self.earlier.notify_one();
+    }
+
+    /// Gives the allocation back.
+    pub(super) fn close(&self) {
+        self.closing.cancel();
+    }
+
+    /// Sends one datagram to a peer.
+    pub(super) fn send(&self, peer: SocketAddr, datagram: &[u8]) {
+        self.transmit(
+            peer,
+            &Transmit {
+                destination: peer,
+                ecn: None,
+                contents: datagram,
+                segment_size: None,
+                src_ip: None,
+            },
+        );
+    }
+
+    /// Sends a batch to a peer: each packet in a channel of its own header, in one system call. Before the channel is there,
+    /// single packets go as indications.
+    pub(super) fn transmit(&self, peer: SocketAddr, transmit: &Transmit<'_>) {
+        let size = transmit.segment_size.unwrap_or(transmit.contents.len());
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let Turn { client, scratch } = &mut *turn;
+        scratch.clear();
+        for segment in segments(transmit.contents.len(), size) {
+            let packet = &transmit.contents[segment];
+            if let Some(header) = client.wrap(peer, packet.len()) {
+                scratch.extend_from_slice(&header);
+                scratch.extend_from_slice(packet);
+            } else if let Some(indication) = client.indication(peer, packet) {
+                self.socket.send(&indication, self.server);
+            }
+        }
+        if scratch.is_empty() {
+            return;
+        }
+        // What the kernel does not take now is lost, as on any link that is full.
+        let _ = self.socket.transmit(&Transmit {
+            destination: self.server,
+            ecn: transmit.ecn,
+            contents: scratch,
+            segment_size: transmit.segment_size.map(|size| size + CHANNEL_HEADER),
+            src_ip: None,
+        });
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Turn) -> T) -> T {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = act(&mut turn);
+        while let Some(datagram) = turn.client.poll_transmit() {
+            self.socket.send(&datagram, self.server);
+        }
+        result
+    }
+
+    async fn run(self: Arc<Self>, wire: Arc<Wire>, events: mpsc::Sender<TurnEvent>) {
+        let mut buffer = vec![0; 64 * 1024].into_boxed_slice();
+        loop {
+            let due = self.with(|turn| {
+                while let Some(event) = turn.client.poll_event() {
+                    // Nobody listens any more once the driver is gone, which closes the relay.
+                    let _ = events.try_send(event);
+                }
+                turn.client.poll_timeout()
+            });
+            let wait = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                received = self.socket.io.readable() => {
+                    if received.is_err() || !self.receive(&wire, &mut buffer) {
+                        tokio::time::sleep(AFTER_ERROR).await;
+                    }
+                }
+                () = wait => self.with(|turn| turn.client.handle_timeout(now())),
+                () = self.earlier.notified() => {}
+                () = self.closing.cancelled() => break,
+            }
+        }
+        wire.remove_relay(self.socket.id);
+        self.with(|turn| turn.client.release(now()));
+    }
+
+    /// Reads what is there, up to a turn's worth. False after an error of the socket.
+    fn receive(&self, wire: &Wire, buffer: &mut [u8]) -> bool {
+        for _ in 0..TURN {
+            let mut metas = [quinn::udp::RecvMeta::default()];
+            let received = self.socket.io.try_io(tokio::io::Interest::READABLE, || {
+                let mut bufs = [io::IoSliceMut::new(buffer)];
+                self.socket.state.recv((&self.socket.io).into(), &mut bufs, &mut metas)
+            });
+            match received {
+                Ok(_) => {}
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            }
+            let [meta] = metas;
+            if canonical(meta.addr) != self.server {
+                continue;
+            }
+            for segment in segments(meta.len, meta.stride) {
+                self.take(wire, &buffer[segment]);
+            }
+        }
+        true
+    }
+
+    fn take(&self, wire: &Wire, datagram: &[u8]) {
+        let data = self.with(|turn| turn.client.handle_packet(now(), datagram));
+        if let Some((peer, payload)) = data {
+            let route = Route { local: self.socket.id, remote: canonical(peer) };
+            wire.unwrapped(route, &datagram[payload]);
+        }
+    }
+}
+
+/// RFC 8656 section 12.4.
+const CHANNEL_HEADER: usize = 4;
+/// Batches read before the task lets others run.
+const TURN: usize = 16;
+/// A socket that fails is left alone for a moment, so that an error which stays costs nothing.
+const AFTER_ERROR: Duration = Duration::from_millis(10);
+
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}

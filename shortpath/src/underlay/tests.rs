@@ -1,0 +1,489 @@
+//! Promises of the underlay, over real sockets on loopback.
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::path::CandidateKind;
+use crate::{Channel, LegKind, SessionConfig, SessionEvent};
+
+/// Far beyond what anything here takes, for machines that are busy with other things.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct End {
+    underlay: Underlay,
+    session: SessionHandle,
+    events: mpsc::Receiver<SessionEvent>,
+    key: Vec<u8>,
+    plan: Option<ShortpathPlan>,
+    shortpath: Option<Shortpath>,
+}
+
+struct Ends {
+    client: End,
+    agent: End,
+}
+
+fn underlay(config: UnderlayConfig) -> Underlay {
+    // One address, so that a test which takes a path away takes all of them.
+    let allow = vec!["127.0.0.1".parse().unwrap()];
+    let networks = NetworkFilter { allow, deny: Vec::new() };
+    Underlay::start(UnderlayConfig { loopback: true, ipv6: false, networks, ..config }).unwrap()
+}
+
+fn credentials(name: &str) -> IceCredentials {
+    IceCredentials {
+        ufrag: format!("{name}{:08x}", rand::random::<u32>()),
+        password: "p".repeat(24),
+    }
+}
+
+/// Two ends whose session runs over a TCP leg in memory, with everything agreed upon and no search begun.
+fn ends(client: &Underlay, agent: &Underlay, policy: UdpPolicy) -> Ends {
+    let (client_key, agent_key) =
+        (SessionKey::generate().unwrap(), SessionKey::generate().unwrap());
+    let (client_public, agent_public) = (client_key.public(), agent_key.public());
+    let (ours, theirs) = (credentials("client"), credentials("agent"));
+    let token = rand::random();
+    let plan = |role,
+                key,
+                peer_key: &[u8],
+                local: &IceCredentials,
+                remote: &IceCredentials,
+                candidates| {
+        ShortpathPlan {
+            role,
+            local: local.clone(),
+            remote: remote.clone(),
+            remote_candidates: candidates,
+            relay: None,
+            key,
+            peer_key: peer_key.to_vec(),
+            token,
+            policy,
+        }
+    };
+    let client_plan =
+        plan(Role::Client, client_key, &agent_public, &ours, &theirs, agent.candidates());
+    let agent_plan =
+        plan(Role::Agent, agent_key, &client_public, &theirs, &ours, client.candidates());
+    let end = |underlay: &Underlay, role, key, plan| {
+        let (session, events) = SessionHandle::start(role, "s", SessionConfig::default());
+        let (underlay, plan) = (underlay.clone(), Some(plan));
+        End { underlay, session, events, key, plan, shortpath: None }
+    };
+    Ends {
+        client: end(client, Role::Client, client_public, client_plan),
+        agent: end(agent, Role::Agent, agent_public, agent_plan),
+    }
+}
+
+impl End {
+    fn search(&mut self) {
+        let plan = self.plan.take().unwrap();
+        self.shortpath = Some(self.underlay.connect(plan, &self.session));
+    }
+
+    async fn carried_by(&self, kind: Option<LegKind>) {
+        let carried = async {
+            while self.session.stats().leg != kind {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(PATIENCE, carried).await.is_err() {
+            panic!("not on {kind:?} but on {:?}: {:#?}", self.session.stats(), self.view());
+        }
+    }
+
+    fn view(&self) -> ShortpathView {
+        self.shortpath.as_ref().map(Shortpath::view).unwrap_or_default()
+    }
+
+    async fn viewed(&self, seen: impl Fn(&ShortpathView) -> bool) {
+        let wait = async {
+            while !seen(&self.view()) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if timeout(PATIENCE, wait).await.is_err() {
+            panic!("never seen; now {:#?}", self.view());
+        }
+    }
+
+    async fn incoming(&mut self) -> Channel {
+        loop {
+            match self.events.recv().await.expect("the session ended") {
+                SessionEvent::Incoming(channel) => return channel,
+                SessionEvent::Closed(reason) => panic!("closed: {reason:?}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Ends {
+    fn tcp(&self) -> JoinHandle<()> {
+        let (client, mut client_far) = tokio::io::duplex(256 * 1024);
+        let (agent, mut agent_far) = tokio::io::duplex(256 * 1024);
+        self.client.session.attach(client, LegKind::TcpReverse);
+        self.agent.session.attach(agent, LegKind::TcpReverse);
+        tokio::spawn(async move {
+            drop(tokio::io::copy_bidirectional(&mut client_far, &mut agent_far).await);
+        })
+    }
+
+    async fn carried_by(&self, kind: LegKind) {
+        self.client.carried_by(Some(kind)).await;
+        self.agent.carried_by(Some(kind)).await;
+    }
+
+    /// One small message there and back.
+    async fn echo(&mut self) {
+        let mut channel = self.client.session.open().unwrap();
+        channel.write(Bytes::from_static(b"ping")).await.unwrap();
+        let mut theirs = timeout(PATIENCE, self.agent.incoming()).await.unwrap();
+        let got = timeout(PATIENCE, theirs.read()).await.unwrap().unwrap().unwrap();
+        theirs.write(got).await.unwrap();
+        let back = timeout(PATIENCE, channel.read()).await.unwrap().unwrap().unwrap();
+        assert_eq!(back, "ping");
+        channel.finish();
+        theirs.finish();
+    }
+}
+
+/// Bytes that tell their place, so that a lost, doubled or swapped one shows.
+fn pattern(channel: u64, offset: u64) -> u8 {
+    let mixed = (offset / 7 + channel * 31).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mixed >> 56) as u8
+}
+
+async fn send(channel: &mut crate::shell::ChannelWriter, seed: u64, length: u64) {
+    let mut offset = 0;
+    while offset < length {
+        let count = (length - offset).min(40_000);
+        let chunk: Vec<u8> = (offset..offset + count).map(|at| pattern(seed, at)).collect();
+        channel.write(chunk.into()).await.unwrap();
+        offset += count;
+    }
+    channel.finish();
+}
+
+async fn receive(channel: &mut crate::shell::ChannelReader, seed: u64, length: u64) {
+    let mut offset = 0;
+    while let Some(bytes) = channel.read().await.unwrap() {
+        for byte in &bytes {
+            assert_eq!(*byte, pattern(seed, offset), "channel {seed} at {offset}");
+            offset += 1;
+        }
+    }
+    assert_eq!(offset, length, "channel {seed}");
+}
+
+/// Sends `length` bytes both ways on each of `count` channels, checked byte by byte.
+async fn transfer(ends: &mut Ends, count: u64, length: u64) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    for seed in 0..count {
+        let mut channel = ends.client.session.open().unwrap();
+        channel.write(Bytes::copy_from_slice(&seed.to_be_bytes())).await.unwrap();
+        let (mut reader, mut writer) = channel.split();
+        tasks.spawn(async move {
+            tokio::join!(
+                send(&mut writer, seed, length),
+                receive(&mut reader, seed + 1000, length)
+            );
+        });
+        let theirs = timeout(PATIENCE, ends.agent.incoming()).await.unwrap();
+        tasks.spawn(async move {
+            let (mut reader, mut writer) = theirs.split();
+            let head = reader.read().await.unwrap().unwrap();
+            assert!(head.len() >= 8);
+            let seed = u64::from_be_bytes(head[..8].try_into().unwrap());
+            let (early, mut offset) = (head.slice(8..), 0);
+            for byte in &early {
+                assert_eq!(*byte, pattern(seed, offset));
+                offset += 1;
+            }
+            let read = async {
+                while let Some(bytes) = reader.read().await.unwrap() {
+                    for byte in &bytes {
+                        assert_eq!(*byte, pattern(seed, offset), "channel {seed} at {offset}");
+                        offset += 1;
+                    }
+                }
+                assert_eq!(offset, length, "channel {seed}");
+            };
+            tokio::join!(read, send(&mut writer, seed + 1000, length));
+        });
+    }
+    tasks
+}
+
+async fn all_done(mut tasks: JoinSet<()>) {
+    while let Some(done) = timeout(2 * PATIENCE, tasks.join_next()).await.expect("stuck") {
+        done.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_moves_to_udp_and_every_byte_arrives_once() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy::ALL);
+    let _tcp = ends.tcp();
+    ends.carried_by(LegKind::TcpReverse).await;
+    let tasks = transfer(&mut ends, 20, 1_250_000).await;
+    ends.client.search();
+    ends.agent.search();
+    ends.carried_by(LegKind::UdpDirect).await;
+    all_done(tasks).await;
+    ends.client.viewed(|view| view.reasons.is_empty()).await;
+    assert_eq!(one.ignored().garbage, 0);
+}
+
+#[tokio::test]
+async fn the_agents_fixed_port_serves_a_network_that_routes() {
+    let free = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let one = underlay(UnderlayConfig::default());
+    let two = underlay(UnderlayConfig { managed_port: Some(free), ..UnderlayConfig::default() });
+    let managed = |candidate: &Candidate| candidate.kind == CandidateKind::Managed;
+    assert!(two.candidates().iter().any(|c| managed(c) && c.address.port() == free));
+    let mut ends = ends(&one, &two, UdpPolicy { managed: true, ..UdpPolicy::NONE });
+    ends.client.search();
+    ends.agent.search();
+    ends.carried_by(LegKind::UdpManaged).await;
+    ends.echo().await;
+}
+
+#[tokio::test]
+async fn a_peer_with_another_key_is_refused_and_tcp_carries_on() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy::ALL);
+    let _tcp = ends.tcp();
+    let impostor = SessionKey::generate().unwrap();
+    assert_ne!(impostor.public(), ends.client.key);
+    ends.client.plan.as_mut().unwrap().key = impostor;
+    ends.client.search();
+    ends.agent.search();
+    let refused = async {
+        while two.refused_peers() == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, refused).await.expect("the impostor was not refused");
+    ends.client.viewed(|view| view.reasons.contains(&"quic_failed")).await;
+    ends.carried_by(LegKind::TcpReverse).await;
+    ends.echo().await;
+}
+
+#[tokio::test]
+async fn a_token_nobody_announced_is_ignored_in_silence() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy::ALL);
+    let _tcp = ends.tcp();
+    ends.client.plan.as_mut().unwrap().token = [7; 16];
+    ends.client.search();
+    ends.agent.search();
+    let ignored = async {
+        while two.ignored().quic_unknown_token == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, ignored).await.expect("the token was not looked at");
+    ends.client.viewed(|view| view.reasons.contains(&"quic_failed")).await;
+    assert_eq!(two.refused_peers(), 0);
+    ends.echo().await;
+}
+
+#[tokio::test]
+async fn a_stranger_gets_no_answer_to_anything() {
+    let two = underlay(UnderlayConfig::default());
+    let to = two.candidates()[0].address;
+    let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut initial = vec![0xC3, 0, 0, 0, 1, 20];
+    initial.resize(1200, 5);
+    let mut version = initial.clone();
+    version[4] = 99;
+    let mut check = vec![0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
+    check.resize(20, 3);
+    let short = vec![0x41; 60];
+    for packet in [&initial, &version, &check, &short, &vec![9; 30]] {
+        stranger.send_to(packet, to).await.unwrap();
+    }
+    let mut buffer = [0; 1500];
+    let answer = timeout(Duration::from_millis(300), stranger.recv(&mut buffer)).await;
+    assert!(answer.is_err(), "{answer:?}");
+    let ignored = two.ignored();
+    assert_eq!((ignored.garbage, ignored.stun_unclaimed), (1, 1), "{ignored:?}");
+    assert_eq!((ignored.quic_unknown_token, ignored.quic_unknown_id), (2, 1), "{ignored:?}");
+}
+
+/// A UDP relay between two ports that can change its own port, and fall silent for some or all.
+struct Middle {
+    /// Where the client sends.
+    front: SocketAddr,
+    rebind: Arc<AtomicBool>,
+    drop_quic: Arc<AtomicBool>,
+    drop_all: Arc<AtomicBool>,
+    _task: JoinHandle<()>,
+}
+
+impl Middle {
+    /// Passes on between a client, who is told to send here, and `agent`, who sees the packets come from a port of ours
+    /// that changes when asked, as that of a NAT does.
+    async fn before(agent: SocketAddr) -> Self {
+        let front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut back = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = front.local_addr().unwrap();
+        let flags: [Arc<AtomicBool>; 3] = Default::default();
+        let [rebind, drop_quic, drop_all] = flags.clone();
+        let task = tokio::spawn(async move {
+            let (mut there, mut here) = (vec![0; 65536], vec![0; 65536]);
+            let mut client = None;
+            loop {
+                if flags[0].swap(false, Ordering::Relaxed) {
+                    back = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+                }
+                let drops = |packet: &[u8]| {
+                    flags[2].load(Ordering::Relaxed)
+                        || flags[1].load(Ordering::Relaxed) && packet[0] > 3
+                };
+                tokio::select! {
+                    Ok((count, from)) = front.recv_from(&mut there) => {
+                        client = Some(from);
+                        if !drops(&there[..count]) {
+                            drop(back.send_to(&there[..count], agent).await);
+                        }
+                    }
+                    Ok((count, _)) = back.recv_from(&mut here) => {
+                        if let Some(client) = client.filter(|_| !drops(&here[..count])) {
+                            drop(front.send_to(&here[..count], client).await);
+                        }
+                    }
+                    () = sleep(Duration::from_millis(10)) => {}
+                }
+            }
+        });
+        Self { front: address, rebind, drop_quic, drop_all, _task: task }
+    }
+
+    /// Ends that know each other through the middle only.
+    async fn between() -> (Ends, Self) {
+        let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+        let mut ends = ends(&one, &two, UdpPolicy { direct: true, ..UdpPolicy::NONE });
+        let middle = Self::before(two.candidates()[0].address).await;
+        let plan = ends.client.plan.as_mut().unwrap();
+        plan.remote_candidates = vec![Candidate::new(CandidateKind::Host, middle.front)];
+        ends.agent.plan.as_mut().unwrap().remote_candidates = Vec::new();
+        (ends, middle)
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_answers_checks_but_not_quic_leaves_tcp_alone() {
+    let (mut ends, middle) = Middle::between().await;
+    middle.drop_quic.store(true, Ordering::Relaxed);
+    let _tcp = ends.tcp();
+    ends.client.search();
+    ends.agent.search();
+    ends.client.viewed(|view| view.reasons.contains(&"quic_failed")).await;
+    assert_eq!(ends.client.view().legs[0].state, LegState::Reachable);
+    ends.carried_by(LegKind::TcpReverse).await;
+    ends.echo().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_udp_the_session_returns_to_tcp() {
+    let (mut ends, middle) = Middle::between().await;
+    let _tcp = ends.tcp();
+    ends.carried_by(LegKind::TcpReverse).await;
+    ends.client.search();
+    ends.agent.search();
+    ends.carried_by(LegKind::UdpDirect).await;
+    let tasks = transfer(&mut ends, 4, 500_000).await;
+    middle.drop_all.store(true, Ordering::Relaxed);
+    all_done(tasks).await;
+    ends.echo().await;
+    ends.carried_by(LegKind::TcpReverse).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebinding_changes_nothing_for_the_connection() {
+    let (mut ends, middle) = Middle::between().await;
+    ends.client.search();
+    ends.agent.search();
+    ends.carried_by(LegKind::UdpDirect).await;
+    for _ in 0..3 {
+        middle.rebind.store(true, Ordering::Relaxed);
+        sleep(Duration::from_millis(30)).await;
+        let tasks = transfer(&mut ends, 3, 200_000).await;
+        all_done(tasks).await;
+    }
+    // Without another leg, a new connection would show as a lost leg.
+    assert_eq!(ends.client.session.stats().legs_lost, 0);
+    assert_eq!(ends.agent.session.stats().legs_lost, 0);
+    assert!(ends.agent.underlay.ignored().quic_stranger > 0, "the rebindings were seen");
+}
+
+#[tokio::test]
+async fn letting_go_of_the_search_closes_its_legs() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy::ALL);
+    let _tcp = ends.tcp();
+    ends.client.search();
+    ends.agent.search();
+    ends.carried_by(LegKind::UdpDirect).await;
+    ends.client.shortpath = None;
+    ends.carried_by(LegKind::TcpReverse).await;
+    ends.echo().await;
+}
+
+#[tokio::test]
+async fn policy_is_kept_and_named() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy::NONE);
+    ends.client.search();
+    ends.client.viewed(|view| view.reasons == ["policy_no_udp"] && view.legs.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_session_that_ends_on_udp_says_so_to_its_peer() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy::ALL);
+    ends.client.search();
+    ends.agent.search();
+    ends.carried_by(LegKind::UdpDirect).await;
+    ends.client.session.close(77);
+    let closed = async {
+        loop {
+            if let Some(SessionEvent::Closed(reason)) = ends.agent.events.recv().await {
+                return reason;
+            }
+        }
+    };
+    let reason = timeout(Duration::from_secs(5), closed).await.expect("the agent was not told");
+    assert_eq!(reason, crate::CloseReason::ByPeer(77));
+}
+
+#[tokio::test]
+async fn secrets_stay_out_of_debug() {
+    let access = RelayAccess {
+        server: "192.0.2.1:3478".parse().unwrap(),
+        username: "1:u".into(),
+        password: "hunter2".into(),
+    };
+    assert!(!format!("{access:?}").contains("hunter2"));
+    let plan = ends(
+        &underlay(UnderlayConfig::default()),
+        &underlay(UnderlayConfig::default()),
+        UdpPolicy::ALL,
+    )
+    .client
+    .plan;
+    assert!(!format!("{plan:?}").contains("pppp"));
+}

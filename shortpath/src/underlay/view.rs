@@ -1,0 +1,62 @@
+//! What `explain` shows of a session's search for UDP paths.
+use serde::Serialize;
+
+use crate::LegKind;
+use crate::path::{Candidate, PairView};
+
+/// The search for UDP paths of one session, as this end sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ShortpathView {
+    /// Each kind of leg that policy allows.
+    pub legs: Vec<LegView>,
+    /// Why no UDP path is in use; empty while one is. Symbolic: `policy_no_udp`, `udp_egress_blocked`,
+    /// `hard_nat_both_sides`, `relay_unreachable` and other words for relays, `quic_failed`, `peer_silent`,
+    /// `no_local_candidates`, `no_remote_candidates`, `searching`.
+    pub reasons: Vec<&'static str>,
+    /// Our candidates that were used.
+    pub local: Vec<Candidate>,
+    /// The peer's, as signalled.
+    pub remote: Vec<Candidate>,
+}
+
+/// One kind of leg.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LegView {
+    /// Such as `udp-direct`.
+    pub kind: &'static str,
+    /// Where it stands.
+    pub state: LegState,
+    /// Why it does not carry, if it does not.
+    pub reason: Option<&'static str>,
+    /// What happened last, for people.
+    pub detail: Option<String>,
+    /// Candidate pairs, best first.
+    pub pairs: Vec<PairView>,
+}
+
+/// Where a kind of leg stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LegState {
+    /// Waits for its turn: a relay is asked for only when it may be needed.
+    #[default]
+    Waiting,
+    /// No pair answers yet.
+    Searching,
+    /// A pair answers; QUIC is not there (yet).
+    Reachable,
+    /// QUIC runs, and the session has the leg.
+    Up,
+}
+
+impl LegView {
+    pub(super) fn new(kind: LegKind) -> Self {
+        Self {
+            kind: kind.as_str(),
+            state: LegState::Waiting,
+            reason: None,
+            detail: None,
+            pairs: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! The socket that quinn sees: all our UDP sockets and relays as one, with virtual peer addresses.
+//!
+//! Receiving keeps the kernel's batches (GRO) as they are when all of a batch is QUIC for one slot, which is nearly always;
+//! sending passes quinn's batches (GSO) through. No error of a socket ends the endpoint: ICMP may be forged, interfaces
+//! come back.
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use serde::Serialize;
+use tokio::io::Interest;
+use tokio::sync::mpsc;
+
+use super::demux::{Kind, compact, kind, segments};
+use super::exchange::{Ear, Exchange};
+use super::paths::{Arrival, ConnectionIds, Paths, Refusal, SlotId, slot_at, virtual_address};
+use super::relay::Relay;
+use super::sockets::Bound;
+use crate::path::{LocalId, Route, canonical};
+
+/// What was ignored, and why.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    stun_unclaimed: AtomicU64,
+    quic_unknown_token: AtomicU64,
+    quic_unknown_id: AtomicU64,
+    quic_stranger: AtomicU64,
+    garbage: AtomicU64,
+    overflow: AtomicU64,
+    socket_errors: AtomicU64,
+}
+
+/// Datagrams and errors ignored since the start, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ignored {
+    /// STUN messages that nobody waits for: forged, reflected, or late.
+    pub stun_unclaimed: u64,
+    /// First QUIC packets with a token that no session has.
+    pub quic_unknown_token: u64,
+    /// QUIC packets for a connection id that is not ours.
+    pub quic_unknown_id: u64,
+    /// QUIC packets for one of our connections by a route that no check has proved.
+    pub quic_stranger: u64,
+    /// Neither STUN nor QUIC.
+    pub garbage: u64,
+    /// Dropped as the receiver was behind.
+    pub overflow: u64,
+    /// Errors of sockets, such as ICMP's.
+    pub socket_errors: u64,
+}
+
+impl Counters {
+    pub(super) fn read(&self) -> Ignored {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Ignored {
+            stun_unclaimed: read(&self.stun_unclaimed),
+            quic_unknown_token: read(&self.quic_unknown_token),
+            quic_unknown_id: read(&self.quic_unknown_id),
+            quic_stranger: read(&self.quic_stranger),
+            garbage: read(&self.garbage),
+            overflow: read(&self.overflow),
+            socket_errors: read(&self.socket_errors),
+        }
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// See the module.
+pub(super) struct Wire {
+    pub(super) sockets: Vec<Bound>,
+    pub(super) exchange: Exchange,
+    pub(super) ids: ConnectionIds,
+    pub(super) counters: Counters,
+    paths: RwLock<Paths>,
+    relays: RwLock<HashMap<LocalId, Arc<Relay>>>,
+    /// Who wants to know of QUIC packets by routes that are not proved.
+    strangers: Mutex<HashMap<SlotId, mpsc::Sender<(SlotId, Route)>>>,
+    inbox: Mutex<Inbox>,
+    /// The socket that could not send last.
+    blocked: AtomicUsize,
+    /// The socket to receive from first.
+    turn: AtomicUsize,
+}
+
+/// QUIC packets that do not fit into a batch as the kernel gave it: those of relays, and of mixed batches.
+#[derive(Debug, Default)]
+struct Inbox {
+    packets: VecDeque<(SlotId, Bytes)>,
+    waker: Option<Waker>,
+}
+
+/// Packets waiting in the inbox: 1.5 MB, what a relay at 1 Gbit/s brings in 12 ms.
+const INBOX: usize = 1024;
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire").field("sockets", &self.sockets).finish_non_exhaustive()
+    }
+}
+
+impl Wire {
+    pub(super) fn new(sockets: Vec<Bound>) -> Self {
+        Self {
+            sockets,
+            exchange: Exchange::default(),
+            ids: ConnectionIds::default(),
+            counters: Counters::default(),
+            paths: RwLock::default(),
+            relays: RwLock::default(),
+            strangers: Mutex::default(),
+            inbox: Mutex::default(),
+            blocked: AtomicUsize::new(0),
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// Changes the paths.
+    pub(super) fn paths<T>(&self, act: impl FnOnce(&mut Paths) -> T) -> T {
+        act(&mut self.paths.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// `ear` is told when packets of the slot come by routes that are not proved.
+    pub(super) fn watch_strangers(&self, slot: SlotId, ear: Option<mpsc::Sender<(SlotId, Route)>>) {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        match ear {
+            Some(ear) => drop(strangers.insert(slot, ear)),
+            None => drop(strangers.remove(&slot)),
+        }
+    }
+
+    /// Takes a relay in; `None` when all numbers are taken.
+    pub(super) fn add_relay(&self, make: impl FnOnce(LocalId) -> Arc<Relay>) -> Option<Arc<Relay>> {
+        let mut relays = self.relays.write().unwrap_or_else(PoisonError::into_inner);
+        let first = u16::try_from(self.sockets.len()).ok()?;
+        let id = (first..u16::MAX).map(LocalId).find(|id| !relays.contains_key(id))?;
+        let relay = make(id);
+        relays.insert(id, Arc::clone(&relay));
+        Some(relay)
+    }
+
+    pub(super) fn remove_relay(&self, id: LocalId) {
+        self.relays.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    fn relay(&self, id: LocalId) -> Option<Arc<Relay>> {
+        self.relays.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Sends a STUN message by a route; `ear` hears the answer.
+    pub(super) fn send_stun(&self, ear: &Ear, route: Route, datagram: &[u8]) {
+        self.exchange.sends(ear, datagram);
+        if let Some(socket) = self.sockets.get(usize::from(route.local.0)) {
+            socket.send(datagram, route.remote);
+        } else if let Some(relay) = self.relay(route.local) {
+            relay.send(route.remote, datagram);
+        }
+    }
+
+    /// One datagram that a relay unwrapped.
+    pub(super) fn unwrapped(&self, route: Route, datagram: &[u8]) {
+        match kind(datagram) {
+            Kind::Stun => self.stun(route, datagram),
+            Kind::Quic(cid) => {
+                let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+                let admitted = paths.admitted(route);
+                match paths.arrive(&self.ids, admitted, cid) {
+                    Ok(Arrival::Slot(slot)) => self.set_aside(slot, datagram),
+                    Ok(Arrival::AnyAdmitted) => {
+                        admitted.iter().for_each(|slot| self.set_aside(*slot, datagram));
+                    }
+                    Err(refusal) => self.refuse(route, refusal),
+                }
+            }
+            Kind::Other => count(&self.counters.garbage),
+        }
+    }
+
+    fn stun(&self, route: Route, datagram: &[u8]) {
+        if !self.exchange.deliver(route, datagram) {
+            count(&self.counters.stun_unclaimed);
+        }
+    }
+
+    fn refuse(&self, route: Route, refusal: Refusal) {
+        match refusal {
+            Refusal::UnknownId => count(&self.counters.quic_unknown_id),
+            Refusal::UnknownToken => count(&self.counters.quic_unknown_token),
+            Refusal::Stranger(slot) => {
+                count(&self.counters.quic_stranger);
+                let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+                let all = strangers.iter().filter(|(id, _)| slot.is_none_or(|slot| slot == **id));
+                // A full ear knows already.
+                all.for_each(|(id, ear)| drop(ear.try_send((*id, route))));
+            }
+        }
+    }
+
+    /// Keeps a packet for the next [`AsyncUdpSocket::poll_recv`].
+    fn set_aside(&self, slot: SlotId, datagram: &[u8]) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if inbox.packets.len() >= INBOX {
+            return count(&self.counters.overflow);
+        }
+        inbox.packets.push_back((slot, Bytes::copy_from_slice(datagram)));
+        if let Some(waker) = inbox.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Fills buffers from the inbox; registers for more when it is empty.
+    fn take_aside(
+        &self,
+        cx: &Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> usize {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = 0;
+        for (buffer, meta) in bufs.iter_mut().zip(metas) {
+            let Some((slot, packet)) = inbox.packets.pop_front() else { break };
+            let Some(place) = buffer.get_mut(..packet.len()) else { continue };
+            place.copy_from_slice(&packet);
+            let (addr, len) = (virtual_address(slot), packet.len());
+            *meta = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
+            taken += 1;
+        }
+        if taken == 0 {
+            inbox.waker = Some(cx.waker().clone());
+        }
+        taken
+    }
+
+    /// Sorts what a socket received: QUIC stays, in the first buffers; the rest goes where it belongs. Returns how many
+    /// buffers stay.
+    fn sort(
+        &self,
+        local: LocalId,
+        bufs: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+        received: usize,
+    ) -> usize {
+        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = 0;
+        for at in 0..received {
+            let route = Route { local, remote: canonical(metas[at].addr) };
+            let Some((slot, len)) = self.sort_batch(&paths, route, &mut bufs[at], &metas[at])
+            else {
+                continue;
+            };
+            metas[at] = RecvMeta { addr: virtual_address(slot), len, dst_ip: None, ..metas[at] };
+            bufs.swap(kept, at);
+            metas.swap(kept, at);
+            kept += 1;
+        }
+        kept
+    }
+
+    /// One batch of one sender: the slot and the bytes of what quinn shall see of it.
+    fn sort_batch(
+        &self,
+        paths: &Paths,
+        route: Route,
+        buffer: &mut [u8],
+        meta: &RecvMeta,
+    ) -> Option<(SlotId, usize)> {
+        let admitted = paths.admitted(route);
+        let slot_of = |datagram: &[u8]| match kind(datagram) {
+            Kind::Quic(cid) => paths.arrive(&self.ids, admitted, cid).map_err(Some),
+            _ => Err(None),
+        };
+        // What is for any of several slots is for the first, and copied for the others.
+        let first_of = |arrival| match arrival {
+            Ok(Arrival::Slot(slot)) => Some(slot),
+            Ok(Arrival::AnyAdmitted) if admitted.len() == 1 => admitted.first().copied(),
+            _ => None,
+        };
+        let mut all = segments(meta.len, meta.stride);
+        let first = all.next().map(|segment| first_of(slot_of(&buffer[segment])))?;
+        if first.is_some() && all.all(|segment| first_of(slot_of(&buffer[segment])) == first) {
+            return first.map(|slot| (slot, meta.len));
+        }
+        let mut keep: Vec<Range<usize>> = Vec::new();
+        let mut kept = None;
+        for segment in segments(meta.len, meta.stride) {
+            let datagram = &buffer[segment.clone()];
+            let slots = match slot_of(datagram) {
+                Ok(Arrival::Slot(slot)) => &[slot][..],
+                Ok(Arrival::AnyAdmitted) => admitted,
+                Err(Some(refusal)) => {
+                    self.refuse(route, refusal);
+                    continue;
+                }
+                Err(None) if matches!(kind(datagram), Kind::Stun) => {
+                    self.stun(route, datagram);
+                    continue;
+                }
+                Err(None) => {
+                    count(&self.counters.garbage);
+                    continue;
+                }
+            };
+            for slot in slots {
+                if *kept.get_or_insert(*slot) == *slot {
+                    keep.push(segment.clone());
+                } else {
+                    self.set_aside(*slot, datagram);
+                }
+            }
+        }
+        kept.map(|slot| (slot, compact(buffer, &keep)))
+    }
+
+    fn poll_socket(
+        &self,
+        at: usize,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<usize> {
+        let socket = &self.sockets[at];
+        loop {
+            if ready!(socket.io.poll_recv_ready(cx)).is_err() {
+                return Poll::Pending;
+            }
+            let received = socket
+                .io
+                .try_io(Interest::READABLE, || socket.state.recv((&socket.io).into(), bufs, metas));
+            match received {
+                Ok(received) => match self.sort(socket.id, bufs, metas, received) {
+                    0 => {}
+                    kept => return Poll::Ready(kept),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => count(&self.counters.socket_errors),
+            }
+        }
+    }
+}
+
+impl AsyncUdpSocket for Wire {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable { wire: self, waiting: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let slot = slot_at(transmit.destination);
+        let route = {
+            let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+            slot.and_then(|slot| paths.route_of(slot))
+        };
+        // Without a route the packet is lost, as any may be.
+        let Some(route) = route else { return Ok(()) };
+        let at = usize::from(route.local.0);
+        let Some(socket) = self.sockets.get(at) else {
+            self.relay(route.local).iter().for_each(|relay| relay.transmit(route.remote, transmit));
+            return Ok(());
+        };
+        let sent = socket.transmit(&Transmit {
+            destination: route.remote,
+            ecn: transmit.ecn,
+            contents: transmit.contents,
+            segment_size: transmit.segment_size,
+            src_ip: None,
+        });
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.blocked.store(at, Ordering::Relaxed);
+                Err(error)
+            }
+            Err(_) => {
+                count(&self.counters.socket_errors);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let first = self.turn.fetch_add(1, Ordering::Relaxed);
+        for step in 0..self.sockets.len() {
+            let at = first.wrapping_add(step) % self.sockets.len();
+            if let Poll::Ready(kept) = self.poll_socket(at, cx, bufs, metas) {
+                return Poll::Ready(Ok(kept));
+            }
+        }
+        // After the sockets, whose mixed batches fill it.
+        let taken = self.take_aside(cx, bufs, metas);
+        if taken > 0 { Poll::Ready(Ok(taken)) } else { Poll::Pending }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok((std::net::Ipv6Addr::UNSPECIFIED, 1).into())
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.sockets.iter().map(|socket| socket.state.max_gso_segments()).min().unwrap_or(1)
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.sockets.iter().map(|socket| socket.state.gro_segments()).max().unwrap_or(1)
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.sockets.iter().any(|socket| socket.state.may_fragment())
+    }
+}
+
+/// Waits for the socket that could not send. It may be another connection's by now, which costs one idle try.
+struct Writable {
+    wire: Arc<Wire>,
+    waiting: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
+}
+
+impl fmt::Debug for Writable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Writable")
+    }
+}
+
+impl UdpPoller for Writable {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { wire, waiting } = &mut *self;
+        let future = waiting.get_or_insert_with(|| {
+            let wire = Arc::clone(wire);
+            Box::pin(async move {
+                let at = wire.blocked.load(Ordering::Relaxed);
+                wire.sockets[at].io.writable().await
+            })
+        });
+        let writable = ready!(future.as_mut().poll(cx));
+        *waiting = None;
+        Poll::Ready(writable)
+    }
+}
