@@ -21,6 +21,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+#[path = "endpoints/far_away.rs"]
+mod far_away;
+#[path = "endpoints/fast_start.rs"]
+mod fast_start;
+
 /// Everything ends within this, or a test hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -27,6 +27,7 @@ pub use session::{ClientSession, SessionFigures};
 pub use switchback_shortpath::SessionConfig;
 
 use crate::code::{Code, Fault};
+use crate::dial::leg::Ahead;
 use crate::dial::{Backoff, BrokerAddress};
 use crate::invite::Invite;
 use crate::wire::{FromClient, LegTicket, PROTOCOL, PublicKey, SealedGrant, SessionId, ToClient};
@@ -107,6 +108,12 @@ impl Client {
         ready::keep(self, resource);
     }
 
+    /// Whether [`Client::open`] would have its session at once.
+    #[must_use]
+    pub fn is_ready(&self, resource: &str) -> bool {
+        self.shelf.is_ready(resource)
+    }
+
     /// Opens a session to a resource of the feed: one that is held ready, at once, or else a new one, after its first leg.
     ///
     /// # Errors
@@ -138,16 +145,17 @@ impl Client {
         key: &SessionKey,
         ready: bool,
         start_by: Instant,
-    ) -> Result<Granted, Fault> {
+    ) -> Result<(Granted, Ahead), Fault> {
         let key = PublicKey(BASE64URL_NOPAD.encode(&key.public()));
         let mut backoff = Backoff::new(OPEN_BACKOFF_FIRST, OPEN_BACKOFF_CAP);
         loop {
             let (resource, key) = (resource.to_owned(), key.clone());
             let protocol = PROTOCOL;
             let open = |request| FromClient::Open { request, protocol, resource, key, ready };
+            let ahead = self.desk.dial_ahead();
             let answer = timeout_at(start_by, self.desk.ask(open)).await;
             let fault = match answer.unwrap_or_else(|_| Err(last_fault(&self.desk.link()))) {
-                Ok(answer) => return Granted::of(answer),
+                Ok(answer) => return Ok((Granted::of(answer)?, ahead)),
                 Err(fault) => fault,
             };
             let again = Instant::now() + backoff.pause(rand::random());
@@ -161,7 +169,7 @@ impl Client {
     fn start(
         &self,
         key: &SessionKey,
-        granted: Granted,
+        (granted, ahead): (Granted, Ahead),
         ready: bool,
         start_by: Instant,
     ) -> Result<ClientSession, Fault> {
@@ -191,7 +199,7 @@ impl Client {
             phase,
             legs: BTreeSet::new(),
         };
-        tokio::spawn(keeper.run(ticket, start_by, events, ordered));
+        tokio::spawn(keeper.run((ticket, ahead), start_by, events, ordered));
         Ok(ClientSession::new(id, agent, handle, phases, orders, self.guard.clone()))
     }
 }

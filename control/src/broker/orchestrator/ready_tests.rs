@@ -45,9 +45,7 @@ fn ready_sessions_take_no_room_from_those_in_use_and_have_limits_of_their_own() 
     let mut world = World::ready();
     ready(&mut world);
     let out = world.ask_from(CLIENT, true);
-    let refused = |output: &Output| {
-        matches!(output, Output::RefuseClient { fault, .. } if fault.code == Code::SessionLimit)
-    };
+    let refused = |output: &Output| matches!(output, Output::RefuseClient { fault, .. } if fault.code == Code::SessionLimit);
     assert!(out.iter().any(refused), "an eighth of eight");
     for _ in 0..6 {
         assert!(granted(&world.open_from(CLIENT)).is_some());
