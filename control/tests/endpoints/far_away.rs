@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep_until};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     Dialled(usize),
-    Sent(usize),
+    /// So many bytes.
+    Sent(usize, usize),
     Received(usize),
 }
 
@@ -50,11 +51,11 @@ impl FarAway {
             stream.set_nodelay(true).unwrap();
         }
         let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-        let sent = || self.note(Event::Sent(number));
-        let received = || self.note(Event::Received(number));
+        let sent = |bytes| self.note(Event::Sent(number, bytes));
+        let received = |_| self.note(Event::Received(number));
         tokio::join!(
-            delay(near_in, far_out, self.one_way, sent, || {}),
-            delay(far_in, near_out, self.one_way, || {}, received),
+            delay(near_in, far_out, self.one_way, sent, |_| {}),
+            delay(far_in, near_out, self.one_way, |_| {}, received),
         );
     }
 
@@ -82,37 +83,46 @@ impl FarAway {
     }
 }
 
-/// Times that the near end sent on connection `number` after it had received, or at first: the round trips that passed on it
-/// up to the last byte received.
-pub(crate) fn round_trips(events: &[Event], number: usize) -> usize {
-    let of_it = events.iter().filter(|event| match event {
-        Event::Sent(of) | Event::Received(of) => *of == number,
-        Event::Dialled(_) => false,
-    });
-    let mut turns: Vec<Event> = of_it.copied().collect();
-    turns.dedup();
-    turns.iter().filter(|event| matches!(event, Event::Received(_))).count()
+/// Bytes that the near end sent on connection `number` when it had waited for the other end no more than `waits` times.
+pub(crate) fn sent_within(events: &[Event], number: usize, waits: usize) -> usize {
+    let (mut waited, mut waiting, mut total) = (0, false, 0);
+    for event in events {
+        match event {
+            Event::Received(of) if *of == number && !waiting => {
+                waited += 1;
+                waiting = true;
+            }
+            Event::Sent(of, bytes) if *of == number => {
+                waiting = false;
+                if waited <= waits {
+                    total += bytes;
+                }
+            }
+            _ => {}
+        }
+    }
+    total
 }
 
 async fn delay(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     one_way: Duration,
-    entered: impl Fn(),
-    leaving: impl Fn(),
+    entered: impl Fn(usize),
+    leaving: impl Fn(usize),
 ) {
     let (sender, mut queue) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
     let read = async move {
         let mut bytes = vec![0; 65_536];
         while let Ok(count @ 1..) = from.read(&mut bytes).await {
-            entered();
+            entered(count);
             let _ = sender.send((Instant::now() + one_way, bytes[..count].to_vec()));
         }
     };
     let write = async move {
         while let Some((due, bytes)) = queue.recv().await {
             sleep_until(due).await;
-            leaving();
+            leaving(bytes.len());
             if to.write_all(&bytes).await.is_err() {
                 return;
             }
