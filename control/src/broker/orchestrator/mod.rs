@@ -209,10 +209,9 @@ impl Orchestrator {
         match self.grant(now, link, wish) {
             Ok((agent, grant)) => {
                 let pair = self.offer(now, agent, &grant, pair);
-                if !ready {
-                    self.out.push(Output::Began { grant: Box::new(grant.clone()) });
-                }
+                let began = (!ready).then(|| Output::Began { grant: Box::new(grant.clone()) });
                 self.out.push(Output::Granted { link, request, grant: Box::new(grant), pair });
+                self.out.extend(began);
             }
             Err(fault) => self.out.push(Output::RefuseClient { link, request, fault }),
         }
