@@ -33,7 +33,7 @@ fn udp_that_is_dropped_in_mid_session_loses_no_byte_and_comes_back() {
     while_busy(PAIR, |scene| {
         scene.lab.nat("client-nat").block("udp=drop").unwrap();
         scene.expect_transport(TCP);
-        scene.lab.nat("client-nat").block("udp=pass").unwrap();
+        scene.lab.nat("client-nat").block("udp=allow").unwrap();
         scene.expect_transport(DIRECT);
     });
 }
@@ -48,15 +48,15 @@ fn udp_that_is_rejected_in_mid_session_loses_no_byte() {
 
 #[test]
 fn a_blackhole_in_one_direction_loses_no_byte() {
-    while_busy(PAIR, |scene| scene.lab.nat("agent-nat").block("inbound=drop").unwrap());
+    while_busy(PAIR, |scene| scene.lab.nat("agent-nat").block("udp=drop-in").unwrap());
 }
 
 #[test]
 fn a_nat_that_forgets_its_mappings_loses_no_byte() {
     while_busy(PAIR, |scene| {
-        scene.lab.nat("client-nat").rebind(None);
+        scene.lab.nat("client-nat").rebind(None).unwrap();
         thread::sleep(Duration::from_secs(2));
-        scene.lab.nat("agent-nat").rebind(None);
+        scene.lab.nat("agent-nat").rebind(None).unwrap();
     });
 }
 
