@@ -6,6 +6,7 @@ mod http;
 mod many_sessions;
 mod operations;
 mod refusals;
+mod shortpath;
 mod ssh;
 mod startup;
 mod support;

@@ -1,6 +1,6 @@
 //! One `switchback` process, ended when dropped.
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -75,12 +75,20 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
+        Self::of(pipe(command).spawn())
+    }
+
+    /// As [`Self::start`], started by somebody else.
+    pub(crate) fn start_with(
+        mut command: Command,
+        spawn: impl FnOnce(Command) -> io::Result<Child>,
+    ) -> Self {
+        pipe(&mut command);
+        Self::of(spawn(command))
+    }
+
+    fn of(started: io::Result<Child>) -> Self {
+        let mut child = started.expect("the binary starts");
         let stdout = collect(child.stdout.take().expect("piped"));
         let stderr = collect(child.stderr.take().expect("piped"));
         Self { child, stdout, stderr }
@@ -171,6 +179,10 @@ impl Drop for Process {
             tail.into_iter().rev().for_each(|line| eprintln!("{line}"));
         }
     }
+}
+
+fn pipe(command: &mut Command) -> &mut Command {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped())
 }
 
 fn collect(mut stream: impl Read + Send + 'static) -> Arc<Mutex<String>> {

@@ -1,0 +1,192 @@
+//! A whole installation in a lab: the server on the internet, the agent and the client behind their NATs.
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use switchback_bench::lab::{self, Lab};
+use tempfile::TempDir;
+
+use crate::support::{Bytes, EchoTarget, Output, Process, eventually, switchback};
+
+/// Where the server listens: the gateway's own port, as users will have it.
+const SERVER: &str = "192.0.2.1:443";
+
+pub(super) struct Scene {
+    server: Mutex<Option<Process>>,
+    _agent: Process,
+    login: String,
+    home: TempDir,
+    pub(super) lab: Lab,
+}
+
+impl Scene {
+    /// A server, an agent with the resource `echo`, and a signed-in user, in this topology; `None` after saying why
+    /// there can be no lab here.
+    pub(super) fn start(topology: &str) -> Option<Self> {
+        Self::with_resource(topology, "")
+    }
+
+    /// As [`Self::start`], with options on the resource (`;udp=off`).
+    pub(super) fn with_resource(topology: &str, options: &str) -> Option<Self> {
+        if lab::skip(lab::unavailable()) {
+            return None;
+        }
+        let parsed = topology.parse().unwrap_or_else(|error| panic!("{error}"));
+        let lab = Lab::start(&parsed, 1).expect("a lab starts");
+        let home = TempDir::new().expect("a temporary directory");
+        let mut server = serve(&lab, &home);
+        let ready = server.first_json();
+        let text = |key: &str| ready[key].as_str().expect("a text").to_owned();
+        let target = lab.host("agent").enter(EchoTarget::start).expect("the agent's host");
+        let agent = run(&lab, "agent", &home, |command| {
+            command.args(["agent", "--name", "box", "--join", &text("join"), "--resource"]);
+            command.arg(target.resource("echo") + options);
+        });
+        let login = text("login");
+        let scene = Self { server: Mutex::new(Some(server)), _agent: agent, login, home, lab };
+        eventually("the resource to be online", Duration::from_secs(20), || {
+            let feed = scene.ask(&["resources"]).json();
+            feed.as_array()?.iter().any(|line| line["online"] == true).then_some(())
+        });
+        Some(scene)
+    }
+
+    /// A command of the user at the client's host, with `--json`.
+    pub(super) fn ask(&self, args: &[&str]) -> Output {
+        let mut command = switchback(self.home.path());
+        command.env("SWITCHBACK_LOGIN", &self.login).args(args).arg("--json");
+        let host = self.lab.host("client");
+        // The thread that starts a program gives it its namespace.
+        host.enter(|| Output::of(&mut command)).expect("the client's host")
+    }
+
+    /// `switchback connect echo`, and the address it listens on in the client's host.
+    pub(super) fn connect(&self) -> Session<'_> {
+        let mut process = run(&self.lab, "client", &self.home, |command| {
+            command.env("SWITCHBACK_LOGIN", &self.login);
+            command.args(["connect", "echo", "--listen", "127.0.0.1:0", "--json"]);
+        });
+        let ready = process.first_json();
+        let listen = ready["listen"].as_str().expect("an address").parse().expect("an address");
+        Session { scene: self, _process: process, listen }
+    }
+
+    pub(super) fn kill_server(&self) {
+        self.server.lock().unwrap().take().expect("the server runs").kill();
+    }
+
+    pub(super) fn restart_server(&self) {
+        let mut server = serve(&self.lab, &self.home);
+        server.first_json();
+        *self.server.lock().unwrap() = Some(server);
+    }
+
+    /// The transport of the only session, as the broker knows it: this label as soon as it is, else the last one.
+    pub(super) fn transport_within(&self, label: &str, limit: Duration) -> Option<String> {
+        let started = Instant::now();
+        loop {
+            let sessions = self.ask(&["sessions"]).ok().json();
+            let transport = sessions[0]["transport"].as_str().map(str::to_owned);
+            if transport.as_deref() == Some(label) || started.elapsed() > limit {
+                return transport;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// As [`Self::transport_within`], for what must come.
+    pub(super) fn expect_transport(&self, label: &str) {
+        assert_eq!(self.transport_within(label, Duration::from_secs(20)).as_deref(), Some(label));
+    }
+}
+
+fn serve(lab: &Lab, home: &TempDir) -> Process {
+    let data = home.path().join("data");
+    run(lab, "server", home, |command| {
+        command.args(["serve", "--listen", SERVER, "--json", "--data"]).arg(data);
+    })
+}
+
+fn run(
+    lab: &Lab,
+    host: &str,
+    home: &TempDir,
+    say: impl FnOnce(&mut std::process::Command),
+) -> Process {
+    let mut command = switchback(home.path());
+    say(&mut command);
+    Process::start_with(command, |command| lab.host(host).spawn(command))
+}
+
+/// A running `connect`.
+pub(super) struct Session<'a> {
+    scene: &'a Scene,
+    _process: Process,
+    listen: SocketAddr,
+}
+
+impl Session<'_> {
+    /// An application's connection, made in the client's host.
+    pub(super) fn dial(&self) -> TcpStream {
+        let dialled = self.scene.lab.host("client").enter(|| TcpStream::connect(self.listen));
+        let stream = dialled.expect("the client's host").expect("connect listens");
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+    }
+
+}
+
+/// Sends `count` messages of 64 bytes at `rate` per second through an echo, checks every byte that comes back, and gives the
+/// longest silence between two of them.
+pub(super) fn echo(stream: &mut TcpStream, rate: u32, count: u32) -> Duration {
+    const SIZE: usize = 64;
+    let mut writer = stream.try_clone().expect("a clone");
+    let sender = thread::spawn(move || {
+        let started = Instant::now();
+        let mut bytes = Bytes::seeded(u64::from(rate));
+        for number in 0..count {
+            let due = started + Duration::from_secs(1) * number / rate;
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let mut message = [0; SIZE];
+            bytes.fill(&mut message);
+            writer.write_all(&message).expect("the session takes bytes");
+        }
+    });
+    let mut expected = Bytes::seeded(u64::from(rate));
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    for number in 0..count {
+        let (mut sent, mut back) = ([0; SIZE], [0; SIZE]);
+        expected.fill(&mut sent);
+        stream.read_exact(&mut back).unwrap_or_else(|error| panic!("echo {number}: {error}"));
+        assert_eq!(sent, back, "echo {number}");
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+    }
+    sender.join().expect("the sender ends well");
+    longest
+}
+
+/// Moves this many bytes through an echo at once, and compares them all.
+pub(super) fn bulk(mut stream: TcpStream, bytes: usize) {
+    const PIECE: usize = 64 * 1024;
+    let mut writer = stream.try_clone().expect("a clone");
+    let sender = thread::spawn(move || {
+        let (mut content, mut piece) = (Bytes::seeded(9), vec![0; PIECE]);
+        for _ in 0..bytes / PIECE {
+            content.fill(&mut piece);
+            writer.write_all(&piece).expect("the session takes bytes");
+        }
+        writer.shutdown(std::net::Shutdown::Write).expect("the end goes out");
+    });
+    let (mut content, mut sent, mut back) = (Bytes::seeded(9), vec![0; PIECE], vec![0; PIECE]);
+    for number in 0..bytes / PIECE {
+        content.fill(&mut sent);
+        stream.read_exact(&mut back).unwrap_or_else(|error| panic!("piece {number}: {error}"));
+        assert!(sent == back, "piece {number} came back changed");
+    }
+    assert_eq!(stream.read(&mut back).expect("an end"), 0, "nothing follows the last byte");
+    sender.join().expect("the sender ends well");
+}

@@ -1,0 +1,102 @@
+//! What happens to paths while applications run: every byte arrives once, in order, and the session goes on.
+use std::thread;
+use std::time::Duration;
+
+use super::scene::{Scene, bulk, echo};
+
+const PAIR: &str = "pair:client-link=delay=10ms,agent-link=delay=10ms";
+const DIRECT: &str = "UDP (Shortpath)";
+const RELAY: &str = "UDP (Relay)";
+const TCP: &str = "TCP (Reverse-Connect)";
+const MIB: usize = 1 << 20;
+
+/// Runs an echo of 100/s and a transfer both ways, lets something happen to the network in their midst, and expects every
+/// byte at its place.
+fn while_busy(topology: &str, happen: impl FnOnce(&Scene)) {
+    let Some(scene) = Scene::start(topology) else { return };
+    let session = scene.connect();
+    let mut interactive = session.dial();
+    let through = session.dial();
+    echo(&mut interactive, 100, 20);
+    scene.expect_transport(DIRECT);
+    let busy = thread::spawn(move || bulk(through, 16 * MIB));
+    let measured = thread::spawn(move || echo(&mut interactive, 100, 600));
+    thread::sleep(Duration::from_secs(1));
+    happen(&scene);
+    let longest = measured.join().expect("the echo ends well");
+    busy.join().expect("the transfer ends well");
+    println!("longest silence of the echo: {longest:?}");
+}
+
+#[test]
+fn udp_that_is_dropped_in_mid_session_loses_no_byte_and_comes_back() {
+    while_busy(PAIR, |scene| {
+        scene.lab.nat("client-nat").block("udp=drop").unwrap();
+        scene.expect_transport(TCP);
+        scene.lab.nat("client-nat").block("udp=allow").unwrap();
+        scene.expect_transport(DIRECT);
+    });
+}
+
+#[test]
+fn udp_that_is_rejected_in_mid_session_loses_no_byte() {
+    while_busy(PAIR, |scene| {
+        scene.lab.nat("client-nat").block("udp=reject").unwrap();
+        scene.expect_transport(TCP);
+    });
+}
+
+#[test]
+fn a_blackhole_in_one_direction_loses_no_byte() {
+    while_busy(PAIR, |scene| scene.lab.nat("agent-nat").block("udp=drop-in").unwrap());
+}
+
+#[test]
+fn a_nat_that_forgets_its_mappings_loses_no_byte() {
+    while_busy(PAIR, |scene| {
+        scene.lab.nat("client-nat").rebind(None).unwrap();
+        thread::sleep(Duration::from_secs(2));
+        scene.lab.nat("agent-nat").rebind(None).unwrap();
+    });
+}
+
+#[test]
+fn a_nat_with_a_mapping_timeout_of_two_seconds_loses_no_byte() {
+    while_busy(
+        "pair:client-nat=port-restricted,timeout=2s,agent-nat=port-restricted,timeout=2s",
+        |_| thread::sleep(Duration::from_secs(5)),
+    );
+}
+
+#[test]
+fn a_client_that_roams_loses_no_byte() {
+    while_busy(PAIR, |scene| {
+        let client = scene.lab.host("client");
+        client.readdress("192.168.1.2/24", "192.168.1.77/24").unwrap();
+        scene.expect_transport(DIRECT);
+    });
+}
+
+#[test]
+fn a_gateway_that_is_killed_is_not_missed_by_a_direct_session() {
+    while_busy(PAIR, |scene| {
+        scene.kill_server();
+        thread::sleep(Duration::from_secs(2));
+        scene.restart_server();
+        scene.expect_transport(DIRECT);
+    });
+}
+
+#[test]
+fn a_relayed_session_survives_its_gateway() {
+    let Some(scene) = Scene::start("pair:client-nat=symmetric,agent-nat=symmetric") else { return };
+    let session = scene.connect();
+    let mut stream = session.dial();
+    echo(&mut stream, 100, 20);
+    scene.expect_transport(RELAY);
+    let measured = thread::spawn(move || echo(&mut stream, 100, 500));
+    scene.kill_server();
+    thread::sleep(Duration::from_secs(1));
+    scene.restart_server();
+    measured.join().expect("the echo ends well");
+}
