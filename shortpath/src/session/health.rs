@@ -7,8 +7,9 @@ use super::words::LegKind;
 /// Copies of what a newly suspected leg carries unseen, in bytes; what others deliver of them is added twice, as a
 /// congestion window grows.
 pub(super) const RESCUE_FIRST: u64 = 64 * 1024;
-/// Silence after which a UDP leg is given up at least: its own recovery has tried at 1 and 3 probe timeouts by then.
-const UDP_SUSTAINED: Duration = Duration::from_millis(150);
+/// Silence after which a UDP leg is given up at least: its own recovery has tried at 1 and 3 probe timeouts by then. Copies
+/// keep interactive bytes moving meanwhile, so patience costs only bulk.
+const UDP_SUSTAINED: Duration = Duration::from_millis(250);
 /// The same for TCP, whose first two retransmissions after a lost tail come at 200 and 600 ms.
 const TCP_SUSTAINED: Duration = Duration::from_millis(700);
 /// First quarantine. A NAT that rebinds and a radio that hands over are back within it.
@@ -19,7 +20,7 @@ const QUARANTINE_MAX: Duration = Duration::from_secs(64);
 const FORGET: Duration = Duration::from_secs(60);
 /// PONGs in a row before a quarantined leg may carry again.
 const PONGS: u32 = 3;
-/// First demotion of a leg that proved slower than another: the least after which its network is worth another look.
+/// First demotion of a leg that was left for a better one: the least after which its network is worth another look.
 const DEMOTION: Duration = Duration::from_secs(10);
 
 /// A leg owes word of what it carries.
@@ -43,6 +44,7 @@ pub(super) struct Health {
     falls: u32,
     fell_at: Option<Instant>,
     demoted_until: Option<Instant>,
+    demoted_at: Option<Instant>,
     demotions: u32,
 }
 
@@ -62,11 +64,7 @@ impl Health {
 
     /// The leg let the session down.
     pub(super) fn quarantine(&mut self, now: Instant) {
-        let forgotten = self.fell_at.map_or(0, |at| {
-            let trusted = now.saturating_duration_since(at).as_secs() / FORGET.as_secs();
-            u32::try_from(trusted).unwrap_or(u32::MAX)
-        });
-        self.falls = self.falls.saturating_sub(forgotten) + 1;
+        self.falls = self.falls.saturating_sub(forgotten(self.fell_at, now)) + 1;
         self.fell_at = Some(now);
         self.quarantined_until = Some(now + doubled(QUARANTINE, self.falls));
         self.pongs = 0;
@@ -82,14 +80,25 @@ impl Health {
         }
     }
 
+    /// The answer was the first since the leg fell: it says how long the leg was gone, not how far away the peer is.
+    pub(super) fn is_first_pong(&self) -> bool {
+        self.is_quarantined() && self.pongs == 1
+    }
+
     pub(super) fn is_quarantined(&self) -> bool {
         self.quarantined_until.is_some()
     }
 
-    /// Another leg moves bulk faster.
+    /// Another leg is better.
     pub(super) fn demote(&mut self, now: Instant) {
-        self.demotions += 1;
+        self.demotions = self.demotions.saturating_sub(forgotten(self.demoted_at, now)) + 1;
+        self.demoted_at = Some(now);
         self.demoted_until = Some(now + doubled(DEMOTION, self.demotions));
+    }
+
+    /// It proved better after all.
+    pub(super) fn promote(&mut self) {
+        self.demoted_until = None;
     }
 
     pub(super) fn is_demoted(&self, now: Instant) -> bool {
@@ -105,6 +114,12 @@ impl Health {
     pub(super) fn forgive(&mut self, now: Instant) -> bool {
         self.demoted_until.take_if(|until| *until <= now).is_some()
     }
+}
+
+/// Falls forgotten since the last one.
+fn forgotten(last: Option<Instant>, now: Instant) -> u32 {
+    let since = last.map_or(0, |at| now.saturating_duration_since(at).as_secs());
+    u32::try_from(since / FORGET.as_secs()).unwrap_or(u32::MAX)
 }
 
 /// `base` doubled for every time but the first.

@@ -78,6 +78,7 @@ pub(super) struct Leg {
     ping: Option<(u64, Instant)>,
     pings: u64,
     pinged_at: Instant,
+    pinged_loaded: bool,
     ponged_at: Option<Instant>,
     /// Frames of channels have passed since the last PING, here or on another leg.
     moved: bool,
@@ -121,6 +122,7 @@ impl Leg {
             ping: None,
             pings: 0,
             pinged_at: now,
+            pinged_loaded: false,
             ponged_at: None,
             moved: false,
             beside: false,
@@ -221,6 +223,7 @@ impl Leg {
         self.pings += 1;
         self.ping = Some((self.pings, now));
         self.pinged_at = now;
+        self.pinged_loaded = self.meter.is_loaded();
         self.moved = false;
         self.beside = false;
         Some(self.pings)
@@ -233,12 +236,19 @@ impl Leg {
         };
         self.met = true;
         self.ponged_at = Some(now);
+        self.health.pong(now);
+        if self.health.is_first_pong() {
+            self.rtt = Rtt::default();
+            self.trip = Rtt::default();
+            return true;
+        }
         let rtt = now.saturating_duration_since(sent);
-        if !self.meter.is_loaded() {
+        // A transport's own estimate is free of what its stream waited for.
+        let told = self.path.is_told() && self.rtt.smoothed().is_some();
+        if !(told || self.pinged_loaded || self.meter.is_loaded()) {
             self.rtt.sample(now, rtt);
         }
         self.trip.sample(now, rtt);
-        self.health.pong(now);
         true
     }
 

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Outstanding bytes from which on a leg is busy with bulk: its round trips show its own queue, and its rate can be told.
-pub(super) const LOADED: u64 = 64 * 1024;
+/// Outstanding bytes, more than interactive use makes, from which on a leg is busy with bulk: its round trips show its own queue, and its rate can be told.
+pub(super) const LOADED: u64 = 16 * 1024;
 /// Least time over which a rate is taken: several round trips of most paths.
 const RATE_OVER: Duration = Duration::from_millis(250);
 /// Bytes handed over within this time share a mark.

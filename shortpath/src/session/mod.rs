@@ -44,6 +44,8 @@ mod send;
 mod words;
 
 #[cfg(test)]
+mod legs_tests;
+#[cfg(test)]
 mod pair;
 #[cfg(test)]
 mod stories;

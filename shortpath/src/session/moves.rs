@@ -87,7 +87,8 @@ impl Session {
         if !leg.ready || self.course.announced.is_some_and(|(told, _)| told == id) {
             return;
         }
-        let from = self.course.announced.replace((id, leg.kind)).map(|(_, kind)| kind);
+        let before = self.course.announced.replace((id, leg.kind));
+        let from = before.map(|(_, kind)| kind);
         let (cause, stall) = match self.course.leaving.take() {
             _ if from.is_none() => (MoveCause::First, Some(Duration::ZERO)),
             Some(leaving) => leaving,
@@ -98,6 +99,12 @@ impl Session {
             .or_else(|| since.map(|since| now.saturating_duration_since(since)))
             .unwrap_or_default();
         let to = leg.kind;
+        if cause == MoveCause::Better
+            && let Some(left) = before.and_then(|(id, _)| self.legs.get_mut(&id))
+        {
+            // Coming back at once would be flapping between two that are as bad as each other.
+            left.health.demote(now);
+        }
         if self.course.timeline.len() >= TIMELINE {
             self.course.timeline.pop_front();
         }
@@ -201,6 +208,8 @@ impl Session {
         }
         if let Some(leg) = self.legs.get_mut(&rival) {
             leg.trials = 0;
+            leg.trial_at = Some(now + TRIAL_PAUSE);
+            leg.health.promote();
         }
         self.choose(now);
         if self.selected() != Some(slow) && backlog > trip * 2 + BACKLOG {

@@ -1,15 +1,20 @@
-//! Two sessions in virtual time, joined by links that delay, lose and die; and the applications at both ends, which know
-//! every byte they must see.
+//! Two sessions in virtual time, joined by links that delay, lose, throttle, stop and die; and the applications at both
+//! ends, which know every byte they must see.
+//!
+//! A TCP link keeps all frames in order, a UDP link those of one channel, and those about the leg. A lost packet delays what
+//! its stream carries by a round trip and more; a lost datagram is gone. What falls into a hole is sent again when it heals.
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use super::frame::Frame;
 use super::{
-    ChannelError, ChannelId, CloseReason, Event, LegId, LegKind, ReadOutcome, Role, Session,
-    SessionConfig,
+    ChannelError, ChannelId, CloseReason, Event, LegId, LegKind, MoveCause, PathFigures,
+    ReadOutcome, Role, Session, SessionConfig,
 };
 
 /// One application's view of one channel.
@@ -31,18 +36,56 @@ pub(super) struct End {
     pub(super) downs: usize,
     pub(super) resumes: usize,
     pub(super) closed: Option<CloseReason>,
+    pub(super) moves: Vec<(LegKind, MoveCause, Duration)>,
+    /// Datagrams that have come.
+    pub(super) datagrams: BTreeMap<ChannelId, Vec<Bytes>>,
 }
 
 #[derive(Default)]
 struct Direction {
-    queue: VecDeque<(Instant, Bytes)>,
+    /// By arrival, then by sending.
+    queue: BTreeMap<(Instant, u64), Bytes>,
+    /// When the last frame of each stream arrives; all of TCP is one.
+    ordered: BTreeMap<u32, Instant>,
+    /// What a hole has swallowed and a transport would send again.
+    stuck: VecDeque<(u32, Bytes)>,
     hole: bool,
+    free_at: Option<Instant>,
+    packets: u64,
+    lost: u64,
+    noted: u64,
 }
+
+/// How a link treats what it carries, in both directions.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weather {
+    pub(super) delay: Duration,
+    pub(super) jitter: Duration,
+    /// Packets lost of a hundred, each way.
+    pub(super) loss: f64,
+    /// Datagrams doubled of a hundred.
+    pub(super) doubles: f64,
+    /// Bytes a second.
+    pub(super) rate: Option<u64>,
+}
+
+impl Weather {
+    pub(super) fn fair(delay: Duration) -> Self {
+        Self { delay, jitter: Duration::ZERO, loss: 0.0, doubles: 0.0, rate: None }
+    }
+}
+
+/// What a transport buffers before it takes no more, as a time at the link's rate.
+const BUFFER: Duration = Duration::from_millis(100);
+/// How often a transport tells of its path.
+const NOTE: Duration = Duration::from_millis(100);
 
 pub(super) struct Link {
     legs: [Option<LegId>; 2],
     ways: [Direction; 2],
-    delay: Duration,
+    kind: LegKind,
+    pub(super) weather: Weather,
+    note_at: Instant,
     /// When the agent attaches its end.
     late: Option<Instant>,
 }
@@ -53,6 +96,8 @@ pub(super) struct Pair {
     pub(super) links: Vec<Link>,
     /// DATA payload bytes handed to links.
     pub(super) carried: u64,
+    random: StdRng,
+    sequence: u64,
 }
 
 pub(super) const CLIENT: usize = 0;
@@ -64,6 +109,10 @@ fn instance(role: Role) -> NonZeroU64 {
 
 impl Pair {
     pub(super) fn new(config: &SessionConfig) -> Self {
+        Self::seeded(config, 1)
+    }
+
+    pub(super) fn seeded(config: &SessionConfig, seed: u64) -> Self {
         let now = Instant::now();
         let end = |role| End {
             session: Session::new(now, role, "session", instance(role), config.clone()),
@@ -73,8 +122,17 @@ impl Pair {
             downs: 0,
             resumes: 0,
             closed: None,
+            moves: Vec::new(),
+            datagrams: BTreeMap::new(),
         };
-        Self { now, ends: [end(Role::Client), end(Role::Agent)], links: Vec::new(), carried: 0 }
+        Self {
+            now,
+            ends: [end(Role::Client), end(Role::Agent)],
+            links: Vec::new(),
+            carried: 0,
+            random: StdRng::seed_from_u64(seed),
+            sequence: 0,
+        }
     }
 
     /// A new link, attached at both ends at once.
@@ -85,28 +143,80 @@ impl Pair {
     /// A new link whose agent attaches `skew` later than the client; frames wait for it. So the two ends may attach
     /// their legs in different orders.
     pub(super) fn skewed_link(&mut self, delay: Duration, skew: Duration) -> usize {
-        let client = self.ends[CLIENT].session.attach(self.now, LegKind::TcpReverse);
+        self.link_of(LegKind::TcpReverse, Weather::fair(delay), skew)
+    }
+
+    pub(super) fn link_of(&mut self, kind: LegKind, weather: Weather, skew: Duration) -> usize {
+        let client = self.ends[CLIENT].session.attach(self.now, kind);
+        self.equip(CLIENT, client, kind, weather);
         let late = Some(self.now + skew);
-        self.links.push(Link { legs: [Some(client), None], ways: Default::default(), delay, late });
+        self.links.push(Link {
+            legs: [Some(client), None],
+            ways: Default::default(),
+            kind,
+            weather,
+            note_at: self.now + NOTE,
+            late,
+        });
         self.attach_late();
         self.settle();
         self.links.len() - 1
+    }
+
+    /// A UDP transport comes with datagrams and a first estimate of its path.
+    fn equip(&mut self, end: usize, leg: LegId, kind: LegKind, weather: Weather) {
+        if kind.is_udp() {
+            let session = &mut self.ends[end].session;
+            session.set_datagram_max(leg, 1_200);
+            let rtt = weather.delay * 2;
+            session.note_path(self.now, leg, PathFigures { rtt, sent: 4, lost: 0 });
+        }
     }
 
     /// One end learns that the link is dead; frames on their way to it are gone.
     pub(super) fn cut(&mut self, link: usize, end: usize) {
         if let Some(leg) = self.links[link].legs[end].take() {
             self.ends[end].session.detach(self.now, leg, "cut");
-            self.links[link].ways.iter_mut().for_each(|way| way.hole = true);
+            for way in &mut self.links[link].ways {
+                way.hole = true;
+                way.stuck.clear();
+            }
             self.links[link].ways[1 - end].queue.clear();
         }
         self.settle();
     }
 
-    /// Frames from `end` vanish, unnoticed.
+    /// Frames from `end` vanish, unnoticed, until the hole heals.
     pub(super) fn blackhole(&mut self, link: usize, end: usize) {
-        self.links[link].ways[end].hole = true;
-        self.links[link].ways[end].queue.clear();
+        let tcp = !self.links[link].kind.is_udp();
+        let way = &mut self.links[link].ways[end];
+        way.hole = true;
+        for bytes in std::mem::take(&mut way.queue).into_values() {
+            let stream = if tcp { 0 } else { channel_of(&bytes) };
+            if tcp || !is_loose(&bytes) {
+                way.stuck.push_back((stream, bytes));
+            }
+        }
+    }
+
+    /// The transports find out `after` the network does.
+    pub(super) fn heal(&mut self, link: usize, after: Duration) {
+        if self.links[link].legs.contains(&None) {
+            return;
+        }
+        for end in [CLIENT, AGENT] {
+            self.links[link].ways[end].hole = false;
+            self.links[link].ways[end].free_at = None;
+            let stuck = std::mem::take(&mut self.links[link].ways[end].stuck);
+            for (stream, bytes) in stuck {
+                self.carry(link, end, stream, bytes, after);
+            }
+        }
+    }
+
+    /// Links neither end has lost.
+    pub(super) fn live_links(&self) -> usize {
+        self.links.iter().filter(|link| link.legs.iter().all(Option::is_some)).count()
     }
 
     pub(super) fn leg(&self, link: usize, end: usize) -> Option<LegId> {
@@ -202,6 +312,7 @@ impl Pair {
             self.now = self.now.max(at);
             self.attach_late();
             self.deliver();
+            self.note_paths();
             for end in &mut self.ends {
                 end.session.handle_timeout(self.now);
             }
@@ -223,28 +334,116 @@ impl Pair {
     }
 
     fn attach_late(&mut self) {
-        for link in &mut self.links {
-            if link.late.take_if(|at| *at <= self.now).is_some() {
-                let leg = self.ends[AGENT].session.attach(self.now, LegKind::TcpReverse);
+        for at in 0..self.links.len() {
+            let link = &mut self.links[at];
+            if link.late.take_if(|late| *late <= self.now).is_some() {
+                let leg = self.ends[AGENT].session.attach(self.now, link.kind);
                 link.legs[AGENT] = Some(leg);
+                let (kind, weather) = (link.kind, link.weather);
+                self.equip(AGENT, leg, kind, weather);
             }
         }
     }
 
     fn transmit(&mut self, link: usize, end: usize) {
         let Some(leg) = self.links[link].legs[end] else { return };
+        let tcp = !self.links[link].kind.is_udp();
         let mut frames = Vec::new();
-        while self.ends[end].session.has_transmit(leg) {
+        while self.has_room(link, end) && self.ends[end].session.has_transmit(leg) {
             self.ends[end].session.poll_transmit(self.now, leg, 20_000, &mut frames);
             let promised = self.ends[end].session.has_transmit(leg);
             assert!(!frames.is_empty() || !promised, "promised output does not come");
-            let at = self.now + self.links[link].delay;
             for frame in frames.drain(..) {
+                assert!(!frame.is_loose(), "an unreliable frame on a stream");
                 if let Frame::Data { bytes, .. } = &frame {
                     self.carried += bytes.len() as u64;
                 }
-                if !self.links[link].ways[end].hole {
-                    self.links[link].ways[end].queue.push_back((at, encode(&frame)));
+                let bytes = encode(&frame);
+                let stream = if tcp { 0 } else { channel_of(&bytes) };
+                if self.links[link].ways[end].hole {
+                    self.links[link].ways[end].stuck.push_back((stream, bytes));
+                } else {
+                    self.carry(link, end, stream, bytes, Duration::ZERO);
+                }
+            }
+        }
+        while self.ends[end].session.has_datagram(leg) {
+            let Some(frame) = self.ends[end].session.poll_datagram(self.now, leg) else { continue };
+            assert!(!tcp && frame.is_loose() && frame.wire_len() <= 1_200);
+            self.throw(link, end, &encode(&frame));
+        }
+    }
+
+    fn has_room(&self, link: usize, end: usize) -> bool {
+        self.links[link].ways[end].free_at.is_none_or(|free| free <= self.now + BUFFER)
+    }
+
+    /// A reliable frame: each loss costs its stream a round trip and the time until the next packet reveals it, or a
+    /// retransmission timeout, which is longer with TCP.
+    fn carry(&mut self, link: usize, end: usize, stream: u32, bytes: Bytes, after: Duration) {
+        let weather = self.links[link].weather;
+        let mut at = self.leaves_at(link, end, bytes.len()) + after + self.trip(link);
+        self.links[link].ways[end].packets += 1;
+        while self.random.random_bool(weather.loss / 100.0) {
+            self.links[link].ways[end].lost += 1;
+            let tail = if self.links[link].kind.is_udp() { ms(35) } else { ms(200) };
+            let revealed = if self.random.random_bool(0.2) { tail } else { ms(20) };
+            at += weather.delay * 2 + revealed;
+        }
+        let way = &mut self.links[link].ways[end];
+        let before = way.ordered.insert(stream, at);
+        let at = before.map_or(at, |before| before.max(at));
+        way.ordered.insert(stream, at);
+        self.sequence += 1;
+        way.queue.insert((at, self.sequence), bytes);
+    }
+
+    /// A datagram: it comes, twice perhaps, or not.
+    fn throw(&mut self, link: usize, end: usize, bytes: &Bytes) {
+        let weather = self.links[link].weather;
+        self.links[link].ways[end].packets += 1;
+        if self.links[link].ways[end].hole || self.random.random_bool(weather.loss / 100.0) {
+            self.links[link].ways[end].lost += 1;
+            return;
+        }
+        let times = if self.random.random_bool(weather.doubles / 100.0) { 2 } else { 1 };
+        for _ in 0..times {
+            let at = self.leaves_at(link, end, bytes.len()) + self.trip(link);
+            self.sequence += 1;
+            self.links[link].ways[end].queue.insert((at, self.sequence), bytes.clone());
+        }
+    }
+
+    fn leaves_at(&mut self, link: usize, end: usize, len: usize) -> Instant {
+        let Some(rate) = self.links[link].weather.rate else { return self.now };
+        let way = &mut self.links[link].ways[end];
+        let begins = way.free_at.map_or(self.now, |free| free.max(self.now));
+        let ends = begins + Duration::from_micros(len as u64 * 1_000_000 / rate);
+        way.free_at = Some(ends);
+        ends
+    }
+
+    fn trip(&mut self, link: usize) -> Duration {
+        let weather = self.links[link].weather;
+        weather.delay + weather.jitter.mul_f64(self.random.random::<f64>())
+    }
+
+    /// Transports tell of paths that are in use.
+    fn note_paths(&mut self) {
+        for link in &mut self.links {
+            if !link.kind.is_udp() || link.note_at > self.now {
+                continue;
+            }
+            link.note_at = self.now + NOTE;
+            let rtt = link.weather.delay * 2 + link.weather.jitter;
+            for end in [CLIENT, AGENT] {
+                let way = &mut link.ways[end];
+                if let Some(leg) = link.legs[end]
+                    && std::mem::replace(&mut way.noted, way.packets) != way.packets
+                    && !way.hole
+                {
+                    let figures = PathFigures { rtt, sent: way.packets, lost: way.lost };
+                    self.ends[end].session.note_path(self.now, leg, figures);
                 }
             }
         }
@@ -256,14 +455,10 @@ impl Pair {
                 continue;
             }
             for from in [CLIENT, AGENT] {
-                while self.links[link].ways[from]
-                    .queue
-                    .front()
-                    .is_some_and(|(at, _)| *at <= self.now)
+                while let Some(entry) = self.links[link].ways[from].queue.first_entry()
+                    && entry.key().0 <= self.now
                 {
-                    let Some((_, bytes)) = self.links[link].ways[from].queue.pop_front() else {
-                        break;
-                    };
+                    let bytes = entry.remove();
                     let Some(leg) = self.links[link].legs[1 - from] else { continue };
                     let frame = Frame::decode(&mut BytesMut::from(&bytes[..])).unwrap().unwrap();
                     self.ends[1 - from].session.handle_frame(self.now, leg, frame);
@@ -287,13 +482,20 @@ impl Pair {
                     for link in &mut self.links {
                         if link.legs[end] == Some(leg) {
                             link.legs[end] = None;
-                            link.ways.iter_mut().for_each(|way| way.hole = true);
+                            for way in &mut link.ways {
+                                way.hole = true;
+                                way.stuck.clear();
+                            }
                         }
                     }
                 }
                 Event::Down => side.downs += 1,
                 Event::Resumed => side.resumes += 1,
                 Event::Closed(reason) => side.closed = Some(reason),
+                Event::Moved { to, cause, stall, .. } => side.moves.push((to, cause, stall)),
+                Event::IncomingDatagrams(id) => {
+                    assert!(side.datagrams.insert(id, Vec::new()).is_none(), "opened twice");
+                }
                 Event::Readable(_) | Event::Writable(_) | Event::Failed { .. } => {}
             }
         }
@@ -301,9 +503,15 @@ impl Pair {
 
     fn next_due(&mut self) -> Option<Instant> {
         let joined = self.links.iter().filter(|link| link.late.is_none());
-        let frames = joined.flat_map(|link| &link.ways).filter_map(|way| way.queue.front());
+        let frames = joined.flat_map(|link| &link.ways).filter_map(|way| way.queue.keys().next());
         let late = self.links.iter().filter_map(|link| link.late);
-        let frames = frames.map(|(at, _)| *at).chain(late).min();
+        let full = self.links.iter().flat_map(|link| &link.ways).filter_map(|way| way.free_at);
+        let room = full.map(|free| free - BUFFER).filter(|at| *at > self.now);
+        let used = |way: &Direction| way.noted != way.packets && !way.hole;
+        let notes =
+            self.links.iter().filter(|link| link.kind.is_udp() && link.ways.iter().any(used));
+        let notes = notes.map(|link| link.note_at);
+        let frames = frames.map(|(at, _)| *at).chain(late).chain(room).chain(notes).min();
         let [client, agent] = &mut self.ends;
         let timers =
             client.session.poll_timeout().into_iter().chain(agent.session.poll_timeout()).min();
@@ -313,6 +521,16 @@ impl Pair {
 
 pub(super) fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
+}
+
+/// The channel in a frame's header.
+fn channel_of(bytes: &Bytes) -> u32 {
+    u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]])
+}
+
+/// A DATA or DATAGRAM frame with the loose flag.
+fn is_loose(bytes: &Bytes) -> bool {
+    matches!(bytes[0], 3 | 11) && bytes[1] & 2 != 0
 }
 
 fn encode(frame: &Frame) -> Bytes {

@@ -52,13 +52,18 @@ impl Path {
         (self.loss.clamp(0.0, 1.0) * 1e6) as u32
     }
 
+    /// The transport tells of this path.
+    pub(super) fn is_told(&self) -> bool {
+        self.sent > 0
+    }
+
     pub(super) fn loses(&self, now: Instant) -> bool {
         self.lost_at.is_some_and(|at| now.saturating_duration_since(at) < RECENT)
     }
 
-    /// What loss adds to a round trip on average: either way may be hit, and each hit takes another round trip.
+    /// What loss adds to a round trip on average: a hit takes another one. Of the peer's losses nothing is known.
     pub(super) fn loss_costs(&self, rtt: Duration) -> Duration {
-        (rtt + REVEALED).mul_f64(2.0 * self.loss.clamp(0.0, 1.0))
+        (rtt + REVEALED).mul_f64(self.loss.clamp(0.0, 1.0))
     }
 }
 
@@ -79,7 +84,7 @@ mod tests {
         assert!((45_000..=55_000).contains(&path.loss_ppm()), "{}", path.loss_ppm());
         assert!(path.loses(start));
         let costs = path.loss_costs(Duration::from_millis(40));
-        assert!((Duration::from_millis(5)..Duration::from_millis(7)).contains(&costs));
+        assert!((Duration::from_millis(2)..Duration::from_millis(4)).contains(&costs));
         for step in 1..=100 {
             note(&mut path, start + Duration::from_secs(11), 10_000 + 100 * step, 500);
         }

@@ -11,8 +11,9 @@ use super::words::{ChannelId, LegId};
 
 /// Most bytes of a write that counts as small: with its header it fits a datagram of any path.
 pub(super) const SMALL: u64 = 1_100;
-/// Least time between an original and a copy on the same path, so that one burst of loss does not take both.
-const SPACING: Duration = Duration::from_millis(5);
+/// Least time between an original and a copy on the same path, so that one burst of loss does not take both;
+/// little enough that both ways of an echo may be hit within 10 ms of 40.
+const SPACING: Duration = Duration::from_millis(3);
 /// What a copy costs besides its bytes.
 const HEADER: u64 = 16;
 
@@ -37,9 +38,14 @@ impl Budget {
         self.by_share = (self.by_share + bytes as f64 * share).min(share * 1_048_576.0);
     }
 
+    /// More than half of a second's worth is left: a third way is affordable.
+    fn is_ample(&self, limits: &Redundancy) -> bool {
+        self.by_time.max(self.by_share) > f64::from(limits.bytes_per_second) / 2.0
+    }
+
     /// Takes `bytes`, if there are any left.
     pub(super) fn take(&mut self, now: Instant, limits: &Redundancy, bytes: u64) -> bool {
-        let rate = limits.bytes_per_second as f64;
+        let rate = f64::from(limits.bytes_per_second);
         let since = self
             .at
             .replace(now)
@@ -66,7 +72,8 @@ impl Session {
     ) {
         let Some(limits) = self.config.redundancy else { return };
         let Some(leg) = self.legs.get(&on) else { return };
-        let lossy = leg.path.loses(now);
+        // Legs mostly share the client's own link, and only UDP tells of its losses.
+        let lossy = self.legs.values().any(|leg| leg.path.loses(now));
         let len = range.end - range.start;
         if len > SMALL || !(lossy || leg.rtt.is_unsure(now)) || leg.health.suspicion.is_some() {
             return;
@@ -77,11 +84,18 @@ impl Session {
         {
             return;
         }
+        let more =
+            lossy && self.budget.is_ample(&limits) && self.budget.take(now, &limits, len + HEADER);
         let Some(leg) = self.legs.get_mut(&way) else { return };
+        let spacing = leg.rtt.smoothed().map_or(SPACING, |rtt| SPACING.max(rtt / 12));
         match after {
-            Some(Duration::ZERO) => leg.ripe.push_back((id, range)),
-            Some(after) => leg.spaced.push_back((now + after, id, range)),
-            None => leg.push_copy(Copy::Bytes(id, range)),
+            Some(Duration::ZERO) => leg.ripe.push_back((id, range.clone())),
+            Some(after) => leg.spaced.push_back((now + after, id, range.clone())),
+            None => leg.push_copy(Copy::Bytes(id, range.clone())),
+        }
+        // While a lost original holds back its stream, a copy is all there is of the messages behind it.
+        if let Some(after) = after.filter(|_| more) {
+            leg.spaced.push_back((now + after + spacing * 2, id, range));
         }
     }
 
@@ -100,10 +114,10 @@ impl Session {
         let fits = |max: usize| u64::try_from(max).unwrap_or(u64::MAX) >= len + HEADER;
         let near = self.legs.iter().filter(|(id, leg)| {
             let near = leg.rtt.smoothed().is_some_and(|other| other <= rtt * 3 / 2 + 2 * SPACING);
-            **id != on && near && leg.candidate(now, **id, false).standing == Standing::Well
+            **id != on && near && leg.candidate(now, **id, false).standing >= Standing::Demoted
         });
         let best = near.min_by_key(|(_, leg)| (!leg.kind.is_udp(), leg.rtt.smoothed()));
-        let spaced = (fits(own.datagram_max)).then_some((on, Some(SPACING.max(rtt / 8))));
+        let spaced = (fits(own.datagram_max)).then_some((on, Some(SPACING.max(rtt / 12))));
         match best {
             Some((id, leg)) if fits(leg.datagram_max) => Some((*id, Some(Duration::ZERO))),
             Some((id, _)) if spaced.is_none() || !lossy => Some((*id, None)),

@@ -12,7 +12,7 @@ pub(super) enum Standing {
     Quarantined,
     /// It owes word of what it carries, or the peer gave it up.
     Doubtful,
-    /// Another moves bulk faster.
+    /// It was left for a better one lately.
     Demoted,
     Well,
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 
-use super::frame::{Frame, Hello, OFFSET_MAX, Received};
+use super::frame::{Frame, Hello, Mark, OFFSET_MAX, Received};
 use super::pair::{AGENT, CLIENT, Pair, ms};
 use super::tests::{hello, id};
 use super::{LegKind, SessionConfig};
@@ -127,7 +127,7 @@ fn finish_all(pair: &mut Pair) {
     }
     pair.run(Duration::from_secs(40));
     for end in &pair.ends {
-        assert_eq!(end.session.figures().channels, 0, "a channel is never forgotten");
+        assert_eq!(end.session.figures(pair.now).channels, 0, "a channel is never forgotten");
     }
 }
 
@@ -203,8 +203,9 @@ fn frame() -> impl Strategy<Value = Frame> {
     let channel = || prop_oneof![(1..12_u32), any::<u32>().prop_map(|id| id.max(1))].prop_map(id);
     let offset = || prop_oneof![0..70_000_u64, 0..OFFSET_MAX];
     let received = move || {
-        (channel(), offset(), offset(), any::<bool>(), any::<bool>()).prop_map(
-            |(channel, received, limit, fin_seen, reset_seen)| Received {
+        (channel(), offset(), offset(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+            |(channel, received, limit, fin_seen, reset_seen, opens)| Received {
+                opens,
                 channel,
                 received,
                 limit,
@@ -223,19 +224,31 @@ fn frame() -> impl Strategy<Value = Frame> {
                 channels,
                 ..hello()
             })),
-        (channel(), offset()).prop_map(|(channel, limit)| Frame::Open { channel, limit }),
-        (channel(), offset(), bytes).prop_map(|(channel, offset, bytes)| Frame::Data {
+        (channel(), offset(), any::<bool>()).prop_map(|(channel, limit, datagrams)| Frame::Open {
             channel,
-            offset,
-            bytes
+            limit,
+            datagrams
         }),
+        (channel(), offset(), bytes.clone(), mark()).prop_map(|(channel, offset, bytes, mark)| {
+            Frame::Data { channel, offset, bytes, mark }
+        }),
+        (channel(), bytes, any::<bool>()).prop_map(|(channel, bytes, loose)| Frame::Datagram {
+            channel,
+            bytes,
+            loose
+        }),
+        (0..500_u64, 0..3_u64).prop_map(|(bytes, won)| Frame::Seen { bytes, won }),
         (channel(), offset()).prop_map(|(channel, offset)| Frame::Fin { channel, offset }),
         (channel(), any::<u16>()).prop_map(|(channel, code)| Frame::Reset { channel, code }),
         received().prop_map(Frame::Ack),
         any::<u64>().prop_map(Frame::Ping),
         any::<u64>().prop_map(Frame::Pong),
-        any::<u16>().prop_map(|code| Frame::Close { code }),
+        (any::<u16>(), 0..1_000_u64).prop_map(|(code, after)| Frame::Close { code, after }),
     ]
+}
+
+fn mark() -> impl Strategy<Value = Mark> {
+    prop_oneof![Just(Mark::Original), Just(Mark::Copy), Just(Mark::Loose)]
 }
 
 fn encode(frame: &Frame) -> BytesMut {

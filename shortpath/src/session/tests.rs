@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::frame::{Frame, FrameError, Hello, PAYLOAD_MAX, Received, VERSION};
+use super::frame::{Frame, FrameError, Hello, Mark, PAYLOAD_MAX, Received, VERSION};
 use super::pair::{AGENT, CLIENT, Pair, ms};
 use super::{
     CLOSE_PROTOCOL, CLOSE_RESTARTED, ChannelError, ChannelId, CloseReason, LegKind, OpenError,
@@ -30,6 +30,10 @@ pub(super) fn hello() -> Hello {
         seen: 2,
         channels: vec![],
     }
+}
+
+fn open(channel: u32) -> Frame {
+    Frame::Open { channel: id(channel), limit: 0, datagrams: false }
 }
 
 pub(super) fn agent() -> Session {
@@ -230,7 +234,7 @@ fn a_reset_reaches_both_directions_and_is_forgotten() {
     pair.release(CLIENT, channel);
     pair.release(AGENT, channel);
     pair.run(ms(50));
-    assert!(pair.ends.iter().all(|end| end.session.figures().channels == 0));
+    assert!(pair.ends.iter().all(|end| end.session.figures(pair.now).channels == 0));
 }
 
 #[test]
@@ -271,7 +275,7 @@ fn channels_beyond_what_an_end_holds_are_reset_one_by_one_and_the_session_goes_o
         pair.release(CLIENT, surplus);
         pair.run(ms(20));
     }
-    assert_eq!(pair.ends[AGENT].session.figures().channels, 6);
+    assert_eq!(pair.ends[AGENT].session.figures(pair.now).channels, 6);
     pair.release(AGENT, kept[0]);
     let again = pair.open(CLIENT).unwrap();
     pair.write(CLIENT, again, 100);
@@ -287,13 +291,13 @@ fn a_peer_that_opens_without_end_loses_the_session() {
     let leg = session.attach(now, LegKind::TcpReverse);
     session.handle_frame(now, leg, Frame::Hello(hello()));
     let most = SessionConfig::default().channels_max as u32 * 4;
-    session.handle_frame(now, leg, Frame::Open { channel: id(2 * most - 1), limit: 0 });
+    session.handle_frame(now, leg, open(2 * most - 1));
     assert!(!session.is_closed());
     let mut frames = Vec::new();
     session.poll_transmit(now, leg, usize::MAX, &mut frames);
     // All of them fit the one frame that tells them all.
     assert!(frames.iter().all(|frame| frame.wire_len() < 64 * 1024));
-    session.handle_frame(now, leg, Frame::Open { channel: id(2 * most + 1), limit: 0 });
+    session.handle_frame(now, leg, open(2 * most + 1));
     assert!(session.is_closed());
 }
 
@@ -315,7 +319,7 @@ fn a_close_may_be_the_first_word_of_a_leg() {
     let now = std::time::Instant::now();
     let mut session = agent();
     let leg = session.attach(now, LegKind::TcpReverse);
-    session.handle_frame(now, leg, Frame::Close { code: CLOSE_RESTARTED });
+    session.handle_frame(now, leg, Frame::Close { code: CLOSE_RESTARTED, after: 0 });
     let events: Vec<_> = std::iter::from_fn(|| session.poll_event()).collect();
     let closed = CloseReason::ByPeer(CLOSE_RESTARTED);
     assert!(matches!(events.last(), Some(super::Event::Closed(reason)) if *reason == closed));
@@ -324,12 +328,20 @@ fn a_close_may_be_the_first_word_of_a_leg() {
 #[test]
 fn broken_rules_close_the_session_with_a_code() {
     let ack = |received, fin_seen| {
-        Frame::Ack(Received { channel: id(2), received, limit: 0, fin_seen, reset_seen: false })
+        Frame::Ack(Received {
+            channel: id(2),
+            received,
+            limit: 0,
+            fin_seen,
+            reset_seen: false,
+            opens: false,
+        })
     };
     let data = |channel, offset| Frame::Data {
         channel: id(channel),
         offset,
         bytes: Bytes::from_static(b"x"),
+        mark: Mark::Original,
     };
     let stories = [
         (vec![Frame::Hello(hello())], "exactly one HELLO"),
@@ -352,7 +364,7 @@ fn broken_rules_close_the_session_with_a_code() {
         assert!(text.contains(expected), "{text}");
         let mut out = Vec::new();
         session.poll_transmit(now, leg, 1_000, &mut out);
-        assert_eq!(out, [Frame::Close { code: CLOSE_PROTOCOL }]);
+        assert_eq!(out, [Frame::Close { code: CLOSE_PROTOCOL, after: 0 }]);
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -438,4 +438,57 @@ async fn a_slow_target_gets_the_whole_tail_of_a_session_that_was_closed_as_done(
 async fn a_target_that_takes_nothing_or_whose_session_was_ended_is_not_waited_for() {
     assert!(tail_after_close(0, Duration::from_secs(70)).await < 50_000);
     assert!(tail_after_close(1, Duration::from_secs(6)).await < 50_000);
+}
+
+/// A UDP service's socket at either end of a flow.
+async fn udp_pair() -> (UdpSocket, UdpSocket) {
+    let near = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let far = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    near.connect(far.local_addr().unwrap()).await.unwrap();
+    far.connect(near.local_addr().unwrap()).await.unwrap();
+    (near, far)
+}
+
+impl Ends {
+    async fn incoming_datagrams(&mut self) -> DatagramFlow {
+        loop {
+            match self.agent_events.recv().await.expect("the agent's session ended") {
+                SessionEvent::IncomingDatagrams(flow) => return flow,
+                SessionEvent::Closed(reason) => panic!("closed: {reason:?}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_udp_service_is_carried_both_ways_and_ends_with_its_flow() {
+    let mut ends = ends();
+    let _leg = ends.join();
+    let ours = ends.client.open_datagrams().unwrap();
+    let theirs = ends.incoming_datagrams().await;
+    assert_eq!(ours.id(), theirs.id());
+    let (socket, service) = udp_pair().await;
+    let carrying = tokio::spawn(carry_datagrams(theirs, socket, Duration::from_secs(60)));
+    ours.send(Bytes::from_static(b"ping")).unwrap();
+    let mut buffer = [0; 100];
+    assert_eq!(service.recv(&mut buffer).await.unwrap(), 4);
+    service.send(b"pong!").await.unwrap();
+    assert_eq!(ours.recv().await.unwrap(), "pong!");
+    drop(ours);
+    let outcome = carrying.await.unwrap();
+    assert!(matches!(outcome.end, FlowEnd::Closed(ChannelError::Reset(RESET_DROPPED))));
+    assert_eq!((outcome.bytes_in, outcome.bytes_out), (5, 4));
+}
+
+#[tokio::test]
+async fn an_idle_flow_ends_for_both() {
+    let mut ends = ends();
+    let _leg = ends.join();
+    let ours = ends.client.open_datagrams().unwrap();
+    let theirs = ends.incoming_datagrams().await;
+    let (socket, _service) = udp_pair().await;
+    let outcome = carry_datagrams(theirs, socket, Duration::from_millis(50)).await;
+    assert!(matches!(outcome.end, FlowEnd::Idle));
+    assert_eq!(ours.recv().await, None);
 }

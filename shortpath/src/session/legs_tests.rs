@@ -1,0 +1,549 @@
+//! Promises of a session with several legs, kept in virtual time: what a death costs, what a move costs, what loss costs.
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::LegKind::{TcpReverse, UdpDirect, UdpRelay};
+use super::frame::{DATAGRAM_MAX, Frame, Mark};
+use super::pair::{AGENT, CLIENT, Pair, Weather, ms};
+use super::tests::{agent, hello, id};
+use super::{
+    ChannelId, CloseReason, DatagramError, Event, LegKind, LegState, MoveCause, Session,
+    SessionConfig,
+};
+
+const NOW: Duration = Duration::ZERO;
+
+fn jittery(delay: u64) -> Weather {
+    Weather { jitter: ms(1), ..Weather::fair(ms(delay)) }
+}
+
+fn lossy(delay: u64, loss: f64) -> Weather {
+    Weather { loss, ..jittery(delay) }
+}
+
+/// A client that sends 64 bytes every `every`, and an agent that answers each.
+struct Echo {
+    pair: Pair,
+    channel: ChannelId,
+    every: Duration,
+    next: Instant,
+    sent: Vec<Instant>,
+    arrived: Vec<Instant>,
+}
+
+const MESSAGE: u64 = 64;
+
+impl Echo {
+    fn new(mut pair: Pair, every: Duration) -> Self {
+        let channel = pair.open(CLIENT).unwrap();
+        let next = pair.now;
+        Self { pair, channel, every, next, sent: Vec::new(), arrived: Vec::new() }
+    }
+
+    fn run(&mut self, time: Duration) {
+        let until = self.pair.now + time;
+        while self.pair.now < until {
+            if self.next <= self.pair.now {
+                assert_eq!(self.pair.write(CLIENT, self.channel, MESSAGE), MESSAGE);
+                self.sent.push(self.next);
+                self.next += self.every;
+            }
+            self.pair.run(ms(1));
+            self.pair.read(AGENT, self.channel);
+            let owed = self.pair.ends[AGENT].streams.get(&self.channel);
+            let owed = owed.map_or(0, |stream| stream.read / MESSAGE * MESSAGE - stream.written);
+            self.pair.write(AGENT, self.channel, owed);
+            self.pair.read(CLIENT, self.channel);
+            let done = self.pair.ends[CLIENT].streams[&self.channel].read / MESSAGE;
+            self.arrived.resize(usize::try_from(done).unwrap(), self.pair.now);
+        }
+    }
+
+    /// The longest time without an echo since `from`.
+    fn stall(&self, from: Instant) -> Duration {
+        let after = self.arrived.iter().filter(|at| **at >= from);
+        let ends: Vec<_> =
+            [from].into_iter().chain(after.copied()).chain([self.pair.now]).collect();
+        ends.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap()
+    }
+
+    /// Latencies of echoes since message `from`, sorted.
+    fn latencies(&self, from: usize) -> Vec<Duration> {
+        let mut all: Vec<_> =
+            self.arrived.iter().zip(&self.sent).skip(from).map(|(at, sent)| *at - *sent).collect();
+        all.sort_unstable();
+        all
+    }
+
+    fn leg(&self) -> Option<LegKind> {
+        self.pair.ends[CLIENT].session.figures(self.pair.now).leg
+    }
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() * percent).div_ceil(100).max(1) - 1]
+}
+
+/// Direct at 40 ms, relay and TCP at 60 ms.
+fn three_legs(seed: u64) -> Echo {
+    let mut pair = Pair::seeded(&SessionConfig::default(), seed);
+    pair.link_of(TcpReverse, jittery(30), NOW);
+    pair.link_of(UdpRelay, jittery(30), NOW);
+    pair.link_of(UdpDirect, jittery(20), NOW);
+    Echo::new(pair, ms(5))
+}
+
+/// Stalls over 100 seeds when `links` go dark in the directions of `ends`.
+fn stalls(links: &[usize], ends: &[usize]) -> Vec<Duration> {
+    let mut stalls: Vec<_> = (0..100)
+        .map(|seed| {
+            let mut echo = three_legs(seed);
+            echo.run(ms(1_000 + seed * 7));
+            assert_eq!(echo.leg(), Some(UdpDirect), "seed {seed}");
+            for link in links {
+                ends.iter().for_each(|end| echo.pair.blackhole(*link, *end));
+            }
+            let cut = echo.pair.now;
+            echo.run(ms(1_500));
+            let silent = |end: usize| {
+                let moves = &echo.pair.ends[end].moves;
+                moves.iter().any(|(_, cause, _)| *cause == MoveCause::Silent)
+            };
+            assert!(silent(CLIENT) && silent(AGENT), "seed {seed} moves");
+            echo.stall(cut)
+        })
+        .collect();
+    stalls.sort_unstable();
+    stalls
+}
+
+fn assert_stalls(stalls: &[Duration]) {
+    let (p50, p99) = (percentile(stalls, 50), percentile(stalls, 99));
+    println!("stall p50 {p50:?} p99 {p99:?}");
+    assert!(p50 <= ms(2 * 40 + 20), "p50 {p50:?}");
+    assert!(p99 <= ms(150), "p99 {p99:?}");
+}
+
+#[test]
+fn a_blackholed_best_leg_stalls_an_echo_for_two_round_trips() {
+    assert_stalls(&stalls(&[2], &[CLIENT, AGENT]));
+}
+
+#[test]
+fn so_does_the_death_of_all_udp() {
+    assert_stalls(&stalls(&[1, 2], &[CLIENT, AGENT]));
+}
+
+#[test]
+fn so_does_a_hole_in_one_direction() {
+    assert_stalls(&stalls(&[2], &[CLIENT]));
+    assert_stalls(&stalls(&[2], &[AGENT]));
+}
+
+#[test]
+fn a_rebinding_gap_stalls_no_longer_than_a_death_and_the_session_comes_back() {
+    let mut echo = three_legs(3);
+    echo.run(ms(2_000));
+    [CLIENT, AGENT].into_iter().for_each(|end| echo.pair.blackhole(2, end));
+    let cut = echo.pair.now;
+    echo.run(ms(3_000));
+    assert!(echo.stall(cut) <= ms(150));
+    echo.pair.heal(2, ms(500));
+    let healed = echo.pair.now;
+    while echo.leg() != Some(UdpDirect) {
+        echo.run(ms(10));
+        assert!(echo.pair.now - healed < Duration::from_secs(15), "not back in time");
+    }
+    assert!(echo.stall(healed) <= ms(60), "coming back is a planned move");
+    let last = echo.pair.ends[CLIENT].moves.last().unwrap();
+    assert_eq!((last.1, last.2), (MoveCause::Better, NOW));
+}
+
+#[test]
+fn legs_that_lose_and_delay_are_not_left_for_silence() {
+    for seed in 0..12 {
+        let mut pair = Pair::seeded(&SessionConfig::default(), seed);
+        pair.link_of(TcpReverse, lossy(20, 2.0), NOW);
+        if seed % 2 == 0 {
+            pair.link_of(UdpDirect, Weather { jitter: ms(8), ..lossy(15, 3.0) }, NOW);
+        } else {
+            pair.link_of(UdpRelay, lossy(60, 1.0), NOW);
+        }
+        let mut echo = Echo::new(pair, ms(20));
+        echo.run(Duration::from_secs(30));
+        for end in &echo.pair.ends {
+            let left = end.moves.iter().filter(|(_, cause, _)| *cause == MoveCause::Silent).count();
+            assert_eq!(left, 0, "seed {seed}: {:?}", end.moves);
+            assert!(end.moves.len() <= 4, "seed {seed} flaps: {:?}", end.moves);
+            assert!(end.suspects.is_empty() && end.lost.is_empty());
+            let figures = end.session.figures(echo.pair.now);
+            // Of suspicion and redundancy together.
+            assert!(figures.dup_bytes < 30 * (8_000 + 64 * 1024) + 256 * 1024);
+        }
+    }
+}
+
+/// Echo percentiles under loss on every leg, as on a client's own link.
+fn tail(loss: f64) -> Duration {
+    let mut pair = Pair::seeded(&SessionConfig::default(), 7);
+    pair.link_of(TcpReverse, lossy(20, loss), NOW);
+    pair.link_of(UdpDirect, lossy(20, loss), NOW);
+    let mut echo = Echo::new(pair, ms(20));
+    echo.run(Duration::from_secs(100));
+    let latencies = echo.latencies(100);
+    let figures = echo.pair.ends[CLIENT].session.figures(echo.pair.now);
+    let (p50, p99) = (percentile(&latencies, 50), percentile(&latencies, 99));
+    println!(
+        "loss {loss} %: p50 {p50:?} p99 {p99:?} dup_sent {} won {} saved {:?}",
+        figures.dup_sent, figures.dup_won, figures.saved
+    );
+    assert!(loss == 0.0 || (figures.dup_won > 0 && figures.saved > Duration::ZERO));
+    p99
+}
+
+#[test]
+fn a_lost_message_does_not_wait_for_the_next_one() {
+    assert!(tail(0.0) <= ms(43));
+    assert!(tail(1.0) <= ms(50));
+    assert!(tail(3.0) <= ms(60));
+    assert!(tail(5.0) <= ms(80));
+}
+
+#[test]
+fn no_second_copies_leave_when_redundancy_is_off() {
+    let config = SessionConfig { redundancy: None, ..SessionConfig::default() };
+    let mut pair = Pair::seeded(&config, 1);
+    pair.link_of(UdpDirect, jittery(20), NOW);
+    let mut echo = Echo::new(pair, ms(20));
+    echo.run(Duration::from_secs(5));
+    let sent = |end: usize| echo.pair.ends[end].session.figures(echo.pair.now).dup_sent;
+    assert_eq!((sent(CLIENT), sent(AGENT)), (0, 0));
+}
+
+#[test]
+fn a_planned_move_stalls_nothing_and_sends_nothing_again() {
+    let config = SessionConfig { redundancy: None, ..SessionConfig::default() };
+    let mut pair = Pair::new(&config);
+    pair.link_of(TcpReverse, Weather::fair(ms(30)), NOW);
+    let mut echo = Echo::new(pair, ms(5));
+    echo.run(ms(1_000));
+    echo.pair.link_of(UdpDirect, Weather::fair(ms(20)), NOW);
+    echo.run(ms(1_000));
+    assert_eq!(echo.leg(), Some(UdpDirect));
+    let slowest = *echo.latencies(20).last().unwrap();
+    assert!(slowest <= ms(61), "{slowest:?}");
+    let streams = [CLIENT, AGENT].map(|end| echo.pair.ends[end].streams[&echo.channel].written);
+    assert_eq!(echo.pair.carried, streams.iter().sum::<u64>());
+    for end in &echo.pair.ends {
+        let moves: Vec<_> = end.moves.iter().map(|(to, cause, _)| (*to, *cause)).collect();
+        assert_eq!(moves, [(TcpReverse, MoveCause::First), (UdpDirect, MoveCause::Better)]);
+    }
+}
+
+/// Bulk from the client for `time`; bytes the agent read.
+fn bulk(pair: &mut Pair, channel: ChannelId, time: Duration) -> u64 {
+    let before = pair.ends[AGENT].streams.get(&channel).map_or(0, |stream| stream.read);
+    let until = pair.now + time;
+    while pair.now < until {
+        pair.write(CLIENT, channel, 400_000);
+        pair.run(ms(10));
+        pair.read(AGENT, channel);
+    }
+    pair.ends[AGENT].streams[&channel].read - before
+}
+
+#[test]
+fn a_throttled_direct_leg_loses_bulk_to_a_relay() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.link_of(UdpRelay, Weather { rate: Some(4_000_000), ..Weather::fair(ms(20)) }, NOW);
+    pair.link_of(UdpDirect, Weather { rate: Some(250_000), ..Weather::fair(ms(10)) }, NOW);
+    let channel = pair.open(CLIENT).unwrap();
+    pair.run(ms(500));
+    assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpDirect));
+    bulk(&mut pair, channel, Duration::from_secs(5));
+    assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpRelay));
+    let moved = pair.ends[CLIENT]
+        .moves
+        .iter()
+        .any(|(to, cause, stall)| (*to, *cause, *stall) == (UdpRelay, MoveCause::Throttled, NOW));
+    assert!(moved, "{:?}", pair.ends[CLIENT].moves);
+    let read = bulk(&mut pair, channel, Duration::from_secs(4));
+    assert!(read > 12_000_000, "{read}");
+}
+
+#[test]
+fn a_fast_leg_keeps_its_bulk_and_trials_cost_little() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.link_of(TcpReverse, Weather { rate: Some(250_000), ..Weather::fair(ms(20)) }, NOW);
+    pair.link_of(UdpDirect, Weather { rate: Some(4_000_000), ..Weather::fair(ms(10)) }, NOW);
+    let channel = pair.open(CLIENT).unwrap();
+    pair.run(ms(500));
+    let read = bulk(&mut pair, channel, Duration::from_secs(20));
+    assert!(read > 68_000_000, "{read}");
+    assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpDirect));
+}
+
+#[test]
+fn bulk_survives_a_blackhole_and_stalls_for_less_than_half_a_second() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.link_of(TcpReverse, Weather { rate: Some(4_000_000), ..Weather::fair(ms(30)) }, NOW);
+    pair.link_of(UdpDirect, Weather { rate: Some(4_000_000), ..Weather::fair(ms(20)) }, NOW);
+    let channel = pair.open(CLIENT).unwrap();
+    pair.run(ms(500));
+    bulk(&mut pair, channel, Duration::from_secs(2));
+    [CLIENT, AGENT].into_iter().for_each(|end| pair.blackhole(1, end));
+    let read = bulk(&mut pair, channel, Duration::from_secs(2));
+    assert!(read > 5_000_000, "{read}");
+}
+
+#[test]
+fn a_policy_keeps_a_kind_of_leg_from_carrying() {
+    let config = SessionConfig { allowed: vec![TcpReverse], ..SessionConfig::default() };
+    let mut pair = Pair::new(&config);
+    pair.link_of(TcpReverse, jittery(60), NOW);
+    pair.link_of(UdpDirect, jittery(5), NOW);
+    let mut echo = Echo::new(pair, ms(20));
+    echo.run(ms(3_000));
+    let figures = echo.pair.ends[CLIENT].session.figures(echo.pair.now);
+    assert_eq!(figures.leg, Some(TcpReverse));
+    assert_eq!(figures.legs[1].state, LegState::Standby);
+    assert_eq!(figures.legs[1].bytes_sent, 0);
+}
+
+#[test]
+fn figures_show_every_leg_and_the_timeline_of_moves() {
+    let mut echo = three_legs(1);
+    echo.run(ms(2_000));
+    [CLIENT, AGENT].into_iter().for_each(|end| echo.pair.blackhole(2, end));
+    echo.run(ms(2_000));
+    let figures = echo.pair.ends[CLIENT].session.figures(echo.pair.now);
+    let states: Vec<_> = figures.legs.iter().map(|leg| leg.state).collect();
+    assert_eq!(states, [LegState::Standby, LegState::Selected, LegState::Quarantined]);
+    assert!(figures.legs.iter().all(|leg| leg.rtt.is_some() && leg.bytes_sent > 0));
+    let last = figures.moves.last().unwrap();
+    assert_eq!((last.from, last.to, last.cause), (Some(UdpDirect), UdpRelay, MoveCause::Silent));
+    assert!((ms(20)..ms(150)).contains(&last.stall), "{:?}", last.stall);
+    assert!(figures.dup_sent > 0 && figures.dup_won > 0);
+}
+
+fn flow(pair: &mut Pair) -> ChannelId {
+    let channel = pair.ends[CLIENT].session.open_datagrams().unwrap();
+    pair.settle();
+    channel
+}
+
+fn throw(pair: &mut Pair, channel: ChannelId, len: usize) {
+    let bytes = Bytes::from(vec![7; len]);
+    pair.ends[CLIENT].session.send_datagram(channel, bytes).unwrap();
+    pair.settle();
+}
+
+/// Lengths of the datagrams the agent has.
+fn caught(pair: &mut Pair, channel: ChannelId) -> Vec<usize> {
+    let session = &mut pair.ends[AGENT].session;
+    std::iter::from_fn(|| session.read_datagram(channel).ok().flatten())
+        .map(|one| one.len())
+        .collect()
+}
+
+#[test]
+fn datagrams_of_any_size_pass_with_and_without_udp() {
+    for kind in [TcpReverse, UdpDirect] {
+        let mut pair = Pair::new(&SessionConfig::default());
+        pair.link_of(kind, Weather::fair(ms(10)), NOW);
+        let channel = flow(&mut pair);
+        [0, 1, 1_000, 1_193, DATAGRAM_MAX]
+            .into_iter()
+            .for_each(|len| throw(&mut pair, channel, len));
+        pair.run(ms(100));
+        assert!(pair.ends[AGENT].datagrams.contains_key(&channel));
+        let mut lengths = caught(&mut pair, channel);
+        lengths.sort_unstable();
+        assert_eq!(lengths, [0, 1, 1_000, 1_193, DATAGRAM_MAX], "{kind:?}");
+        let long = Bytes::from(vec![0; DATAGRAM_MAX + 1]);
+        let refused = pair.ends[CLIENT].session.send_datagram(channel, long);
+        assert_eq!(refused, Err(DatagramError::TooLong));
+    }
+}
+
+#[test]
+fn datagrams_without_a_leg_are_bounded_and_the_newest_win() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let channel = flow(&mut pair);
+    (0..1_000).for_each(|len| throw(&mut pair, channel, len % 1_000));
+    pair.link_of(UdpDirect, Weather::fair(ms(10)), NOW);
+    pair.run(ms(100));
+    let lengths = caught(&mut pair, channel);
+    assert!(lengths.len() <= 256 && lengths.contains(&999) && !lengths.contains(&0));
+    assert!(pair.ends[CLIENT].session.figures(pair.now).datagrams_dropped >= 700);
+}
+
+#[test]
+fn a_flow_that_either_end_drops_is_over_for_both_and_forgotten() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.link_of(UdpDirect, Weather::fair(ms(10)), NOW);
+    let channel = flow(&mut pair);
+    throw(&mut pair, channel, 10);
+    pair.run(ms(50));
+    pair.ends[AGENT].session.release(channel);
+    pair.settle();
+    pair.run(ms(50));
+    let sent = pair.ends[CLIENT].session.send_datagram(channel, Bytes::from_static(b"x"));
+    assert!(matches!(sent, Err(DatagramError::Ended(_))));
+    pair.ends[CLIENT].session.release(channel);
+    pair.run(ms(100));
+    assert!(pair.ends.iter().all(|end| end.session.figures(pair.now).channels == 0));
+}
+
+fn data(channel: u32, offset: u64, text: &'static [u8]) -> Frame {
+    let bytes = Bytes::from_static(text);
+    Frame::Data { channel: id(channel), offset, bytes, mark: Mark::Original }
+}
+
+fn events(session: &mut Session) -> Vec<Event> {
+    std::iter::from_fn(|| session.poll_event()).collect()
+}
+
+#[test]
+fn frames_that_overtake_the_hello_of_a_udp_leg_wait_for_it() {
+    let (mut session, now) = (agent(), Instant::now());
+    let leg = session.attach(now, UdpDirect);
+    session.handle_frame(now, leg, data(3, 0, b"later"));
+    session.handle_frame(now, leg, data(1, 0, b"first"));
+    assert!(events(&mut session).is_empty());
+    session.handle_frame(now, leg, Frame::Hello(hello()));
+    let told = events(&mut session);
+    let incoming: Vec<_> = told.iter().filter(|e| matches!(e, Event::Incoming(_))).collect();
+    assert_eq!(incoming, [&Event::Incoming(id(3)), &Event::Incoming(id(1))]);
+}
+
+#[test]
+fn what_overtakes_a_hello_is_bounded_and_costs_the_leg_alone() {
+    let (mut session, now) = (agent(), Instant::now());
+    let leg = session.attach(now, UdpDirect);
+    for step in 0..100_000 {
+        session.handle_frame(now, leg, data(1, step, b"x"));
+    }
+    let told = events(&mut session);
+    assert!(matches!(told[..], [Event::LegLost { .. }]), "{told:?}");
+}
+
+#[test]
+fn a_channel_overtaken_by_later_ones_is_announced_as_what_it_is() {
+    let (mut session, now) = (agent(), Instant::now());
+    let leg = session.attach(now, UdpDirect);
+    session.handle_frame(now, leg, Frame::Hello(hello()));
+    events(&mut session);
+    session.handle_frame(now, leg, data(5, 0, b"x"));
+    assert_eq!(events(&mut session), [Event::Incoming(id(5))]);
+    session.handle_frame(now, leg, Frame::Open { channel: id(3), limit: 0, datagrams: true });
+    assert_eq!(events(&mut session), [Event::IncomingDatagrams(id(3))]);
+    session.handle_frame(now, leg, data(1, 0, b"x"));
+    assert_eq!(events(&mut session), [Event::Incoming(id(1))]);
+}
+
+#[test]
+fn a_close_that_overtakes_bytes_waits_for_them() {
+    let (mut session, now) = (agent(), Instant::now());
+    let leg = session.attach(now, UdpDirect);
+    session.handle_frame(now, leg, Frame::Hello(hello()));
+    let frame = data(1, 0, b"the last words");
+    let after = frame.wire_len() as u64;
+    session.handle_frame(now, leg, Frame::Close { code: 0, after });
+    assert!(!session.is_closed());
+    session.handle_frame(now, leg, frame);
+    assert_eq!(events(&mut session).last(), Some(&Event::Closed(CloseReason::ByPeer(0))));
+}
+
+/// Steps of the random story: `SESSION_STEPS`, or enough for a daily run.
+fn steps() -> u64 {
+    std::env::var("SESSION_STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000)
+}
+
+fn random_weather(random: &mut StdRng) -> Weather {
+    Weather {
+        delay: ms(random.random_range(0..150)),
+        jitter: ms(random.random_range(0..20)),
+        loss: if random.random_bool(0.5) { 0.0 } else { random.random_range(0.0..15.0) },
+        doubles: random.random_range(0.0..5.0),
+        rate: random.random_bool(0.3).then(|| random.random_range(50_000..5_000_000)),
+    }
+}
+
+fn random_step(pair: &mut Pair, random: &mut StdRng) {
+    let end = random.random_range(0..2);
+    let kinds = [TcpReverse, UdpDirect, UdpRelay, LegKind::UdpManaged];
+    let link = pair.links.len().checked_sub(1 + random.random_range(0..4));
+    let streams: Vec<_> = pair.ends[end].streams.keys().copied().collect();
+    let stream = streams.get(random.random_range(0..streams.len().max(1))).copied();
+    match (random.random_range(0..100), link, stream) {
+        (0..3, ..) if pair.live_links() < 5 => {
+            let skew = ms(if random.random_bool(0.8) { 0 } else { random.random_range(0..500) });
+            pair.link_of(kinds[random.random_range(0..4)], random_weather(random), skew);
+        }
+        (3..4, Some(link), _) => {
+            pair.cut(link, end);
+            if random.random_bool(0.7) {
+                pair.cut(link, 1 - end);
+            }
+        }
+        (4..6, Some(link), _) => {
+            pair.blackhole(link, end);
+            if random.random_bool(0.6) {
+                pair.blackhole(link, 1 - end);
+            }
+        }
+        (6..10, Some(link), _) => pair.heal(link, ms(random.random_range(0..300))),
+        (10..11, Some(link), _) => pair.links[link].weather = random_weather(random),
+        (11..13, ..) if streams.len() < 8 => drop(pair.open(end)),
+        (13..45, _, Some(id)) => {
+            let big = random.random_bool(0.1);
+            pair.write(end, id, random.random_range(1..if big { 200_000 } else { 300 }));
+        }
+        (45..75, _, Some(id)) => pair.read(end, id),
+        _ => pair.run(ms(random.random_range(0..40))),
+    }
+}
+
+/// Every stream is finished and read to its end over one good leg.
+fn settle_all(pair: &mut Pair, seed: u64) {
+    pair.link_of(TcpReverse, Weather::fair(ms(10)), NOW);
+    for _ in 0..3_000 {
+        for end in [CLIENT, AGENT] {
+            let ids: Vec<_> = pair.ends[end].streams.keys().copied().collect();
+            ids.into_iter()
+                .filter(|id| !pair.ends[end].streams[id].finished)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|id| pair.finish(end, id));
+        }
+        pair.run(ms(50));
+        pair.read_all();
+        if pair.ends.iter().all(|end| end.streams.values().all(|one| one.ended)) {
+            return;
+        }
+    }
+    let hanging = pair.ends.iter().flat_map(|end| end.streams.values()).filter(|one| !one.ended);
+    panic!("seed {seed}: {} streams hang", hanging.count());
+}
+
+#[test]
+fn every_byte_arrives_once_over_many_legs_that_lose_move_and_die() {
+    const STORY: u64 = 500;
+    for seed in 0..steps().div_ceil(STORY) {
+        let config = SessionConfig {
+            resume_window: Duration::from_secs(1_000_000),
+            ..SessionConfig::default()
+        };
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut pair = Pair::seeded(&config, seed);
+        (0..STORY).for_each(|_| random_step(&mut pair, &mut random));
+        settle_all(&mut pair, seed);
+        for end in &pair.ends {
+            assert_eq!(end.closed, None, "seed {seed}");
+        }
+    }
+}
