@@ -214,7 +214,9 @@ async fn transfer(ends: &mut Ends, count: u64, length: u64) -> JoinSet<()> {
                 receive(&mut reader, seed + 1000, length)
             );
         });
-        let theirs = timeout(PATIENCE, ends.agent.incoming()).await.unwrap();
+        let Ok(theirs) = timeout(PATIENCE, ends.agent.incoming()).await else {
+            panic!("stuck: {:#?} {:#?}", ends.client, ends.agent);
+        };
         tasks.spawn(async move {
             let (mut reader, mut writer) = theirs.split();
             let head = reader.read().await.unwrap().unwrap();
@@ -240,9 +242,25 @@ async fn transfer(ends: &mut Ends, count: u64, length: u64) -> JoinSet<()> {
     tasks
 }
 
-async fn all_done(mut tasks: JoinSet<()>) {
-    while let Some(done) = timeout(2 * PATIENCE, tasks.join_next()).await.expect("stuck") {
-        done.unwrap();
+async fn all_done(ends: &Ends, mut tasks: JoinSet<()>) {
+    let done = async {
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
+    };
+    if timeout(PATIENCE, done).await.is_err() {
+        panic!("stuck: {:#?} {:#?}", ends.client, ends.agent);
+    }
+}
+
+impl std::fmt::Debug for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (stats, ignored) = (self.session.stats(), self.underlay.ignored());
+        f.debug_struct("End")
+            .field("stats", &stats)
+            .field("ignored", &ignored)
+            .field("legs", &self.view().legs)
+            .finish_non_exhaustive()
     }
 }
 
@@ -256,7 +274,7 @@ async fn a_session_moves_to_udp_and_every_byte_arrives_once() {
     ends.client.search();
     ends.agent.search();
     ends.carried_by(LegKind::UdpDirect).await;
-    all_done(tasks).await;
+    all_done(&ends, tasks).await;
     ends.client.viewed(|view| view.reasons.is_empty()).await;
     assert_eq!(one.ignored().garbage, 0);
 }
@@ -422,7 +440,7 @@ async fn without_udp_the_session_returns_to_tcp() {
     ends.carried_by(LegKind::UdpDirect).await;
     let tasks = transfer(&mut ends, 4, 500_000).await;
     middle.drop_all.store(true, Ordering::Relaxed);
-    all_done(tasks).await;
+    all_done(&ends, tasks).await;
     ends.echo().await;
     ends.carried_by(LegKind::TcpReverse).await;
 }
@@ -437,7 +455,7 @@ async fn a_rebinding_changes_nothing_for_the_connection() {
         middle.rebind.store(true, Ordering::Relaxed);
         sleep(Duration::from_millis(30)).await;
         let tasks = transfer(&mut ends, 3, 200_000).await;
-        all_done(tasks).await;
+        all_done(&ends, tasks).await;
     }
     // Without another leg, a new connection would show as a lost leg.
     assert_eq!(ends.client.session.stats().legs_lost, 0);
