@@ -251,6 +251,10 @@ impl Driver {
                     relay.permit(route.remote);
                 }
             }
+            if let Some(route) = search.follow() {
+                let slot = search.slot;
+                self.inner.wire.paths(|paths| paths.direct(slot, route));
+            }
             if search.wants_dial(now) {
                 search.stage = Stage::Dialling;
                 self.dial(at);
@@ -295,14 +299,10 @@ impl Driver {
         }
     }
 
-    /// Packets of a connection of ours come from elsewhere: the peer's NAT has bound it anew, or somebody plays. A check
-    /// tells; the finder limits how many addresses anybody may make it check.
     fn meet_stranger(&mut self, slot: SlotId, route: Route) {
-        let Some(search) = self.search(slot) else { return };
-        let candidate = Candidate::new(CandidateKind::ServerReflexive, route.remote);
-        // Refused when it is known, which a doubt covers, or when nobody may be checked there.
-        let _ = search.finder.add_remote(now(), candidate);
-        search.finder.doubt(now());
+        if let Some(search) = self.search(slot) {
+            search.suspect(now(), route);
+        }
     }
 
     fn take_outcome(&mut self, outcome: Outcome) {
