@@ -460,7 +460,7 @@ fn a_close_that_overtakes_bytes_waits_for_them() {
 
 /// Steps of the random story: `SESSION_STEPS`, or enough for a daily run.
 fn steps() -> u64 {
-    std::env::var("SESSION_STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000)
+    std::env::var("SESSION_STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(300_000)
 }
 
 fn random_weather(random: &mut StdRng) -> Weather {
@@ -504,6 +504,7 @@ fn random_step(pair: &mut Pair, random: &mut StdRng) {
             pair.write(end, id, random.random_range(1..if big { 200_000 } else { 300 }));
         }
         (45..75, _, Some(id)) => pair.read(end, id),
+        (75..77, ..) => pair.run(ms(random.random_range(0..3_000))),
         _ => pair.run(ms(random.random_range(0..40))),
     }
 }
@@ -532,7 +533,7 @@ fn settle_all(pair: &mut Pair, seed: u64) {
 
 #[test]
 fn every_byte_arrives_once_over_many_legs_that_lose_move_and_die() {
-    const STORY: u64 = 500;
+    const STORY: u64 = 1_000;
     for seed in 0..steps().div_ceil(STORY) {
         let config = SessionConfig {
             resume_window: Duration::from_secs(1_000_000),
