@@ -458,6 +458,22 @@ fn a_close_that_overtakes_bytes_waits_for_them() {
     assert_eq!(events(&mut session).last(), Some(&Event::Closed(CloseReason::ByPeer(0))));
 }
 
+#[test]
+fn word_that_a_channel_is_over_goes_back_where_it_was_asked_for() {
+    // Found by the random story: the agent takes a leg that is deaf on its way back for the newest there is.
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.skewed_link(NOW, ms(121));
+    pair.link(NOW);
+    pair.blackhole(0, AGENT);
+    let channel = pair.open(CLIENT).unwrap();
+    pair.run(ms(121));
+    pair.release(AGENT, channel);
+    pair.reset(CLIENT, channel, 7);
+    pair.release(CLIENT, channel);
+    pair.run(Duration::from_secs(2));
+    assert!(pair.ends.iter().all(|end| end.session.figures(pair.now).channels == 0));
+}
+
 /// Steps of the random story: `SESSION_STEPS`, or enough for a daily run.
 fn steps() -> u64 {
     std::env::var("SESSION_STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(300_000)
