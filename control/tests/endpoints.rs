@@ -21,6 +21,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+#[path = "endpoints/far_away.rs"]
+mod far_away;
+#[path = "endpoints/fast_start.rs"]
+mod fast_start;
+
 /// Everything ends within this, or a test hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -198,7 +203,9 @@ async fn a_resources_tuning_reaches_its_own_sockets_at_gateway_and_agent_and_no_
         let world = World::start().await;
         let mut agent = world.agent(warm_legs);
         agent.until(|state| state.registered && state.warm_legs == warm_legs).await;
-        let client = world.client().await;
+        // One that is held ready would have legs of its own.
+        let options = ClientOptions { ready_max: 0, ..ClientOptions::default() };
+        let client = Client::connect_with(world.login.clone(), options).await.unwrap();
         let plain = client.open("echo").await.unwrap();
         echoes(forward(&plain).await, b"untuned").await;
         let of_this_world = |(local, peer): &(SocketAddr, SocketAddr)| {

@@ -10,6 +10,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::code::{Code, Fault};
+use crate::dial::leg::Ahead;
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, figures};
 use crate::link::{self, Doubt, LinkEvent};
@@ -67,6 +68,8 @@ pub(super) struct Desk {
     requests: Mutex<HashMap<u64, oneshot::Sender<Result<ToClient, Fault>>>>,
     next_request: AtomicU64,
     sessions: Mutex<HashMap<SessionId, Live>>,
+    /// Where the last ticket led, `HOST:PORT`.
+    gateway: Mutex<String>,
 }
 
 impl Desk {
@@ -74,6 +77,7 @@ impl Desk {
     pub(super) fn new(invite: Invite, home: String) -> Arc<Self> {
         Arc::new(Self {
             invite,
+            gateway: Mutex::new(home.clone()),
             home,
             link: watch::Sender::new(LinkState::Down(None)),
             doubt: Doubt::default(),
@@ -87,6 +91,20 @@ impl Desk {
     /// Where legs go whose ticket names no gateway.
     pub(super) fn home(&self) -> &str {
         &self.home
+    }
+
+    /// Begins to dial the gateway that the next ticket will most likely name: the one of the last.
+    pub(super) fn dial_ahead(&self) -> Ahead {
+        Ahead::to(lock(&self.gateway).clone())
+    }
+
+    /// A ticket came: `gateway` as it says.
+    fn note_gateway(&self, gateway: Option<&str>) {
+        let gateway = gateway.unwrap_or(&self.home);
+        let mut last = lock(&self.gateway);
+        if *last != gateway {
+            gateway.clone_into(&mut last);
+        }
     }
 
     /// The link's state, to watch.
@@ -234,9 +252,15 @@ impl Desk {
                     udp::session::renewed(&live.udp, relay);
                 }
             }
-            LinkEvent::Message(
-                answer @ (ToClient::Granted { request, .. } | ToClient::Leg { request, .. }),
-            ) => self.answer(request, Ok(answer)),
+            LinkEvent::Message(answer @ (ToClient::Granted { .. } | ToClient::Leg { .. })) => {
+                let (ToClient::Granted { request, ticket, .. }
+                | ToClient::Leg { request, ticket, .. }) = &answer
+                else {
+                    return;
+                };
+                self.note_gateway(ticket.gateway.as_deref());
+                self.answer(*request, Ok(answer));
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use tokio_util::sync::DropGuard;
 use crate::client::desk::{Desk, Ending};
 use crate::client::legs::{Action, LegPlan};
 use crate::code::{Code, Fault};
-use crate::dial::leg;
+use crate::dial::leg::{self, Ahead};
 use crate::reason;
 use crate::udp::session::{SessionUdp, Wanted};
 use crate::wire::{Candidate, FromClient, LegTicket, SealedGrant, SessionId, ToClient, UdpAccess};
@@ -61,23 +61,24 @@ struct End {
 }
 
 impl Keeper {
-    /// Keeps the session until it is over. `ticket` admits its first leg, which must be up at `start_by`.
+    /// Keeps the session until it is over. `first` is the admission of its first leg, which must be up at `start_by`, and a
+    /// connection for it.
     pub(super) async fn run(
         mut self,
-        ticket: LegTicket,
+        first: (LegTicket, Ahead),
         start_by: Instant,
         mut events: mpsc::Receiver<SessionEvent>,
         mut orders: mpsc::Receiver<Ending>,
     ) {
         let mut plan = LegPlan::new(Instant::now(), start_by);
-        let mut ticket = Some(ticket);
+        let mut first = Some(first);
         let mut attempt: Option<Attempt> = None;
         let end = loop {
             let wake = match plan.poll(Instant::now()) {
                 Action::GiveUp(fault) => break End { fault, tell_broker: true, close: true },
                 Action::Wait(until) => until,
                 Action::Dial => {
-                    attempt = Some(self.attempt(ticket.take()));
+                    attempt = Some(self.attempt(first.take()));
                     continue;
                 }
             };
@@ -180,22 +181,23 @@ impl Keeper {
         }
     }
 
-    fn attempt(&self, ticket: Option<LegTicket>) -> Attempt {
+    fn attempt(&self, first: Option<(LegTicket, Ahead)>) -> Attempt {
         let (desk, grant, tls) = (self.desk.clone(), self.grant.clone(), self.tls.clone());
         let (udp, wanted, session) = (self.udp.clone(), self.wanted.clone(), self.handle.clone());
         let carried = matches!(*self.phase.borrow(), Phase::Up);
         Box::pin(async move {
-            let ticket = match ticket {
-                Some(ticket) => ticket,
+            let (ticket, ahead) = match first {
+                Some(first) => first,
                 None => {
+                    let ahead = desk.dial_ahead();
                     let (ticket, access) = ask_ticket(&desk, grant, udp.candidates()).await?;
                     if let Some(access) = access {
                         udp.begin(wanted, *access, &session);
                     }
-                    ticket
+                    (ticket, ahead)
                 }
             };
-            let connecting = leg::connect(&ticket, desk.home(), tls);
+            let connecting = leg::connect(&ticket, desk.home(), tls, Some(ahead));
             if !carried {
                 return connecting.await;
             }

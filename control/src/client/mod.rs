@@ -29,6 +29,7 @@ pub use session::{ClientSession, SessionFigures};
 pub use switchback_shortpath::SessionConfig;
 
 use crate::code::{Code, Fault};
+use crate::dial::leg::Ahead;
 use crate::dial::{Backoff, BrokerAddress};
 use crate::invite::Invite;
 use crate::udp::UdpOptions;
@@ -119,6 +120,12 @@ impl Client {
         ready::keep(self, resource);
     }
 
+    /// Whether [`Client::open`] would have its session at once.
+    #[must_use]
+    pub fn is_ready(&self, resource: &str) -> bool {
+        self.shelf.is_ready(resource)
+    }
+
     /// Opens a session to a resource of the feed: one that is held ready, at once, or else a new one, after its first leg.
     ///
     /// # Errors
@@ -163,7 +170,7 @@ impl Client {
         key: &SessionKey,
         (purpose, ready): (SessionPurpose, bool),
         start_by: Instant,
-    ) -> Result<Granted, Fault> {
+    ) -> Result<(Granted, Ahead), Fault> {
         let key = PublicKey(BASE64URL_NOPAD.encode(&key.public()));
         let mut backoff = Backoff::new(OPEN_BACKOFF_FIRST, OPEN_BACKOFF_CAP);
         loop {
@@ -177,9 +184,10 @@ impl Client {
                 purpose,
                 ready,
             };
+            let ahead = self.desk.dial_ahead();
             let answer = timeout_at(start_by, self.desk.ask(open)).await;
             let fault = match answer.unwrap_or_else(|_| Err(last_fault(&self.desk.link()))) {
-                Ok(answer) => return Granted::of(answer),
+                Ok(answer) => return Ok((Granted::of(answer)?, ahead)),
                 Err(fault) => fault,
             };
             let again = Instant::now() + backoff.pause(rand::random());
@@ -193,7 +201,7 @@ impl Client {
     fn start(
         &self,
         key: &SessionKey,
-        granted: Granted,
+        (granted, ahead): (Granted, Ahead),
         ready: bool,
         start_by: Instant,
     ) -> Result<ClientSession, Fault> {
@@ -236,7 +244,7 @@ impl Client {
             udp: udp.clone(),
             wanted,
         };
-        tokio::spawn(keeper.run(ticket, start_by, events, ordered));
+        tokio::spawn(keeper.run((ticket, ahead), start_by, events, ordered));
         let held = session::Held { id, agent, kind, handle, udp };
         Ok(ClientSession::new(held, phases, orders, self.guard.clone()))
     }

@@ -54,6 +54,13 @@ impl Shelf {
         session.is_carried().then_some(session)
     }
 
+    /// Whether one is ready and carried.
+    pub(super) fn is_ready(&self, resource: &str) -> bool {
+        let places = self.places();
+        let session = places.get(resource).and_then(|place| place.session.as_ref());
+        session.is_some_and(ClientSession::is_carried)
+    }
+
     /// A place for `resource`; `None` if it has one, or if there is none left.
     fn claim(&self, resource: &str) -> Option<Arc<Notify>> {
         let (mut places, used_at) = (self.places(), Instant::now());

@@ -12,7 +12,8 @@ use rustls::{AlertDescription, ClientConfig, ServerConfig};
 use switchback_engine::{Refusal, hello};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::code::{Code, Fault};
@@ -32,7 +33,46 @@ pub(crate) const ALERT_BYTES: usize = 7;
 /// The whole of a client's later leg: its session is waiting, and a new attempt with a fresh ticket beats patience.
 pub(crate) const RESUME_LEG_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Dials and authenticates a client's leg. `home` is the broker's `HOST:PORT`, where a ticket names no gateway.
+/// How long a connection that was made ahead of its ticket is worth using. The gateway waits 8 s for a hello.
+const AHEAD_MAX: Duration = Duration::from_secs(5);
+
+/// When to dial anew rather than wait for it: its SYN is about to be sent again (RFC 6298 section 2.1), as happens when the
+/// network changed meanwhile.
+const AHEAD_WAIT: Duration = Duration::from_secs(1);
+
+/// TCP to a gateway, begun while the ticket is still being asked for: the two round trips pass at once. Dropping it ends it.
+pub(crate) struct Ahead {
+    gateway: String,
+    begun: Instant,
+    dialling: JoinHandle<io::Result<TcpStream>>,
+}
+
+impl Ahead {
+    /// Begins to dial `gateway`, `HOST:PORT`.
+    pub(crate) fn to(gateway: String) -> Self {
+        let address = gateway.clone();
+        let dialling = tokio::spawn(async move { dial(&address).await });
+        Self { gateway, begun: Instant::now(), dialling }
+    }
+
+    /// The connection, if it leads to `gateway`, can be used and was made.
+    async fn stream(mut self, gateway: &str) -> Option<TcpStream> {
+        if self.gateway != gateway || self.begun.elapsed() >= AHEAD_MAX {
+            return None;
+        }
+        let until = self.begun + AHEAD_WAIT;
+        timeout_at(until, &mut self.dialling).await.ok()?.ok()?.ok()
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.dialling.abort();
+    }
+}
+
+/// Dials, unless `ahead` did so, and authenticates a client's leg. `home` is the broker's `HOST:PORT`, where a ticket names no
+/// gateway.
 ///
 /// # Errors
 /// The gateway's refusal, [`Code::PeerKeyMismatch`], or [`Code::LegFailed`].
@@ -40,10 +80,19 @@ pub(crate) async fn connect(
     ticket: &LegTicket,
     home: &str,
     tls: Arc<ClientConfig>,
+    ahead: Option<Ahead>,
 ) -> Result<client::TlsStream<TcpStream>, Fault> {
     let name = ServerName::try_from(ticket.server_name.reveal().to_owned())
         .map_err(|_| Code::MessageMalformed.because("the ticket is no server name"))?;
-    let stream = dial(ticket, home).await?;
+    let gateway = ticket.gateway.as_deref().unwrap_or(home);
+    let made = match ahead {
+        Some(ahead) => ahead.stream(gateway).await,
+        None => None,
+    };
+    let stream = match made {
+        Some(stream) => stream,
+        None => dial_for(ticket, home).await?,
+    };
     timeout(CONNECT_TLS_TIMEOUT, TlsConnector::from(tls).connect(name, stream))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -55,7 +104,7 @@ pub(crate) async fn connect(
 /// # Errors
 /// [`Code::LegFailed`].
 pub(crate) async fn present(ticket: &LegTicket, home: &str) -> Result<TcpStream, Fault> {
-    let mut stream = dial(ticket, home).await?;
+    let mut stream = dial_for(ticket, home).await?;
     let mut random = [0; 96];
     rand::fill(&mut random[..]);
     let hello = hello::encode(ticket.server_name.reveal(), random);
@@ -88,12 +137,16 @@ pub(crate) fn refusal(first: &[u8]) -> Option<Code> {
     }
 }
 
-async fn dial(ticket: &LegTicket, home: &str) -> Result<TcpStream, Fault> {
+async fn dial_for(ticket: &LegTicket, home: &str) -> Result<TcpStream, Fault> {
     let gateway = ticket.gateway.as_deref().unwrap_or(home);
     let failed = |error: io::Error| Code::LegFailed.because(format!("gateway {gateway}: {error}"));
-    let stream = tcp::connect(gateway, DIAL_TIMEOUT).await.map_err(failed)?;
-    tcp::give_up_on_silence(&stream).map_err(failed)?;
-    tcp::queue_little(&stream).map_err(failed)?;
+    dial(gateway).await.map_err(failed)
+}
+
+async fn dial(gateway: &str) -> io::Result<TcpStream> {
+    let stream = tcp::connect(gateway, DIAL_TIMEOUT).await?;
+    tcp::give_up_on_silence(&stream)?;
+    tcp::queue_little(&stream)?;
     Ok(stream)
 }
 
@@ -144,7 +197,7 @@ mod tests {
             server_name: crate::secret::Secret::new("ticket.client.switchback.internal"),
             gateway: None,
         };
-        let fault = connect(&ticket, &home, tls).await.unwrap_err();
+        let fault = connect(&ticket, &home, tls, None).await.unwrap_err();
         assert_eq!(fault.code, Code::LegUnpaired);
         assert!(!fault.detail.contains("ticket.client"));
         drop(gateway);

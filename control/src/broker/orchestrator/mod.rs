@@ -227,10 +227,9 @@ impl Orchestrator {
                 let service = self.agents.service(&grant.agent, &grant.resource);
                 let kind = service.map(|service| service.kind).unwrap_or_default();
                 let grant = Box::new(grant);
-                if !ready {
-                    self.out.push(Output::Began { grant: grant.clone() });
-                }
+                let began = (!ready).then(|| Output::Began { grant: grant.clone() });
                 self.out.push(Output::Granted { link, request, grant, pair, transport, udp, kind });
+                self.out.extend(began);
             }
             Err(fault) => self.out.push(Output::RefuseClient { link, request, fault }),
         }
