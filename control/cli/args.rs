@@ -9,8 +9,8 @@ use switchback_control::secret::Secret;
 use switchback_control::{Code, Fault};
 
 use crate::{
-    account, agent, connect, demo, errors, explain, grants, logging, metrics, netcheck, output, pairs, ping,
-    resources, serve, sessions, tokens,
+    account, agent, connect, demo, errors, explain, grants, logging, metrics, netcheck, output,
+    pairs, ping, resources, serve, sessions, tokens,
 };
 
 /// Version and commit.

@@ -240,7 +240,7 @@ fn relay(off: bool, server: Option<String>, secret: Option<&Path>) -> Result<Rel
             if text.trim().is_empty() {
                 return Err(wrong("it is empty".into()));
             }
-            if !address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+            if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
                 let why = format!("--turn-server `{address}` is no HOST:PORT");
                 return Err(Code::ConfigInvalid.because(why));
             }

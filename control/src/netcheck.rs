@@ -58,7 +58,8 @@ pub struct AddressReport {
 pub async fn check(invite: &Invite) -> Result<NetReport, Fault> {
     let gateway = BrokerAddress::of(invite)?.host_port();
     let found = lookup_host(&gateway).await;
-    let found = found.map_err(|error| Code::BrokerUnreachable.because(format!("{gateway}: {error}")))?;
+    let found =
+        found.map_err(|error| Code::BrokerUnreachable.because(format!("{gateway}: {error}")))?;
     let addresses: Vec<SocketAddr> = found.take(ADDRESSES_MAX).collect();
     let (v4, v6): (Vec<_>, Vec<_>) = addresses.iter().copied().partition(SocketAddr::is_ipv4);
     let tcp = async {
