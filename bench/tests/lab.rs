@@ -118,7 +118,9 @@ fn every_nat_type_behaves_as_named() {
     }
     let mut kinds: Vec<NatSettings> =
         NAMED.iter().map(|(name, ..)| name.parse().unwrap()).collect();
-    kinds.extend(["adm/adf/random", "apdm/eif/keep"].map(|text| text.parse::<NatSettings>().unwrap()));
+    kinds.extend(
+        ["adm/adf/random", "apdm/eif/keep"].map(|text| text.parse::<NatSettings>().unwrap()),
+    );
     thread::scope(|scope| {
         for kind in kinds {
             scope.spawn(move || {

@@ -90,6 +90,7 @@ impl Client {
             }
         };
         timeout_at(deadline, known).await.unwrap_or_else(|_| Err(last_fault(&desk.link())))?;
+        tracing::debug!("signed in");
         Ok(Self { desk, options, guard })
     }
 
