@@ -142,6 +142,21 @@ impl Scene<'_> {
         Echo::start(stream, self.clock, rate)
     }
 
+    /// As [`Scene::begin`], and says when the session was asked for, on the trace's clock: by the
+    /// client itself where it does that and tells, else by the echo's first message.
+    ///
+    /// # Errors
+    /// As [`Scene::begin`].
+    pub(crate) fn begin_timed(&self, tunnel: &mut dyn Tunnel, rate: f64) -> Result<(Echo, u64)> {
+        let echo = self.begin(tunnel, rate)?;
+        let begun_ns = echo.now_ns();
+        let asked_ns = tunnel.asked().map(|asked| {
+            let ago = asked.elapsed().as_nanos() as u64;
+            echo.now_ns().saturating_sub(ago)
+        });
+        Ok((echo, asked_ns.unwrap_or(begun_ns)))
+    }
+
     /// As [`Scene::begin`], and returns when the echo runs on the best path the peer can have.
     ///
     /// # Errors

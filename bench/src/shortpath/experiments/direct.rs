@@ -1,6 +1,6 @@
 //! How soon after the request for a session its echo runs on the direct path.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
@@ -42,18 +42,7 @@ fn case(distances: Distances) -> Case {
 
 fn measure(trial: Trial<'_>, distances: Distances) -> Result<Sample> {
     in_lab(trial, &distances.topology(""), |scene, tunnel| {
-        let dialled = Instant::now();
-        let echo = scene.begin(tunnel, RATE)?;
-        // Whoever asked by itself did so at a known time; else the echo's first message did.
-        let echo_began = echo.now_ns();
-        let asked_ago = tunnel.asked().map(|asked| asked.saturating_duration_since(dialled));
-        let begun = match asked_ago {
-            Some(after) => {
-                let dialled_ns = echo.now_ns().saturating_sub(dialled.elapsed().as_nanos() as u64);
-                dialled_ns + after.as_nanos() as u64
-            }
-            None => echo_began,
-        };
+        let (echo, begun) = scene.begin_timed(tunnel, RATE)?;
         let direct = echo.until(PATIENCE, |trace| trace.runs_within(distances.direct_ns(), 0));
         let Some(direct) = direct else {
             let path = tunnel.transport().unwrap_or_else(|| "not told".to_owned());

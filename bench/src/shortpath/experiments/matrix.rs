@@ -100,14 +100,7 @@ fn measure(
         if let Some(policy) = policy {
             scene.ground.shaped()?.nat("client-nat").block(policy)?;
         }
-        tunnel.client()?;
-        let asked = tunnel.asked().map(|asked| asked.elapsed());
-        let echo = {
-            let stream = crate::shortpath::peers::dial(scene.ground, tunnel.entry())?;
-            crate::shortpath::echo::Echo::start(stream, scene.clock, RATE)?
-        };
-        let begun =
-            echo.now_ns() - asked.map_or(0, |asked| asked.as_nanos() as u64).min(echo.now_ns());
+        let (echo, begun) = scene.begin_timed(tunnel, RATE)?;
         let patience = if hope { PATIENCE } else { PATIENCE_WITHOUT_HOPE };
         let direct_ns = DISTANCES.direct_ns();
         let direct = echo.until(patience, |trace| trace.runs_within(direct_ns, 0));

@@ -22,6 +22,9 @@ const PORT: u16 = 443;
 /// The client's log line after which it asks for its session.
 const SIGNED_IN: &str = "signed in";
 
+/// Standard error is read by another thread than standard output.
+const LOGGED_WITHIN: Duration = Duration::from_millis(200);
+
 /// Between questions to the broker: each is a process.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -95,7 +98,10 @@ impl Tunnel for Switchback<'_> {
     }
 
     fn asked(&self) -> Option<Instant> {
-        self.client.as_ref()?.logged(SIGNED_IN, READY_WITHIN)
+        let client = self.client.as_ref()?;
+        // It says where it listens once the session is there: it was signed in before.
+        client.first_line(READY_WITHIN).ok()?;
+        client.logged(SIGNED_IN, LOGGED_WITHIN)
     }
 
     fn transport(&self) -> Option<String> {
