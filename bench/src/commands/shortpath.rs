@@ -169,7 +169,8 @@ fn in_words(skipped: &[Skipped]) -> String {
 fn find_binary(args: &ShortpathArgs) -> Result<PathBuf> {
     let beside = || std::env::current_exe().map(|path| path.with_file_name("switchback"));
     let path = args.binary.clone().map_or_else(beside, Ok)?;
-    Ok(path.canonicalize().unwrap_or(path))
+    // A program runs in another directory than the caller's; a link beside `examples` stays one.
+    std::path::absolute(&path).with_context(|| path.display().to_string())
 }
 
 fn publish(args: &ShortpathArgs, report: &ShortpathReport) -> Result<()> {

@@ -38,7 +38,7 @@ impl Host {
 
 /// Where a measurement takes place.
 pub(crate) enum Ground {
-    Lab(Lab),
+    Lab(Box<Lab>),
     Veth(Network),
 }
 
@@ -51,7 +51,7 @@ impl Ground {
     /// # Errors
     /// No such topology, or no lab is possible here.
     pub(crate) fn lab(topology: &str, seed: u64) -> Result<Ground> {
-        Ok(Ground::Lab(Lab::start(&topology.parse()?, seed)?))
+        Ok(Ground::Lab(Box::new(Lab::start(&topology.parse()?, seed)?)))
     }
 
     /// Namespaces joined by veth, without any shaping. The calling thread stays in the client's,

@@ -31,6 +31,9 @@ const CPU: Metric = Metric { name: "cpu_per_gib", unit: "s/GiB" };
 
 const TCP_CPU_S: f64 = 2.0;
 
+/// How the product's labels of a path past the server begin.
+const DIRECT: &str = "UDP (Shortpath";
+
 /// Windows grow, and a direct path is found.
 const WARMUP: Duration = Duration::from_secs(1);
 const DIRECT_WITHIN: Duration = Duration::from_secs(8);
@@ -73,9 +76,13 @@ fn measure(trial: Trial<'_>, measured: Duration) -> Result<Sample> {
             sent
         });
         thread::sleep(WARMUP);
-        let carrying = match trial.peer {
-            PeerKind::Switchback | PeerKind::Iroh => tunnel.ends(),
-            _ => [tunnel.ends(), tunnel.servers()].concat(),
+        let direct = match trial.peer {
+            PeerKind::Iroh => true,
+            _ => transport.as_deref().is_some_and(|label| label.starts_with(DIRECT)),
+        };
+        let carrying = match direct {
+            true => tunnel.ends(),
+            false => [tunnel.ends(), tunnel.servers()].concat(),
         };
         let (begun, before) = (Instant::now(), of_processes(&carrying)?);
         let bytes_before = scene.service.bytes();
@@ -104,7 +111,7 @@ fn wait_for_udp(peer: PeerKind, tunnel: &dyn Tunnel) -> Option<String> {
     loop {
         let transport = tunnel.transport();
         let waits = peer == PeerKind::Switchback
-            && !transport.as_deref().is_some_and(|label| label.starts_with("UDP (Shortpath"));
+            && !transport.as_deref().is_some_and(|label| label.starts_with(DIRECT));
         if !waits || Instant::now() >= deadline {
             return transport;
         }

@@ -37,7 +37,7 @@ const SECRET: &str = "bench";
 const CLIENTS: u32 = 50;
 
 fn cases(quick: bool) -> Vec<Case> {
-    let messages = if quick { 200 } else { 2000 };
+    let messages = if quick { 1000 } else { 5000 };
     let sizes: &[u32] = if quick { &[200] } else { &[200, 1200] };
     let case = |bytes: &u32| {
         let bytes = *bytes;
