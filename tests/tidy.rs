@@ -149,6 +149,8 @@ const PURE: &[&str] = &[
     "bench/src/lab/packet",
     "bench/src/lab/presets.rs",
     "bench/src/lab/wire",
+    "bench/src/shortpath/goals.rs",
+    "bench/src/shortpath/trace.rs",
     "control/src/broker/takeover/messages.rs",
 ];
 

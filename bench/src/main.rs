@@ -2,7 +2,8 @@
 //!
 //! No product crate is linked: ours runs as a process, like every peer.
 //! `commands` reads flags and reports; `compare` is the comparison, built on `peers` (one trait for
-//! all rivals), `load` (what is sent), `measure` (what it cost), `stats` and `report`.
+//! all rivals), `load` (what is sent), `measure` (what it cost), `stats` and `report`; `shortpath` measures
+//! whole sessions in a lab.
 
 mod commands;
 mod compare;
@@ -10,6 +11,7 @@ mod load;
 mod measure;
 mod peers;
 mod report;
+mod shortpath;
 mod stats;
 
 use std::process::ExitCode;
@@ -41,6 +43,9 @@ enum Command {
     /// Build a network of several hosts on this machine: NATs of every kind, links of any quality
     #[command(after_help = commands::lab::EXAMPLES)]
     Lab(commands::lab::LabArgs),
+    /// Measure whole sessions in a lab, beside other tunnels: starting, surviving, moving bytes
+    #[command(after_help = commands::shortpath::after_help())]
+    Shortpath(commands::shortpath::ShortpathArgs),
     /// Relay TCP with a tokio copy loop: the peer to compare with
     TokioCopy(commands::tokio_copy::RelayArgs),
     /// Relay TCP with a tokio-uring copy loop: another peer
@@ -50,6 +55,7 @@ enum Command {
 fn main() -> ExitCode {
     let verdict = match Cli::parse().command {
         Command::Compare(args) => commands::compare::run(&args),
+        Command::Shortpath(args) => commands::shortpath::run(&args),
         Command::Load(args) => commands::load::run(&args),
         Command::Lab(args) => return exit_code(commands::lab::run(&args)),
         Command::Echo(args) => commands::echo::run(&args).map(|()| Verdict::Complete),

@@ -1,11 +1,14 @@
 //! The bench as its users run it: exit codes, JSON that keeps its schema, and no process left.
 
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
+use switchback_bench::lab;
 use tempfile::NamedTempFile;
 
 const SCHEMA: &str = include_str!("../schema/compare-1.json");
+const SHORTPATH_SCHEMA: &str = include_str!("../schema/shortpath-1.json");
 
 fn bench(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchback-bench"));
@@ -216,4 +219,53 @@ fn a_missing_gateway_is_said_before_anything_is_measured() {
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(stderr.contains("--binary") && stderr.contains("cargo build --release"), "{stderr}");
+}
+
+/// `first-byte` of ours over TCP alone, with this binary.
+fn first_byte(binary: &str) -> Output {
+    let chosen = ["shortpath", "first-byte", "--quick", "--peers", "switchback-tcp"];
+    bench(&[&chosen[..], &["--binary", binary, "--json", "-"]].concat())
+}
+
+#[test]
+fn a_session_is_measured_in_a_lab_and_judged_in_the_shape_of_the_schema() {
+    if lab::skip(lab::unavailable()) {
+        return;
+    }
+    let beside = PathBuf::from(env!("CARGO_BIN_EXE_switchback-bench")).with_file_name("switchback");
+    let binary = std::env::var_os("SWITCHBACK_BIN").map_or(beside, PathBuf::from);
+    if !binary.is_file() {
+        return eprintln!("SKIPPED: no gateway at {}", binary.display());
+    }
+    let report = document(&first_byte(binary.to_str().unwrap()));
+    conforms(&report, &serde_json::from_str(SHORTPATH_SCHEMA).unwrap(), "report");
+    assert_eq!(report["failures"], json!([]));
+    let case = &report["experiments"][0]["cases"][0];
+    let figures = case["results"][0]["figures"].as_array().unwrap();
+    let connection = figures.iter().find(|figure| figure["metric"] == "connection").unwrap();
+    // The relayed round trip of this case is 60 ms, and nothing is quicker than the wire.
+    assert!(connection["min"].as_f64().unwrap() >= 60.0, "{connection}");
+    assert!(case["goals"].as_array().unwrap().iter().any(|goal| goal["metric"] == "session"));
+}
+
+#[test]
+fn a_tunnel_that_does_not_start_is_a_failure_and_its_goals_are_missed() {
+    if lab::skip(lab::unavailable()) {
+        return;
+    }
+    let output = first_byte("/bin/false");
+    let report = document(&output);
+    conforms(&report, &serde_json::from_str(SHORTPATH_SCHEMA).unwrap(), "report");
+    assert_eq!(report["failures"][0]["peer"], "switchback-tcp");
+    let goals = report["experiments"][0]["cases"][0]["goals"].as_array().unwrap();
+    assert!(!goals.is_empty() && goals.iter().all(|goal| goal["outcome"] == "missed"));
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn an_unknown_experiment_is_refused_with_what_there_is() {
+    let output = bench(&["shortpath", "firstbyte"]);
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("first-byte, direct, failover"), "{stderr}");
 }

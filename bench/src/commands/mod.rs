@@ -4,6 +4,7 @@ pub(crate) mod compare;
 pub(crate) mod echo;
 pub(crate) mod lab;
 pub(crate) mod load;
+pub(crate) mod shortpath;
 pub(crate) mod tokio_copy;
 pub(crate) mod tokio_uring;
 

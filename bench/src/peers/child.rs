@@ -261,7 +261,7 @@ fn kill_group(leader: Pid) {
 
 /// `command`, to be sent SIGTERM by the kernel when the calling thread ends, if setpriv(1) of
 /// util-linux is there to ask for that.
-fn ending_with_us(command: Command) -> Command {
+pub(crate) fn ending_with_us(command: Command) -> Command {
     static SETPRIV: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
         let path = program::find("setpriv")?;
         // Others than util-linux's have no such option.

@@ -9,12 +9,12 @@ pub(crate) mod direct;
 mod haproxy;
 mod nginx;
 pub(crate) mod own_relay;
-mod program;
+pub(crate) mod program;
 mod proxied;
 mod rathole;
 mod socat;
 pub(crate) mod socket;
-mod ssh;
+pub(crate) mod ssh;
 pub(crate) mod switchback;
 pub(crate) mod verify;
 

@@ -22,10 +22,20 @@ use super::proxied::{Program, Site};
 pub(crate) struct Ssh;
 
 /// sshd started by root insists on this directory (its privilege separation).
-const SEPARATION: &str = "/run/sshd";
+pub(crate) const SEPARATION: &str = "/run/sshd";
 
 /// Making one Ed25519 key on a busy machine.
 const KEY_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Of the client: asks nobody, uses no other key, and says when it cannot forward.
+pub(crate) const OPTIONS: [&str; 6] = [
+    "BatchMode=yes",
+    "IdentitiesOnly=yes",
+    "IdentityAgent=none",
+    "StrictHostKeyChecking=yes",
+    "ExitOnForwardFailure=yes",
+    "LogLevel=ERROR",
+];
 
 impl Program for Ssh {
     fn available(&self) -> Result<(), Skip> {
@@ -63,7 +73,7 @@ impl Program for Ssh {
 }
 
 /// Only this key may log in, and only forward. StrictModes would judge the temporary directory.
-fn server_config(files: &Path, listen: SocketAddr) -> String {
+pub(crate) fn server_config(files: &Path, listen: SocketAddr) -> String {
     let files = files.display();
     format!(
         "ListenAddress {listen}\nHostKey {files}/host\nAuthorizedKeysFile {files}/user.pub\n\
@@ -86,14 +96,7 @@ fn client_command(site: &Site<'_>, server: SocketAddr) -> Result<Command> {
     let mut known_hosts = std::ffi::OsString::from("UserKnownHostsFile=");
     known_hosts.push(known);
     command.arg("-o").arg(known_hosts);
-    for option in [
-        "BatchMode=yes",
-        "IdentitiesOnly=yes",
-        "IdentityAgent=none",
-        "StrictHostKeyChecking=yes",
-        "ExitOnForwardFailure=yes",
-        "LogLevel=ERROR",
-    ] {
+    for option in OPTIONS {
         command.args(["-o", option]);
     }
     let mut forward = String::new();
@@ -102,7 +105,7 @@ fn client_command(site: &Site<'_>, server: SocketAddr) -> Result<Command> {
     Ok(command)
 }
 
-fn make_key(path: &Path) -> Result<()> {
+pub(crate) fn make_key(path: &Path) -> Result<()> {
     let mut command = Command::new(find("ssh-keygen").context("ssh-keygen is gone")?);
     command.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path);
     output_of(command, KEY_WITHIN).map(drop)

@@ -44,7 +44,7 @@ const BAR_METRICS: [Metric; 8] = [
     Metric::IdleCpu,
 ];
 
-const STYLE: &str = "
+pub(crate) const STYLE: &str = "
 body{font:15px/1.5 system-ui,sans-serif;color:#262a33;background:#f6f7f9;max-width:72rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin:0}h3{font-size:1rem;margin:1.2rem 0 .2rem}
 section,.card{background:#fff;border:1px solid #dfe3ea;border-radius:8px;padding:1rem 1.2rem;margin:1rem 0}
@@ -186,7 +186,7 @@ fn bar_plot(report: &CompareReport, scenario: &ScenarioReport, metric: Metric) -
 }
 
 /// A plot, or why there is none.
-fn drawn(svg: anyhow::Result<String>) -> Markup {
+pub(crate) fn drawn(svg: anyhow::Result<String>) -> Markup {
     match svg {
         Ok(svg) => PreEscaped(svg),
         Err(error) => html! { p { "no plot: " (format!("{error:#}")) } },

@@ -4,7 +4,7 @@ pub(crate) mod grid;
 pub(crate) mod hgrm;
 pub(crate) mod html;
 pub(crate) mod metric;
-mod plot;
+pub(crate) mod plot;
 pub(crate) mod publish;
 pub(crate) mod summary;
 pub(crate) mod text;

@@ -111,6 +111,7 @@ impl Client {
             }
         };
         timeout_at(deadline, known).await.unwrap_or_else(|_| Err(last_fault(&desk.link())))?;
+        tracing::debug!("signed in");
         let shelf = Arc::new(Shelf::new(options.ready_max));
         Ok(Self { desk, options, guard, reach, shelf })
     }

@@ -1,0 +1,131 @@
+//! One stream as fast as it goes, and what it costs.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Case, Experiment};
+use crate::load::GIB;
+use crate::measure::cpu::of_processes;
+use crate::shortpath::goals::{Goal, Metric, Sample, Statistic};
+use crate::shortpath::ground::Ground;
+use crate::shortpath::peers::{PeerKind, Tunnel, dial};
+use crate::shortpath::scene::{Trial, within};
+use crate::shortpath::service::{Duty, Service};
+
+pub(super) const EXPERIMENT: Experiment = Experiment {
+    name: "bulk",
+    title: "Bulk over unshaped veth",
+    claim: "TCP - shortpath - TCP costs 0.8 of an iroh tunnel's CPU and carries 1.2 of its rate.",
+    who: "all tunnels; the server's CPU counts where it carries the bytes (not for UDP)",
+    rounds: 5,
+    cases,
+};
+
+const THROUGHPUT: Metric = Metric { name: "throughput", unit: "Gbit/s" };
+/// CPU of both ends, and of the server where bytes pass it.
+const CPU: Metric = Metric { name: "cpu_per_gib", unit: "s/GiB" };
+
+const TCP_CPU_S: f64 = 2.0;
+
+/// How the product's labels of a path past the server begin.
+const DIRECT: &str = "UDP (Shortpath";
+
+/// Windows grow, and a direct path is found.
+const WARMUP: Duration = Duration::from_secs(1);
+const DIRECT_WITHIN: Duration = Duration::from_secs(8);
+const TAIL_WITHIN: Duration = Duration::from_secs(20);
+
+fn cases(quick: bool) -> Vec<Case> {
+    let measured = Duration::from_secs(if quick { 1 } else { 4 });
+    vec![Case {
+        name: "one stream, upload".to_owned(),
+        peers: vec![
+            PeerKind::Switchback,
+            PeerKind::SwitchbackTcp,
+            PeerKind::Iroh,
+            PeerKind::Rathole,
+            PeerKind::Ssh,
+        ],
+        goals: vec![
+            Goal::at_most("switchback", CPU, Statistic::P50, 0.8).times("iroh", 0.0),
+            Goal::at_least("switchback", THROUGHPUT, Statistic::P50, 1.2).times("iroh", 0.0),
+            Goal::at_most("switchback-tcp", CPU, Statistic::P50, TCP_CPU_S),
+        ],
+        measure: Box::new(move |trial| measure(trial, measured)),
+    }]
+}
+
+fn measure(trial: Trial<'_>, measured: Duration) -> Result<Sample> {
+    let ground = Ground::veth()?;
+    within(trial, &ground, Duty::Discard, |scene, tunnel| {
+        tunnel.client()?;
+        let transport = wait_for_udp(trial.peer, tunnel);
+        let mut stream = dial(scene.ground, tunnel.entry())?;
+        let kept = stream.try_clone()?;
+        let sender = thread::spawn(move || -> u64 {
+            let buffer = vec![0x5a; 256 << 10];
+            let mut sent = 0;
+            // Ends when the other half shuts it down.
+            while let Ok(written) = stream.write(&buffer) {
+                sent += written as u64;
+            }
+            sent
+        });
+        thread::sleep(WARMUP);
+        let direct = match trial.peer {
+            PeerKind::Iroh => true,
+            _ => transport.as_deref().is_some_and(|label| label.starts_with(DIRECT)),
+        };
+        let carrying = match direct {
+            true => tunnel.ends(),
+            false => [tunnel.ends(), tunnel.servers()].concat(),
+        };
+        let (begun, before) = (Instant::now(), of_processes(&carrying)?);
+        let bytes_before = scene.service.bytes();
+        thread::sleep(measured);
+        let bytes = scene.service.bytes() - bytes_before;
+        let (took, used) = (begun.elapsed(), of_processes(&carrying)? - before);
+        // The rest of what was written is still to arrive.
+        kept.shutdown(Shutdown::Write).context("ending the stream")?;
+        let sent = sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))?;
+        all_arrive(scene.service, sent)?;
+        ensure!(bytes > 0, "no byte arrived in {took:?}");
+        let gbits = bytes as f64 * 8.0 / 1e9 / took.as_secs_f64();
+        let sample = Sample::default()
+            .with(THROUGHPUT, gbits)
+            .with(CPU, used.as_secs_f64() / (bytes as f64 / GIB));
+        Ok(match transport {
+            Some(transport) => sample.told("transport", transport),
+            None => sample,
+        })
+    })
+}
+
+/// Ours says when it is on UDP; iroh does not tell, and had its second of warm-up for it.
+fn wait_for_udp(peer: PeerKind, tunnel: &dyn Tunnel) -> Option<String> {
+    let deadline = Instant::now() + DIRECT_WITHIN;
+    loop {
+        let transport = tunnel.transport();
+        let waits = peer == PeerKind::Switchback
+            && !transport.as_deref().is_some_and(|label| label.starts_with(DIRECT));
+        if !waits || Instant::now() >= deadline {
+            return transport;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn all_arrive(service: &Service, sent: u64) -> Result<()> {
+    let deadline = Instant::now() + TAIL_WITHIN;
+    // A byte more may have come from trying whether the tunnel works.
+    while service.bytes() < sent {
+        let arrived = service.bytes();
+        ensure!(Instant::now() < deadline, "{arrived} of {sent} bytes arrived in {TAIL_WITHIN:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! Whole sessions between two hosts behind NATs, beside other tunnels: how soon they start, how they
+//! survive, what they cost.
+//!
+//! `experiments` has one file per claim; each measurement builds a lab of its own (`ground`), a
+//! service at the agent (`service`), a tunnel to it (`peers`, made of `running` programs) and usually
+//! an `echo` through it (`scene` has them all). `trace` and `goals` decide and are pure: what became
+//! of the echo, and whether a goal was reached. `runner` interleaves rounds, `report`, `text` and
+//! `page` show what came out.
+
+mod echo;
+pub(crate) mod experiments;
+mod goals;
+mod ground;
+pub(crate) mod page;
+pub(crate) mod peers;
+pub(crate) mod report;
+pub(crate) mod runner;
+mod running;
+pub(crate) mod scene;
+mod service;
+pub(crate) mod text;
+mod trace;

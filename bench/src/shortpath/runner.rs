@@ -1,0 +1,139 @@
+//! Takes the measurements: rounds interleaved, each in a lab and a thread of its own.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use indicatif::ProgressBar;
+
+use super::experiments::{Case, Experiment};
+use super::goals::Sample;
+use super::peers::PeerKind;
+use super::report::{CaseReport, ExperimentReport};
+use super::scene::{Setup, Trial};
+use crate::report::Failure;
+
+/// What is asked for.
+pub(crate) struct Plan {
+    pub(crate) setup: Setup,
+    /// Who may take part.
+    pub(crate) peers: Vec<PeerKind>,
+    /// Instead of each experiment's own number.
+    pub(crate) rounds: Option<usize>,
+    pub(crate) seed: u64,
+}
+
+/// Nothing is begun after this in a quick run, per experiment and in all; what has begun may take
+/// its patience more.
+const QUICK_EXPERIMENT: Duration = Duration::from_secs(13);
+const QUICK_ALL: Duration = Duration::from_secs(150);
+
+impl Plan {
+    /// Rounds of an experiment.
+    fn rounds(&self, experiment: &Experiment) -> usize {
+        self.rounds.unwrap_or(if self.setup.quick { 1 } else { experiment.rounds })
+    }
+
+    /// Measurements of an experiment.
+    pub(crate) fn measurements(&self, experiment: &Experiment) -> u64 {
+        let cases = (experiment.cases)(self.setup.quick);
+        let peers: usize = cases.iter().map(|case| self.taking_part(case).len()).sum();
+        (peers * self.rounds(experiment)) as u64
+    }
+
+    fn taking_part(&self, case: &Case) -> Vec<PeerKind> {
+        case.peers.iter().copied().filter(|peer| self.peers.contains(peer)).collect()
+    }
+
+    /// Takes all measurements of one experiment; `None` if nobody who was asked for takes part.
+    pub(crate) fn run(
+        &self,
+        experiment: &Experiment,
+        begun: Instant,
+        progress: &ProgressBar,
+        failures: &mut Vec<Failure>,
+    ) -> Option<ExperimentReport> {
+        let cases = (experiment.cases)(self.setup.quick);
+        let mut outcomes: Vec<Outcomes> =
+            cases.iter().map(|case| Outcomes::new(self.taking_part(case))).collect();
+        if outcomes.iter().all(|outcomes| outcomes.0.is_empty()) {
+            return None;
+        }
+        let rounds = self.rounds(experiment);
+        let mut report = ExperimentReport::new(experiment, rounds);
+        let own = Instant::now();
+        let mut left_out = 0;
+        for round in 0..rounds {
+            for (case, outcomes) in cases.iter().zip(&mut outcomes) {
+                // A B C, then C B A: drift of the machine falls on all alike.
+                let count = outcomes.0.len();
+                for turn in 0..count {
+                    let index = if round % 2 == 0 { turn } else { count - 1 - turn };
+                    let spent = own.elapsed() > QUICK_EXPERIMENT || begun.elapsed() > QUICK_ALL;
+                    if self.setup.quick && spent {
+                        left_out += 1;
+                        progress.inc(1);
+                        continue;
+                    }
+                    let outcome = &mut outcomes.0[index];
+                    let words = format!("{}: {}, {}", experiment.name, case.name, outcome.0.name());
+                    progress.set_message(words.clone());
+                    if progress.is_hidden() {
+                        eprintln!("measuring {words}");
+                    }
+                    let seed = self.seed.wrapping_add(round as u64);
+                    let trial = Trial { setup: &self.setup, peer: outcome.0, seed };
+                    match alone(case, trial) {
+                        Ok(sample) => outcome.1.push(sample),
+                        Err(error) => {
+                            outcome.2 += 1;
+                            if outcome.2 == 1 {
+                                failures.push(failure(outcome.0, &words, &error));
+                            }
+                        }
+                    }
+                    progress.inc(1);
+                }
+            }
+        }
+        if left_out > 0 {
+            let note = format!("{left_out} measurements were left out: this is a quick run");
+            report.notes.push(note);
+        }
+        let cases = cases.iter().zip(&outcomes).filter(|(_, outcomes)| !outcomes.0.is_empty());
+        report.cases = cases.map(|(case, outcomes)| outcomes.report(case)).collect();
+        Some(report)
+    }
+}
+
+/// Samples and failures of one case by peer.
+struct Outcomes(Vec<(PeerKind, Vec<Sample>, usize)>);
+
+impl Outcomes {
+    fn new(peers: Vec<PeerKind>) -> Outcomes {
+        Outcomes(peers.into_iter().map(|peer| (peer, Vec::new(), 0)).collect())
+    }
+
+    fn report(&self, case: &Case) -> CaseReport {
+        let named =
+            self.0.iter().map(|(peer, samples, failed)| (peer.name(), samples.clone(), *failed));
+        CaseReport::of(case, &named.collect::<Vec<_>>())
+    }
+}
+
+/// Takes one measurement in a thread that ends with it, and with it the programs it started and the
+/// namespaces it was moved into.
+fn alone(case: &Case, trial: Trial<'_>) -> Result<Sample> {
+    thread::scope(|scope| {
+        let measuring = scope.spawn(|| (case.measure)(trial));
+        measuring.join().unwrap_or_else(|_| Err(anyhow!("the measurement panicked")))
+    })
+}
+
+fn failure(peer: PeerKind, during: &str, error: &anyhow::Error) -> Failure {
+    Failure {
+        peer: peer.name().to_owned(),
+        during: during.to_owned(),
+        reason: format!("{error:#}"),
+    }
+}
