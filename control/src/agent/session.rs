@@ -325,7 +325,6 @@ async fn follow(
             SessionEvent::LegLost { leg, error } => {
                 tracing::info!(session = %id, %leg, error, "leg lost");
             }
-            // Dropped, it is reset: a resource of TCP carries no datagrams.
             SessionEvent::Down => tracing::info!(session = %id, "session paused"),
             SessionEvent::Resumed => tracing::info!(session = %id, "session carried"),
             SessionEvent::Closed(why) => {
