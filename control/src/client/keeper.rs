@@ -120,6 +120,10 @@ impl Keeper {
                 // Agents open no channels; one that does is refused, not obeyed.
                 channel.reset(reason::to_wire(Code::ChannelLimit));
             }
+            Some(SessionEvent::IncomingDatagrams(flow)) => drop(flow),
+            Some(SessionEvent::Moved { to, cause, stall, .. }) => {
+                tracing::info!(session = %self.id, to = to.as_str(), cause = cause.as_str(), ?stall, "session moved");
+            }
             Some(SessionEvent::Closed(why)) => return Some(reason::of_session(&why)),
             None => return Some(Code::SessionClosed.into()),
         }
