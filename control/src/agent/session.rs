@@ -325,6 +325,11 @@ async fn follow(
             SessionEvent::LegLost { leg, error } => {
                 tracing::info!(session = %id, %leg, error, "leg lost");
             }
+            // Dropped, it is reset: a resource of TCP carries no datagrams.
+            SessionEvent::IncomingDatagrams(flow) => drop(flow),
+            SessionEvent::Moved { to, cause, stall, .. } => {
+                tracing::info!(session = %id, to = to.as_str(), cause = cause.as_str(), ?stall, "session moved");
+            }
             SessionEvent::Down => tracing::info!(session = %id, "session paused"),
             SessionEvent::Resumed => tracing::info!(session = %id, "session carried"),
             SessionEvent::Closed(why) => {

@@ -144,15 +144,7 @@ impl Session {
         while batch.room > 0
             && let Some(channel) = self.over.pop_first()
         {
-            let (received, limit) = (0, 0);
-            batch.push(Frame::Ack(Received {
-                channel,
-                received,
-                limit,
-                fin_seen: true,
-                reset_seen: true,
-                opens: false,
-            }));
+            batch.push(Frame::Ack(over(channel)));
         }
         while batch.room > 0
             && let Some(id) = self.control.pop_front()
@@ -275,9 +267,8 @@ impl Session {
         let echo = std::mem::take(&mut leg.echo);
         let seen = leg.take_seen();
         for id in echo {
-            if let Some(channel) = self.channels.get_mut(&id) {
-                batch.push(Frame::Ack(channel.state(id)));
-            }
+            let state = self.channels.get_mut(&id).map(|channel| channel.state(id));
+            batch.push(Frame::Ack(state.unwrap_or_else(|| over(id))));
         }
         if let Some(bytes) = seen {
             batch.push(Frame::Seen { bytes, won: self.won_here });
@@ -324,6 +315,12 @@ impl Session {
             Lane::Bulk | Lane::None => self.bulk.push_back(id),
         }
     }
+}
+
+/// The channel is over and forgotten.
+fn over(channel: ChannelId) -> Received {
+    let (received, limit) = (0, 0);
+    Received { channel, received, limit, fin_seen: true, reset_seen: true, opens: false }
 }
 
 fn open_frame(id: ChannelId, channel: &mut Channel) -> Frame {

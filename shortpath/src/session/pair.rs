@@ -308,7 +308,10 @@ impl Pair {
     /// Lets time pass, with everything that falls due in it.
     pub(super) fn run(&mut self, time: Duration) {
         let until = self.now + time;
+        let mut rounds = 0;
         while let Some(at) = self.next_due().filter(|at| *at <= until) {
+            rounds = if at > self.now { 0 } else { rounds + 1 };
+            assert!(rounds < 10_000, "a deadline that does not pass");
             self.now = self.now.max(at);
             self.attach_late();
             self.deliver();
@@ -349,8 +352,11 @@ impl Pair {
         let Some(leg) = self.links[link].legs[end] else { return };
         let tcp = !self.links[link].kind.is_udp();
         let mut frames = Vec::new();
+        let mut rounds = 0;
         while self.has_room(link, end) && self.ends[end].session.has_transmit(leg) {
             self.ends[end].session.poll_transmit(self.now, leg, 20_000, &mut frames);
+            rounds += 1;
+            assert!(rounds < 10_000, "output without end: {:?}", frames.first());
             let promised = self.ends[end].session.has_transmit(leg);
             assert!(!frames.is_empty() || !promised, "promised output does not come");
             for frame in frames.drain(..) {

@@ -50,6 +50,9 @@ impl Session {
         {
             let timeout = leg.timeout(&self.config);
             leg.health.suspect(now, since, leg.kind, timeout);
+            let channels = self.channels.iter().filter(|(_, channel)| channel.takes_state_from(id));
+            let told: Vec<_> = channels.map(|(channel, _)| *channel).collect();
+            told.into_iter().for_each(|channel| self.copy_state(id, channel));
             self.rescue(now, id);
             for (other, leg) in &mut self.legs {
                 if *other != id {
@@ -66,7 +69,7 @@ impl Session {
         self.rescuer(id).map(|_| suspicion.sustained_at)
     }
 
-    /// Gives copies of what `suspect` carries to other legs, as far as there is room.
+    /// Gives copies of the bytes that `suspect` carries to other legs, as far as there is room.
     pub(super) fn rescue(&mut self, now: Instant, suspect: LegId) {
         let targets = self.rescue_targets(suspect);
         let Some(suspicion) = self.legs.get(&suspect).and_then(|leg| leg.health.suspicion) else {
@@ -80,9 +83,6 @@ impl Session {
         let ids: Vec<_> = self.channels.keys().copied().collect();
         for id in ids {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
-            if channel.takes_state_from(suspect) {
-                Self::copy_to(&mut self.legs, &targets, &Copy::State(id));
-            }
             while left > 0
                 && let Some(range) = channel.send.take_uncopied(suspect, left)
             {

@@ -6,6 +6,7 @@
 //! the peer allows no more streams, the first one serves all.
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -123,6 +124,7 @@ async fn write(
     let (mut frames, mut datagrams) = (Vec::new(), Vec::new());
     loop {
         let blocked = lanes.pending();
+        port.blocked.store(blocked, Ordering::Relaxed);
         let closed = shared.with(|state, now| {
             let next = || state.session.poll_datagram(now, leg);
             datagrams.extend(std::iter::from_fn(next).take(DATAGRAM_RUN));
@@ -133,6 +135,10 @@ async fn write(
             }
             state.session.is_closed()
         });
+        if blocked && frames.is_empty() {
+            // Woken in vain: others have a turn, above all those that make room.
+            tokio::task::yield_now().await;
+        }
         datagrams.drain(..).for_each(|frame| send_datagram(&connection, &frame));
         if frames.is_empty() && !blocked {
             if closed {

@@ -1,6 +1,7 @@
 //! The core behind its mutex, and the two tasks that serve it: time and events.
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub(super) struct Failure {
 pub(super) struct Port {
     pub(super) wake: Arc<Notify>,
     pub(super) gone: CancellationToken,
+    /// The writer has all of bulk it can send for now, and is woken for what goes before it only.
+    pub(super) blocked: Arc<AtomicBool>,
 }
 
 pub(super) struct State {
@@ -97,7 +100,12 @@ impl Shared {
             self.dispatch(&mut state, event);
         }
         for (leg, port) in &state.ports {
-            if state.session.has_transmit(*leg) || state.session.has_datagram(*leg) {
+            let frames = if port.blocked.load(Ordering::Relaxed) {
+                state.session.has_urgent(*leg)
+            } else {
+                state.session.has_transmit(*leg)
+            };
+            if frames || state.session.has_datagram(*leg) {
                 port.wake.notify_one();
             }
         }

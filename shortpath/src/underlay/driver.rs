@@ -79,6 +79,9 @@ const HELPERS: usize = 16;
 /// After the session's end its legs may still say goodbye.
 const GOODBYE: Duration = Duration::from_secs(3);
 
+/// For the last packets of connections that were closed. The slot's token is free again after it.
+const FAREWELL: Duration = Duration::from_millis(200);
+
 /// What the owner keeps of a driver.
 pub(super) struct Reins {
     pub(super) signalled: mpsc::Sender<Vec<Candidate>>,
@@ -192,7 +195,7 @@ impl Driver {
                 break;
             }
         }
-        self.end();
+        self.end().await;
     }
 
     /// Waits for one thing to happen and takes it in. False when it is time to end.
@@ -251,6 +254,10 @@ impl Driver {
                     relay.permit(route.remote);
                 }
             }
+            if let Some(route) = search.follow() {
+                let slot = search.slot;
+                self.inner.wire.paths(|paths| paths.direct(slot, route));
+            }
             if search.wants_dial(now) {
                 search.stage = Stage::Dialling;
                 self.dial(at);
@@ -295,14 +302,10 @@ impl Driver {
         }
     }
 
-    /// Packets of a connection of ours come from elsewhere: the peer's NAT has bound it anew, or somebody plays. A check
-    /// tells; the finder limits how many addresses anybody may make it check.
     fn meet_stranger(&mut self, slot: SlotId, route: Route) {
-        let Some(search) = self.search(slot) else { return };
-        let candidate = Candidate::new(CandidateKind::ServerReflexive, route.remote);
-        // Refused when it is known, which a doubt covers, or when nobody may be checked there.
-        let _ = search.finder.add_remote(now(), candidate);
-        search.finder.doubt(now());
+        if let Some(search) = self.search(slot) {
+            search.suspect(now(), route);
+        }
     }
 
     fn take_outcome(&mut self, outcome: Outcome) {
@@ -490,15 +493,19 @@ impl Driver {
         view
     }
 
-    fn end(&mut self) {
-        for search in &mut self.searches {
+    /// Closes what is left. Paths stay for a moment, by which the peer is told.
+    async fn end(&mut self) {
+        for search in &self.searches {
             if let Stage::Up { connection, .. } = &search.stage {
                 connection.close(quinn::VarInt::from_u32(0), b"shortpath over");
             }
             self.inner.quic.hush(search.slot);
             self.inner.wire.watch_strangers(search.slot, None);
-            self.inner.wire.paths(|paths| paths.close(search.slot));
             self.inner.wire.exchange.forget(&self.plan.local.of_kind(search.kind).ufrag);
+        }
+        tokio::time::sleep(FAREWELL).await;
+        for search in &self.searches {
+            self.inner.wire.paths(|paths| paths.close(search.slot));
         }
         if let RelayStage::Asked(_, relay, _) = &self.relay {
             relay.close();

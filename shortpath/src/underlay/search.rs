@@ -6,7 +6,7 @@ use quinn::Connection;
 use super::paths::SlotId;
 use super::view::{LegState, LegView};
 use crate::LegKind;
-use crate::path::{Finder, FinderEvent, Route};
+use crate::path::{Candidate, CandidateKind, Finder, FinderEvent, PairState, PairView, Route};
 
 /// See the module.
 pub(super) struct Search {
@@ -16,6 +16,8 @@ pub(super) struct Search {
     pub(super) stage: Stage,
     /// The route in use, or to be used.
     pub(super) route: Option<Route>,
+    /// Packets of our connection came from here before any check did.
+    suspected: Option<Route>,
     /// Not before this may QUIC be dialled again.
     retry_at: Option<Instant>,
     backoff: Duration,
@@ -56,6 +58,7 @@ impl Search {
             finder,
             stage: Stage::Idle,
             route: None,
+            suspected: None,
             retry_at: None,
             backoff: BACKOFF,
             reason: None,
@@ -98,6 +101,32 @@ impl Search {
                 None
             }
         }
+    }
+
+    /// Packets of our connection come from elsewhere: the peer's NAT has bound it anew, or somebody plays. A check tells;
+    /// the finder limits how many addresses anybody may make it check.
+    pub(super) fn suspect(&mut self, now: Instant, route: Route) {
+        self.suspected = Some(route);
+        let candidate = Candidate::new(CandidateKind::ServerReflexive, route.remote);
+        // Refused when it is known, which a doubt covers, or when nobody may be checked there.
+        let _ = self.finder.add_remote(now, candidate);
+        self.finder.doubt(now);
+    }
+
+    /// The suspected route, once a signed message has come that way: the peer is there and sends from there, so packets go
+    /// there at once, without waiting until the old route is known to be dead.
+    pub(super) fn follow(&mut self) -> Option<Route> {
+        let route = self.suspected?;
+        let signed = |pair: &PairView| {
+            (pair.local, pair.remote) == (route.local.0, route.remote)
+                && (pair.state == PairState::Succeeded || pair.requests > 0)
+        };
+        if !self.finder.pairs().iter().any(signed) {
+            return None;
+        }
+        self.suspected = None;
+        self.route = Some(route);
+        Some(route)
     }
 
     pub(super) fn is_up(&self) -> bool {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -85,6 +86,17 @@ fn ends(client: &Underlay, agent: &Underlay, policy: UdpPolicy) -> Ends {
     }
 }
 
+/// Passes bytes on, 10 ms after they came.
+async fn late(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+    let mut buffer = vec![0; 256 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        sleep(Duration::from_millis(10)).await;
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
 impl End {
     fn search(&mut self) {
         let plan = self.plan.take().unwrap();
@@ -129,13 +141,16 @@ impl End {
 }
 
 impl Ends {
+    /// A TCP leg in memory, 10 ms each way: on merit, loopback's UDP is better.
     fn tcp(&self) -> JoinHandle<()> {
-        let (client, mut client_far) = tokio::io::duplex(256 * 1024);
-        let (agent, mut agent_far) = tokio::io::duplex(256 * 1024);
+        let (client, client_far) = tokio::io::duplex(256 * 1024);
+        let (agent, agent_far) = tokio::io::duplex(256 * 1024);
         self.client.session.attach(client, LegKind::TcpReverse);
         self.agent.session.attach(agent, LegKind::TcpReverse);
+        let (client_reads, client_writes) = tokio::io::split(client_far);
+        let (agent_reads, agent_writes) = tokio::io::split(agent_far);
         tokio::spawn(async move {
-            drop(tokio::io::copy_bidirectional(&mut client_far, &mut agent_far).await);
+            tokio::join!(late(client_reads, agent_writes), late(agent_reads, client_writes));
         })
     }
 
@@ -199,7 +214,9 @@ async fn transfer(ends: &mut Ends, count: u64, length: u64) -> JoinSet<()> {
                 receive(&mut reader, seed + 1000, length)
             );
         });
-        let theirs = timeout(PATIENCE, ends.agent.incoming()).await.unwrap();
+        let Ok(theirs) = timeout(PATIENCE, ends.agent.incoming()).await else {
+            panic!("stuck: {:#?} {:#?}", ends.client, ends.agent);
+        };
         tasks.spawn(async move {
             let (mut reader, mut writer) = theirs.split();
             let head = reader.read().await.unwrap().unwrap();
@@ -225,9 +242,25 @@ async fn transfer(ends: &mut Ends, count: u64, length: u64) -> JoinSet<()> {
     tasks
 }
 
-async fn all_done(mut tasks: JoinSet<()>) {
-    while let Some(done) = timeout(2 * PATIENCE, tasks.join_next()).await.expect("stuck") {
-        done.unwrap();
+async fn all_done(ends: &Ends, mut tasks: JoinSet<()>) {
+    let done = async {
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
+    };
+    if timeout(PATIENCE, done).await.is_err() {
+        panic!("stuck: {:#?} {:#?}", ends.client, ends.agent);
+    }
+}
+
+impl std::fmt::Debug for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (stats, ignored) = (self.session.stats(), self.underlay.ignored());
+        f.debug_struct("End")
+            .field("stats", &stats)
+            .field("ignored", &ignored)
+            .field("legs", &self.view().legs)
+            .finish_non_exhaustive()
     }
 }
 
@@ -241,7 +274,7 @@ async fn a_session_moves_to_udp_and_every_byte_arrives_once() {
     ends.client.search();
     ends.agent.search();
     ends.carried_by(LegKind::UdpDirect).await;
-    all_done(tasks).await;
+    all_done(&ends, tasks).await;
     ends.client.viewed(|view| view.reasons.is_empty()).await;
     assert_eq!(one.ignored().garbage, 0);
 }
@@ -407,7 +440,7 @@ async fn without_udp_the_session_returns_to_tcp() {
     ends.carried_by(LegKind::UdpDirect).await;
     let tasks = transfer(&mut ends, 4, 500_000).await;
     middle.drop_all.store(true, Ordering::Relaxed);
-    all_done(tasks).await;
+    all_done(&ends, tasks).await;
     ends.echo().await;
     ends.carried_by(LegKind::TcpReverse).await;
 }
@@ -422,7 +455,7 @@ async fn a_rebinding_changes_nothing_for_the_connection() {
         middle.rebind.store(true, Ordering::Relaxed);
         sleep(Duration::from_millis(30)).await;
         let tasks = transfer(&mut ends, 3, 200_000).await;
-        all_done(tasks).await;
+        all_done(&ends, tasks).await;
     }
     // Without another leg, a new connection would show as a lost leg.
     assert_eq!(ends.client.session.stats().legs_lost, 0);

@@ -202,8 +202,10 @@ impl Wire {
                 count(&self.counters.quic_stranger);
                 let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
                 let all = strangers.iter().filter(|(id, _)| slot.is_none_or(|slot| slot == **id));
-                // A full ear knows already.
-                all.for_each(|(id, ear)| drop(ear.try_send((*id, route))));
+                for (id, ear) in all {
+                    // A full ear knows already.
+                    let _ = ear.try_send((*id, route));
+                }
             }
         }
     }
