@@ -1,4 +1,4 @@
-//! Agent and client against the real broker and gateway, in one process.
+//! Agent and client against the real broker and gateway, in one process, over TCP alone: `shortpath.rs` has the UDP.
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use switchback_control::api::client::ApiClient;
 use switchback_control::broker::{Broker, ServeConfig};
 use switchback_control::client::{Client, ClientOptions, ClientSession};
 use switchback_control::invite::{Invite, InviteKind};
+use switchback_control::udp::UdpOptions;
 use switchback_control::wire::Resource;
 use switchback_control::{Code, Fault};
 use switchback_shortpath::ChannelError;
@@ -74,7 +75,8 @@ impl World {
             state_dir: self.data.path().join("agent"),
         };
         let (sender, state) = watch::channel(AgentState::default());
-        let options = AgentOptions { state: Some(sender), ..AgentOptions::default() };
+        let udp = UdpOptions::off();
+        let options = AgentOptions { state: Some(sender), udp, ..AgentOptions::default() };
         let stop = CancellationToken::new();
         let task = tokio::spawn(agent::run_with(config, options, stop.clone()));
         RunningAgent { state, stop, task }

@@ -40,6 +40,7 @@ impl World {
         let join = Invite::parse(invites.join.reveal(), InviteKind::Join).unwrap();
         let login = Invite::parse(invites.login.reveal(), InviteKind::Login).unwrap();
         let (tcp, udp) = (tcp_echo().await.to_string(), udp_echo().await.to_string());
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let with = |name: &str, udp| {
             let transport = TransportPolicy { udp, standby: Standby::Warm };
             Resource { transport, ..Resource::tcp(name, tcp.clone()) }
@@ -53,6 +54,7 @@ impl World {
                 with("relay-only", UdpUse::RelayOnly),
                 with("off", UdpUse::Off),
                 Resource::udp("game", udp),
+                Resource::tcp("closed", closed.to_string()),
             ],
             warm_legs: 1,
             state_dir: data.path().join("agent"),
@@ -232,6 +234,25 @@ async fn a_session_on_udp_outlives_its_broker_and_gateway_without_a_gap() {
         }
     });
     assert_eq!(known.await.id, *session.id());
+    session.close().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_target_is_told_whatever_carries_the_session() {
+    let world = World::start(UdpOptions::default()).await;
+    let client = world.client(UdpOptions::default()).await;
+    let session = client.open("closed").await.unwrap();
+    for _ in 0..20 {
+        let mut stream = application(&session).await;
+        let reset = soon(stream.read(&mut [0; 1])).await;
+        assert_eq!(reset.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        sleep(Duration::from_millis(20)).await;
+    }
+    until(&session, is_direct).await;
+    let mut stream = application(&session).await;
+    let reset = soon(stream.read(&mut [0; 1])).await;
+    assert_eq!(reset.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     session.close().await;
     world.end().await;
 }

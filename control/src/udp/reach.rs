@@ -212,7 +212,9 @@ mod tests {
 
     #[tokio::test]
     async fn ports_that_are_taken_are_told_as_such() {
-        let taken = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        // Takes the port for both families, where there are two.
+        let both = std::net::UdpSocket::bind("[::]:0");
+        let taken = both.or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
         let port = taken.local_addr().unwrap().port();
         let options = UdpOptions { ports: Some(port..=port), ..UdpOptions::default() };
         let fault = Reach::start(&options, "127.0.0.1:443").unwrap_err();

@@ -58,8 +58,11 @@ fn open(world: &mut World, udp: Option<Vec<Candidate>>) -> Vec<Output> {
 
 /// What the agent was told with the offer, and the client with the grant.
 fn told(outputs: &[Output]) -> (Option<Vec<Candidate>>, Option<Vec<Candidate>>, Grant) {
-    let [Output::Offer { udp: agent, .. }, Output::Granted { udp: client, grant, kind, .. }] =
-        outputs
+    let [
+        Output::Offer { udp: agent, .. },
+        Output::Granted { udp: client, grant, kind, .. },
+        Output::Began { .. },
+    ] = outputs
     else {
         panic!("{outputs:?}")
     };
