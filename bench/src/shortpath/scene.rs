@@ -32,7 +32,7 @@ pub(crate) struct Trial<'a> {
     pub(crate) seed: u64,
 }
 
-/// Distances in milliseconds there and back, as the anchors have them: the agent and the client are
+/// Distances in milliseconds there and back: the agent and the client are
 /// `path / 4` from the internet, the server 2.5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Distances {
@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances_are_those_of_the_anchors() {
+    fn distances_are_what_their_topology_makes() {
         let distances = Distances { path: 50 };
         assert_eq!((distances.relayed(), distances.broker()), (60.0, 30.0));
         assert_eq!(distances.direct_ns(), 55_000_000);

@@ -33,7 +33,7 @@ const DUP_BEYOND: Metric = Metric { name: "dup_bytes_beyond_budget", unit: "byte
 
 const RATE: f64 = 50.0;
 
-/// As the anchors: 40 ms to the agent, nothing but that to the server.
+/// 40 ms to the agent, nothing but that to the server.
 const TOPOLOGY: &str = "pair:client-link=delay=10ms,agent-link=delay=10ms";
 const DISTANCES: Distances = Distances { path: 40 };
 
