@@ -291,9 +291,14 @@ impl Desk {
     /// This client's network is another one: the agents of its sessions are told where it is now.
     fn tell_network(&self) {
         for (session, live) in lock(&self.sessions).iter().filter(|(_, it)| it.udp.is_searching()) {
-            if let Some(candidates) = live.udp.candidates() {
-                self.tell(FromClient::Candidates { session: session.clone(), candidates });
-            }
+            self.tell_candidates(session, &live.udp);
+        }
+    }
+
+    /// The agent of this session is told where this client is now.
+    pub(super) fn tell_candidates(&self, session: &SessionId, udp: &SessionUdp) {
+        if let Some(candidates) = udp.candidates() {
+            self.tell(FromClient::Candidates { session: session.clone(), candidates });
         }
     }
 

@@ -36,7 +36,7 @@ use crate::udp::UdpOptions;
 use crate::udp::reach::Reach;
 use crate::udp::session::{SessionUdp, SessionWatch, Wanted, under};
 use crate::wire::{
-    FromClient, LegTicket, PROTOCOL, PublicKey, ResourceKind, SealedGrant, SessionId,
+    Candidate, FromClient, LegTicket, PROTOCOL, PublicKey, ResourceKind, SealedGrant, SessionId,
     SessionPurpose, ToClient, TransportPolicy, UdpAccess, UdpUse,
 };
 use desk::{Desk, LinkState, Live};
@@ -176,19 +176,21 @@ impl Client {
         let mut backoff = Backoff::new(OPEN_BACKOFF_FIRST, OPEN_BACKOFF_CAP);
         loop {
             let (resource, key) = (resource.to_owned(), key.clone());
+            let told = self.reach.as_ref().map(Reach::candidates);
+            let udp = told.clone();
             let open = |request| FromClient::Open {
                 request,
                 protocol: PROTOCOL,
                 resource,
                 key,
-                udp: self.reach.as_ref().map(Reach::candidates),
+                udp,
                 purpose,
                 ready,
             };
             let ahead = self.desk.dial_ahead();
             let answer = timeout_at(start_by, self.desk.ask(open)).await;
             let fault = match answer.unwrap_or_else(|_| Err(last_fault(&self.desk.link()))) {
-                Ok(answer) => return Ok((Granted::of(answer)?, ahead)),
+                Ok(answer) => return Ok((Granted::of(answer, told)?, ahead)),
                 Err(fault) => fault,
             };
             let again = Instant::now() + backoff.pause(rand::random());
@@ -206,7 +208,8 @@ impl Client {
         ready: bool,
         start_by: Instant,
     ) -> Result<ClientSession, Fault> {
-        let Granted { id, agent, agent_key, grant, ticket, transport, udp: access, kind } = granted;
+        let Granted { id, agent, agent_key, grant, ticket, transport, udp: access, kind, told } =
+            granted;
         let malformed = || Code::MessageMalformed.because("the agent's key is malformed");
         let peer_key = BASE64URL_NOPAD.decode(agent_key.0.as_bytes()).map_err(|_| malformed())?;
         let tls = client_config(key, &peer_key).map_err(|_| malformed())?;
@@ -231,6 +234,10 @@ impl Client {
             ready,
         };
         self.desk.admit(id.clone(), live);
+        // What the gateway's STUN answered while the broker was asked: the first session of a link is asked for before it.
+        if udp.is_searching() && udp.candidates() != told {
+            self.desk.tell_candidates(&id, &udp);
+        }
         let desk = self.desk.clone();
         let (guard, handle_kept) = (self.guard.clone(), handle.clone());
         let keeper = Keeper {
@@ -261,10 +268,12 @@ struct Granted {
     transport: TransportPolicy,
     udp: Option<Box<UdpAccess>>,
     kind: ResourceKind,
+    /// Where the agent was told that this client is.
+    told: Option<Vec<Candidate>>,
 }
 
 impl Granted {
-    fn of(answer: ToClient) -> Result<Self, Fault> {
+    fn of(answer: ToClient, told: Option<Vec<Candidate>>) -> Result<Self, Fault> {
         match answer {
             ToClient::Granted {
                 session: id,
@@ -276,7 +285,7 @@ impl Granted {
                 udp,
                 kind,
                 ..
-            } => Ok(Self { id, agent, agent_key, grant, ticket, transport, udp, kind }),
+            } => Ok(Self { id, agent, agent_key, grant, ticket, transport, udp, kind, told }),
             _ => Err(Code::MessageMalformed.because("the broker answered another question")),
         }
     }

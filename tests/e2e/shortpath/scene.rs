@@ -136,7 +136,6 @@ impl Session<'_> {
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream
     }
-
 }
 
 /// Sends `count` messages of 64 bytes at `rate` per second through an echo, checks every byte that comes back, and gives the
