@@ -420,7 +420,7 @@ impl Driver {
         let Some(access) = &self.plan.relay else { return self.relay = RelayStage::Never };
         let config =
             TurnConfig::new(access.server, access.username.clone(), access.password.clone());
-        match Relay::open(&self.inner.wire, config, self.inner.config.dscp) {
+        match Relay::open(&self.inner.wire, config, &self.inner.config) {
             Ok((id, relay, events)) => {
                 self.relay_reason = None;
                 self.relay = RelayStage::Asked(id, relay, events);

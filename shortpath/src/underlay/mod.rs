@@ -61,7 +61,8 @@ pub struct UnderlayConfig {
     pub networks: NetworkFilter,
     /// Use IPv6 where the machine has it. Default `true`.
     pub ipv6: bool,
-    /// Differentiated services code point of packets, 0 to 63 (RFC 2474). Default `None`: not marked.
+    /// Differentiated services code point of STUN and TURN packets, 0 to 63 (RFC 2474). QUIC's are not marked: quinn-udp sets
+    /// the whole byte per packet, for ECN. Default `None`.
     pub dscp: Option<u8>,
     /// Offer loopback addresses: for two ends on one machine. Default `false`.
     pub loopback: bool,
