@@ -126,6 +126,8 @@ const PURE: &[&str] = &[
     "engine/src/tuning/text.rs",
     "engine/src/tuning/units.rs",
     "shortpath/src/path/",
+    "shortpath/src/underlay/demux.rs",
+    "shortpath/src/underlay/paths.rs",
     "shortpath/src/session/",
     "control/src/agent/proxy_v2.rs",
     "control/src/ticket.rs",

@@ -47,8 +47,7 @@ pub(super) struct Driver {
     remote: Vec<Candidate>,
     relay: RelayStage,
     relay_reason: Option<&'static str>,
-    /// Our relayed address, for the peer to be told.
-    relayed: Option<Candidate>,
+    relayed: watch::Sender<Option<Candidate>>,
     view: watch::Sender<ShortpathView>,
     view_at: Option<Instant>,
     stop: CancellationToken,
@@ -85,6 +84,7 @@ const FAREWELL: Duration = Duration::from_millis(200);
 /// What the owner keeps of a driver.
 pub(super) struct Reins {
     pub(super) signalled: mpsc::Sender<Vec<Candidate>>,
+    pub(super) relayed: watch::Receiver<Option<Candidate>>,
     pub(super) view: watch::Receiver<ShortpathView>,
     pub(super) stop: CancellationToken,
 }
@@ -105,8 +105,10 @@ impl Driver {
         let (tell, told) = mpsc::channel(HELPERS);
         let (signal, signalled) = mpsc::channel(HELPERS);
         let (view, seen) = watch::channel(ShortpathView::default());
+        let (relayed, relayed_seen) = watch::channel(None);
         let stop = inner.stop.child_token();
-        let reins = Reins { signalled: signal, view: seen, stop: stop.clone() };
+        let reins =
+            Reins { signalled: signal, relayed: relayed_seen, view: seen, stop: stop.clone() };
         let known = inner.known.subscribe();
         let network_changes = known.borrow().network_changes;
         let mut driver = Self {
@@ -116,7 +118,7 @@ impl Driver {
             remote: Vec::new(),
             searches: Vec::new(),
             relay_reason: None,
-            relayed: None,
+            relayed,
             view_at: Some(now()),
             inner,
             plan,
@@ -418,7 +420,7 @@ impl Driver {
         let Some(access) = &self.plan.relay else { return self.relay = RelayStage::Never };
         let config =
             TurnConfig::new(access.server, access.username.clone(), access.password.clone());
-        match Relay::open(&self.inner.wire, config, self.inner.config.dscp) {
+        match Relay::open(&self.inner.wire, config, &self.inner.config) {
             Ok((id, relay, events)) => {
                 self.relay_reason = None;
                 self.relay = RelayStage::Asked(id, relay, events);
@@ -437,7 +439,7 @@ impl Driver {
         let failed = match event {
             Some(TurnEvent::Allocated { relayed, .. }) => {
                 let candidate = Candidate::new(CandidateKind::Relayed, relayed);
-                self.relayed = Some(candidate);
+                self.relayed.send_replace(Some(candidate));
                 let relays = |search: &&mut Search| search.kind == LegKind::UdpRelay;
                 if let Some(search) = self.searches.iter_mut().find(relays) {
                     search.start();
@@ -451,7 +453,7 @@ impl Driver {
             None => "relay_unreachable",
         };
         relay.close();
-        self.relayed = None;
+        self.relayed.send_replace(None);
         let relays = |search: &&mut Search| search.kind == LegKind::UdpRelay;
         if let Some(search) = self.searches.iter_mut().find(relays) {
             search.finder.remove_local(now(), id);
@@ -474,7 +476,12 @@ impl Driver {
         let mut view = ShortpathView {
             legs: self.searches.iter().map(Search::view).collect(),
             reasons: Vec::new(),
-            local: known.locals.iter().map(|(it, _)| *it).chain(self.relayed).collect(),
+            local: known
+                .locals
+                .iter()
+                .map(|(candidate, _)| *candidate)
+                .chain(*self.relayed.borrow())
+                .collect(),
             remote: self.remote.clone(),
         };
         if self.searches.iter().any(Search::is_up) {

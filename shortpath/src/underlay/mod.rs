@@ -61,7 +61,8 @@ pub struct UnderlayConfig {
     pub networks: NetworkFilter,
     /// Use IPv6 where the machine has it. Default `true`.
     pub ipv6: bool,
-    /// Differentiated services code point of packets, 0 to 63 (RFC 2474). Default `None`: not marked.
+    /// Differentiated services code point of STUN and TURN packets, 0 to 63 (RFC 2474). QUIC's are not marked: quinn-udp sets
+    /// the whole byte per packet, for ECN. Default `None`.
     pub dscp: Option<u8>,
     /// Offer loopback addresses: for two ends on one machine. Default `false`.
     pub loopback: bool,
@@ -175,13 +176,19 @@ impl Underlay {
         match Driver::new(inner, plan, session.reference()) {
             Ok((driver, reins)) => {
                 tokio::spawn(driver.run());
-                Shortpath { signalled: reins.signalled, view: reins.view, stop: reins.stop }
+                Shortpath {
+                    signalled: reins.signalled,
+                    relayed: reins.relayed,
+                    view: reins.view,
+                    stop: reins.stop,
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "no UDP for a session");
                 let view = ShortpathView { reasons: vec!["bad_key"], ..ShortpathView::default() };
                 let (signalled, (_, view)) = (mpsc::channel(1).0, watch::channel(view));
-                Shortpath { signalled, view, stop: CancellationToken::new() }
+                let (_, relayed) = watch::channel(None);
+                Shortpath { signalled, relayed, view, stop: CancellationToken::new() }
             }
         }
     }
@@ -261,6 +268,7 @@ impl UdpPolicy {
 #[derive(Debug)]
 pub struct Shortpath {
     signalled: mpsc::Sender<Vec<Candidate>>,
+    relayed: watch::Receiver<Option<Candidate>>,
     view: watch::Receiver<ShortpathView>,
     stop: CancellationToken,
 }
@@ -271,6 +279,12 @@ impl Shortpath {
         if self.signalled.try_send(candidates).is_err() {
             tracing::debug!("candidates for a search that is over, or flooded");
         }
+    }
+
+    /// Our address at this session's relay, once it is there: to be signalled to the peer, whose NAT opens by sending to it.
+    #[must_use]
+    pub fn relayed(&self) -> watch::Receiver<Option<Candidate>> {
+        self.relayed.clone()
     }
 
     /// What the search knows, at most 100 ms old.

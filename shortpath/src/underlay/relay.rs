@@ -8,8 +8,9 @@ use quinn::udp::Transmit;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::UnderlayConfig;
 use super::demux::segments;
-use super::sockets::Bound;
+use super::sockets::{Bound, open_in_range};
 use super::wire::Wire;
 use crate::path::{LocalId, Route, TurnClient, TurnConfig, TurnEvent, canonical};
 
@@ -42,10 +43,10 @@ impl Relay {
     pub(super) fn open(
         wire: &Arc<Wire>,
         config: TurnConfig,
-        dscp: Option<u8>,
+        own: &UnderlayConfig,
     ) -> io::Result<(LocalId, Arc<Self>, mpsc::Receiver<TurnEvent>)> {
         let server = canonical(config.server);
-        let socket = Bound::open(LocalId(u16::MAX), server.is_ipv6(), 0, dscp)?;
+        let socket = open_in_range(LocalId(u16::MAX), server.is_ipv6(), None, own)?;
         let turn = Turn { client: TurnClient::new(now(), config), scratch: Vec::new() };
         let mut number = LocalId(u16::MAX);
         let relay = wire.add_relay(|id| {

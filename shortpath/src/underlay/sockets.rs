@@ -123,7 +123,7 @@ fn next_id(sockets: &[Bound]) -> LocalId {
 
 /// A port in the configured range, from a random place on; the other family's port is tried first, so that one firewall
 /// rule serves both.
-fn open_in_range(
+pub(super) fn open_in_range(
     id: LocalId,
     ipv6: bool,
     preferred: Option<u16>,

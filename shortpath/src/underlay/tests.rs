@@ -520,3 +520,81 @@ async fn secrets_stay_out_of_debug() {
     .plan;
     assert!(!format!("{plan:?}").contains("pppp"));
 }
+
+/// A stock TURN server on loopback, which ends with the test; `None` where none is installed.
+async fn coturn() -> Option<(SocketAddr, tokio::process::Child)> {
+    let address = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let port = address.port().to_string();
+    let flags = "-n -m 1 --lt-cred-mech --no-tls --no-dtls --no-cli --no-tcp --log-file=stdout";
+    let child = tokio::process::Command::new("turnserver")
+        .args(flags.split(' '))
+        .args(["-L", "127.0.0.1", "-E", "127.0.0.1", "-p", &port, "-r", "switchback"])
+        .args(["-u", "name:secret", "--allow-loopback-peers"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn();
+    let child = child.ok()?;
+    let probe = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut request = vec![0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
+    request.resize(20, 1);
+    for _ in 0..100 {
+        probe.send_to(&request, address).await.unwrap();
+        if timeout(Duration::from_millis(100), probe.recv(&mut [0; 500])).await.is_ok() {
+            return Some((address, child));
+        }
+    }
+    panic!("turnserver is installed but does not start");
+}
+
+fn relay_access(server: SocketAddr, password: &str) -> Option<RelayAccess> {
+    Some(RelayAccess { server, username: "name".into(), password: password.into() })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stock_turn_server_carries_a_session() {
+    let Some((server, _turnserver)) = coturn().await else {
+        eprintln!("skipped: no turnserver (coturn) is installed");
+        return;
+    };
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    one.set_servers(vec![server]);
+    two.set_servers(vec![server]);
+    let mut ends = ends(&one, &two, UdpPolicy { relay: true, ..UdpPolicy::NONE });
+    ends.client.plan.as_mut().unwrap().relay = relay_access(server, "secret");
+    ends.client.search();
+    ends.agent.search();
+    let shortpath = ends.client.shortpath.as_ref().unwrap();
+    let mut relayed = shortpath.relayed();
+    let relayed =
+        timeout(PATIENCE, relayed.wait_for(Option::is_some)).await.unwrap().unwrap().unwrap();
+    assert_eq!(relayed.kind, CandidateKind::Relayed);
+    ends.agent.shortpath.as_ref().unwrap().add_remote_candidates(vec![relayed]);
+    ends.carried_by(LegKind::UdpRelay).await;
+    let tasks = transfer(&mut ends, 4, 500_000).await;
+    all_done(&ends, tasks).await;
+    assert!(!one.nats().is_empty() && one.nats()[0].servers[0].1.is_some(), "{:?}", one.nats());
+}
+
+#[tokio::test]
+async fn a_relay_that_does_not_know_us_is_named() {
+    let Some((server, _turnserver)) = coturn().await else {
+        eprintln!("skipped: no turnserver (coturn) is installed");
+        return;
+    };
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy { relay: true, ..UdpPolicy::NONE });
+    ends.client.plan.as_mut().unwrap().relay = relay_access(server, "wrong");
+    ends.client.search();
+    ends.client.viewed(|view| view.reasons.contains(&"relay_unauthorized")).await;
+}
+
+#[tokio::test]
+async fn a_silent_server_means_that_udp_is_blocked() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    one.set_servers(vec![silent.local_addr().unwrap()]);
+    let mut ends = ends(&one, &two, UdpPolicy { direct: true, ..UdpPolicy::NONE });
+    ends.client.search();
+    ends.client.viewed(|view| view.reasons.contains(&"udp_egress_blocked")).await;
+}

@@ -106,6 +106,10 @@ fn serve(lab: &Lab, home: &TempDir) -> Process {
     let data = home.path().join("data");
     run(lab, "server", home, |command| {
         command.args(["serve", "--listen", SERVER, "--json", "--data"]).arg(data);
+        // All four sites of RFC 5780: only so a client learns how its NAT chooses ports.
+        for alternate in ["192.0.2.1:3479", "192.0.2.2:443", "192.0.2.2:3479"] {
+            command.args(["--stun-alternate", alternate]);
+        }
     })
 }
 
