@@ -2,7 +2,7 @@
 //!
 //! Credentials are a keyed hash (HMAC-SHA256) of the session's id, so a broker that restarts names the same ones and
 //! keeps nothing on disk; without the key, which stays in the data directory, they are as good as random. Relay passwords
-//! are what the widespread TURN REST form says, so that a stock TURN server that is given [`UdpKeys::turn_secret`]
+//! are what the widespread TURN REST form says, so that a stock TURN server that is given the same secret
 //! believes them too.
 use std::sync::Arc;
 
