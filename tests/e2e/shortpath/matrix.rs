@@ -39,12 +39,14 @@ fn every_pair_of_nats_is_direct_where_theory_allows_and_usable_everywhere() {
             let session = scene.connect();
             let mut stream = session.dial();
             echo(&mut stream, 100, 20);
-            let expected = if permits_direct(client, agent) { DIRECT } else { RELAY };
-            let label = scene.transport_within(expected, Duration::from_secs(15));
+            // The relay and TCP lead over the same gateway here: which of the two is better is a matter of microseconds.
+            let expected: &[&str] =
+                if permits_direct(client, agent) { &[DIRECT] } else { &[RELAY, TCP] };
+            let label = scene.transport_within(expected[0], Duration::from_secs(15));
             echo(&mut stream, 100, 20);
             println!("{client} x {agent}: {label:?}");
-            if label.as_deref() != Some(expected) {
-                wrong.push(format!("{client} x {agent}: {label:?} instead of {expected}"));
+            if !label.as_deref().is_some_and(|label| expected.contains(&label)) {
+                wrong.push(format!("{client} x {agent}: {label:?} instead of {expected:?}"));
             }
         }
     }
