@@ -42,7 +42,7 @@ impl Scene {
         let target = lab.host("agent").enter(EchoTarget::start).expect("the agent's host");
         let agent = run(&lab, "agent", &home, |command| {
             command.args(["agent", "--name", "box", "--join", &text("join"), "--resource"]);
-            command.arg(target.resource("echo") + options);
+            command.arg(target.resource_with("echo", options));
         });
         let login = text("login");
         let scene = Self { server: Mutex::new(Some(server)), _agent: agent, login, home, lab };

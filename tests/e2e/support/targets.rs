@@ -33,12 +33,22 @@ impl EchoTarget {
     }
 
     pub(crate) fn resource(&self, name: &str) -> String {
-        format!("{name}=tcp:{}", self.addr)
+        over_the_gateway(name, self.addr)
+    }
+
+    /// As a resource with these options.
+    pub(crate) fn resource_with(&self, name: &str, options: &str) -> String {
+        format!("{name}=tcp:{}{options}", self.addr)
     }
 
     pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
     }
+}
+
+/// On one machine every session would be direct, and the gateway out of work; `shortpath` is about the rest.
+fn over_the_gateway(name: &str, addr: SocketAddr) -> String {
+    format!("{name}=tcp:{addr};udp=off")
 }
 
 fn echo(mut stream: TcpStream) {
@@ -86,7 +96,7 @@ impl SinkTarget {
     }
 
     pub(crate) fn resource(&self, name: &str) -> String {
-        format!("{name}=tcp:{}", self.addr)
+        over_the_gateway(name, self.addr)
     }
 
     pub(crate) fn start_reading(&self) {
@@ -124,7 +134,7 @@ impl HangingTarget {
     }
 
     pub(crate) fn resource(&self, name: &str) -> String {
-        format!("{name}=tcp:{}", self.addr)
+        over_the_gateway(name, self.addr)
     }
 
     pub(crate) fn recover(&self) {
