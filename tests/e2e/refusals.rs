@@ -251,7 +251,10 @@ fn a_target_that_refuses_or_resets_reaches_the_application_as_a_reset() {
     });
     let bed = Bed::start(
         Io::Uring,
-        &[format!("nobody=tcp:{nobody}"), format!("resetting=tcp:{resetting_addr}")],
+        &[
+            format!("nobody=tcp:{nobody};udp=off"),
+            format!("resetting=tcp:{resetting_addr};udp=off"),
+        ],
     );
     for resource in ["nobody", "resetting"] {
         let (connect, local) = bed.forward(resource);
