@@ -215,5 +215,7 @@ fn the_demo_survives_its_restart_and_every_hash_holds() {
     assert_eq!(summary["checks"]["broken"], 0);
     assert!(summary["restart"]["pause_ms"].is_u64(), "{summary}");
     assert!(summary["session"]["resumes"].as_u64().unwrap() > 0, "{summary}");
-    assert_eq!(summary["session"]["transport"], "TCP (Reverse-Connect)");
+    // Which of its legs carries the session when the demo ends is the path choice's affair.
+    let transport = summary["session"]["transport"].as_str().unwrap();
+    assert!(["TCP (Reverse-Connect)", "UDP (Shortpath)"].contains(&transport), "{summary}");
 }
