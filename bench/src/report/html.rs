@@ -9,27 +9,46 @@ use super::{CompareReport, GoalResult, Outcome, PeerResult, ScenarioReport};
 
 /// The whole page. It refers to nothing outside itself.
 pub(crate) fn render(report: &CompareReport) -> String {
+    page(
+        "switchback-bench compare",
+        &html! {
+            (conditions(report))
+            (warnings(report))
+            (goals(report))
+            nav { @for scenario in &report.scenarios { a href={ "#" (scenario.name) } { (scenario.name) } " " } }
+            @for scenario in &report.scenarios { (section(report, scenario)) }
+            (peers(report))
+        },
+    )
+}
+
+/// A whole page with this title and content, in the reports' style.
+pub(crate) fn page(title: &str, content: &Markup) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                title { "switchback-bench compare" }
+                title { (title) }
                 style { (PreEscaped(STYLE)) }
             }
             body {
-                h1 { "switchback-bench compare" }
-                (conditions(report))
-                (warnings(report))
-                (goals(report))
-                nav { @for scenario in &report.scenarios { a href={ "#" (scenario.name) } { (scenario.name) } " " } }
-                @for scenario in &report.scenarios { (section(report, scenario)) }
-                (peers(report))
+                h1 { (title) }
+                (content)
             }
         }
     };
     page.into_string()
+}
+
+/// The style's class for a goal's outcome.
+pub(crate) fn class(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Met => "met",
+        Outcome::Missed => "missed",
+        Outcome::NotJudged => "not-judged",
+    }
 }
 
 /// What a plot of bars shows, most telling first; a metric that a scenario lacks is left out.
@@ -44,7 +63,7 @@ const BAR_METRICS: [Metric; 8] = [
     Metric::IdleCpu,
 ];
 
-pub(crate) const STYLE: &str = "
+const STYLE: &str = "
 body{font:15px/1.5 system-ui,sans-serif;color:#262a33;background:#f6f7f9;max-width:72rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin:0}h3{font-size:1rem;margin:1.2rem 0 .2rem}
 section,.card{background:#fff;border:1px solid #dfe3ea;border-radius:8px;padding:1rem 1.2rem;margin:1rem 0}
@@ -103,10 +122,10 @@ fn goals(report: &CompareReport) -> Markup {
 }
 
 fn goal_row(scenario: &ScenarioReport, goal: &GoalResult) -> Markup {
-    let (class, word) = match goal.outcome {
-        Outcome::Met => ("met", "met"),
-        Outcome::Missed => ("missed", "missed"),
-        Outcome::NotJudged => ("not-judged", "not judged"),
+    let word = match goal.outcome {
+        Outcome::Met => "met",
+        Outcome::Missed => "missed",
+        Outcome::NotJudged => "not judged",
     };
     let sign = if goal.bound == super::Bound::AtMost { "≤" } else { "≥" };
     html! {
@@ -116,7 +135,7 @@ fn goal_row(scenario: &ScenarioReport, goal: &GoalResult) -> Markup {
             td { (goal.metric.heading()) }
             td { (sign) " " (number(goal.wanted)) " " (goal.unit) @if let Some(to) = &goal.relative_to { " of " (to) } }
             td { @if let Some(measured) = goal.measured { (number(measured)) " " (goal.unit) } @else { "-" } }
-            td class=(class) {
+            td class=(class(goal.outcome)) {
                 (word)
                 @if let Some(margin) = goal.margin_percent { " (" (format!("{margin:+.0} %")) ")" }
                 @if let Some(reason) = &goal.reason { ": " (reason) }

@@ -1,35 +1,24 @@
 //! The report as one self-contained page: goals first, then plots and figures per experiment.
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, html};
 
 use super::report::{CaseReport, ExperimentReport, Figure, PeerResult, ShortpathReport};
 use super::text::{FIGURES, GOALS, figures, goals};
-use crate::report::Outcome;
 use crate::report::grid::number;
-use crate::report::html::{STYLE, drawn};
+use crate::report::html::{class, drawn, page};
 use crate::report::plot::{Bar, Curve, bars, percentile_curves};
 
 /// The whole page. It refers to nothing outside itself.
 pub(crate) fn render(report: &ShortpathReport) -> String {
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                title { "switchback-bench shortpath" }
-                style { (PreEscaped(STYLE)) }
-            }
-            body {
-                h1 { "switchback-bench shortpath" }
-                (conditions(report))
-                (mishaps(report))
-                nav { @for one in &report.experiments { a href={ "#" (one.name) } { (one.name) } " " } }
-                @for one in &report.experiments { (section(report, one)) }
-            }
-        }
-    };
-    page.into_string()
+    page(
+        "switchback-bench shortpath",
+        &html! {
+            (conditions(report))
+            (mishaps(report))
+            nav { @for one in &report.experiments { a href={ "#" (one.name) } { (one.name) } " " } }
+            @for one in &report.experiments { (section(report, one)) }
+        },
+    )
 }
 
 /// Every plot as a file's name and SVG: EXPERIMENT.METRIC.N.svg, EXPERIMENT.latency.N.svg.
@@ -95,14 +84,6 @@ fn section(report: &ShortpathReport, experiment: &ExperimentReport) -> Markup {
                 @for row in figures(experiment) { tr { @for cell in row { td { (cell) } } } }
             } } }
         }
-    }
-}
-
-fn class(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Met => "met",
-        Outcome::Missed => "missed",
-        Outcome::NotJudged => "not-judged",
     }
 }
 
