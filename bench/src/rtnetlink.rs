@@ -84,15 +84,19 @@ pub fn remove_address(index: u32, ip: IpAddr, prefix: u8) -> Message {
     Message { kind: RTM_DELADDR, flags: 0, body: address_body(index, ip, prefix) }
 }
 
-/// Routes a network out of interface `index`, which needs no gateway (point to point). Replaces a
-/// route to the same network, of whatever interface. A `prefix` of 0 is the default route.
-pub fn device_route(network: IpAddr, prefix: u8, index: u32) -> Message {
-    let scope = if network.is_ipv4() { RT_SCOPE_LINK } else { RT_SCOPE_UNIVERSE };
+/// Routes a network out of interface `index`; one that is point to point needs no gateway. Replaces
+/// a route to the same network, of whatever interface. A `prefix` of 0 is the default route.
+pub fn device_route(network: IpAddr, prefix: u8, index: u32, gateway: Option<IpAddr>) -> Message {
+    let direct = network.is_ipv4() && gateway.is_none();
+    let scope = if direct { RT_SCOPE_LINK } else { RT_SCOPE_UNIVERSE };
     let mut body = route_header(family(network), prefix, scope);
     if prefix > 0 {
         attribute(&mut body, RTA_DST, &octets(network));
     }
     attribute(&mut body, RTA_OIF, &index.to_ne_bytes());
+    if let Some(gateway) = gateway {
+        attribute(&mut body, RTA_GATEWAY, &octets(gateway));
+    }
     Message { kind: RTM_NEWROUTE, flags: NLM_F_CREATE | NLM_F_REPLACE, body }
 }
 
@@ -227,8 +231,9 @@ mod tests {
             (device_up(5, 1500, 1000), 48),
             (address(5, ip.into(), 30), 40),
             (remove_address(5, IpAddr::from([0_u16; 8]), 64), 64),
-            (device_route(ip.into(), 32, 5), 44),
-            (device_route(ip.into(), 0, 5), 36),
+            (device_route(ip.into(), 32, 5, None), 44),
+            (device_route(ip.into(), 0, 5, None), 36),
+            (device_route(ip.into(), 0, 5, Some(ip.into())), 44),
             (default_route(ip), 36),
         ];
         for (message, length) in messages {

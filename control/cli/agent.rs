@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{Global, secret};
 use crate::resource_spec::{self, ResourceSpec};
 use crate::stop::Stop;
-use crate::udp_args::{Networks, PortRange};
+use crate::udp_args::{Dscp, Networks, PortRange};
 use crate::{account, config_file, output, tuning};
 
 const ROOT_STATE: &str = "/var/lib/switchback-agent";
@@ -71,6 +71,12 @@ pub(crate) struct AgentArgs {
     /// Networks to use for UDP; with `!` in front, not to use: 10.0.0.0/8,!10.9.0.0/16 [default: all]
     #[arg(long, value_name = "NETWORK,...", env = "SWITCHBACK_UDP_NETWORKS")]
     udp_networks: Option<Networks>,
+    /// Do not ask the router for a port (PCP, NAT-PMP)
+    #[arg(long, env = "SWITCHBACK_NO_PORT_MAPPING")]
+    no_port_mapping: bool,
+    /// Mark UDP packets with this code point, a name or 0-63; a resource's `dscp` goes before it [default: none]
+    #[arg(long, value_name = "NAME|0-63", env = "SWITCHBACK_DSCP")]
+    dscp: Option<Dscp>,
     /// Where this agent keeps its key [default: /var/lib/switchback-agent as root, else
     /// $XDG_STATE_HOME/switchback/agent]
     #[arg(long, value_name = "DIR", env = "SWITCHBACK_STATE")]
@@ -95,6 +101,8 @@ impl AgentArgs {
             udp_ports: self.udp_ports.or(file.udp_ports),
             managed_port: self.managed_port.or(file.managed_port),
             udp_networks: self.udp_networks.or(file.udp_networks),
+            no_port_mapping: self.no_port_mapping || file.no_port_mapping,
+            dscp: self.dscp.or(file.dscp),
             state: self.state.or(file.state),
             config: self.config,
         })
@@ -110,6 +118,8 @@ impl AgentArgs {
             ports: self.udp_ports.clone().map(|PortRange(ports)| ports),
             managed_port: self.managed_port,
             networks: self.udp_networks.clone().map(|Networks(filter)| filter).unwrap_or_default(),
+            port_mapping: !self.no_port_mapping,
+            dscp: self.dscp.map(|Dscp(point)| point),
         })
     }
 
@@ -260,6 +270,9 @@ mod tests {
         assert!(udp.enabled && udp.managed_port.is_none() && udp.ports.is_none());
         let udp = parsed(&["--managed-port", "--udp-ports", "5000-5010"]).udp().unwrap();
         assert_eq!((udp.managed_port, udp.ports), (Some(MANAGED_PORT_DEFAULT), Some(5000..=5010)));
+        assert!(udp.port_mapping && udp.dscp.is_none());
+        let udp = parsed(&["--no-port-mapping", "--dscp", "ef"]).udp().unwrap();
+        assert_eq!((udp.port_mapping, udp.dscp), (false, Some(46)));
         assert!(!parsed(&["--no-udp"]).udp().unwrap().enabled);
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "no-udp = true\nudp-networks = \"10.0.0.0/8\"").unwrap();

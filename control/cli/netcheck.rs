@@ -2,7 +2,9 @@
 use std::time::Duration;
 
 use clap::Args;
-use switchback_control::netcheck::{self, AddressReport, NetReport};
+use switchback_control::netcheck::{
+    self, AddressReport, MappingFailure, MappingProtocol, NetReport, PortMappingReport,
+};
 use switchback_control::{Fault, path_reason};
 use tokio::time::sleep;
 
@@ -16,7 +18,8 @@ use crate::{account, output};
 ///
 /// Connects to the gateway by TCP, asks its STUN by UDP over IPv4 and IPv6, tells which kind of NAT is in between (RFC
 /// 5780: the filtering and the mapping need a gateway with --stun-alternate), whether the NAT lets a machine behind it
-/// reach its own public address, and whether something answers TLS in the broker's place. Takes up to 6 seconds.
+/// reach its own public address, how large packets may be, whether the router opens a port when asked (PCP, NAT-PMP), and
+/// whether something answers TLS or HTTP in the broker's place. Takes up to 12 seconds.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -103,9 +106,33 @@ fn facts_of(report: &NetReport) -> Vec<(String, String)> {
         facts.push((format!("{family} filtering"), words(&nat.filtering)));
         facts.push((format!("{family} hairpin"), nat.hairpin.map_or_else(unknown, yes)));
     }
+    let size = |mtu: u16| (format!("{mtu} bytes"));
+    let sizes = [("IPv4 path MTU", report.mtu_v4), ("IPv6 path MTU", report.mtu_v6)];
+    let known = sizes.into_iter().filter_map(|(name, mtu)| Some((name.to_owned(), size(mtu?))));
+    facts.extend(known);
+    if let Some(mapping) = &report.port_mapping {
+        facts.push(("port mapping".into(), mapping_words(mapping)));
+    }
     facts.push(("IPv6 route".into(), yes(report.ipv6_route)));
     facts.push(("broker genuine".into(), report.broker_is_genuine.map_or_else(unknown, yes)));
+    facts.push(("captive portal".into(), report.captive_portal.map_or_else(unknown, yes)));
     facts
+}
+
+fn mapping_words(mapping: &PortMappingReport) -> String {
+    match (mapping.protocol, mapping.external, mapping.failure) {
+        (Some(protocol), Some(external), _) => {
+            let protocol = match protocol {
+                MappingProtocol::Pcp => "PCP",
+                MappingProtocol::NatPmp => "NAT-PMP",
+            };
+            format!("yes, by {protocol}: {external}")
+        }
+        (.., Some(MappingFailure::NoRouter)) => "no IPv4 router".into(),
+        (.., Some(MappingFailure::Silent)) => "no, the router does not answer".into(),
+        (.., Some(MappingFailure::Refused)) => "no, the router refuses".into(),
+        _ => human::UNKNOWN.into(),
+    }
 }
 
 /// The JSON word, as people write it.
@@ -136,6 +163,17 @@ mod tests {
         assert_eq!(fact("IPv4 mapping"), "endpoint independent");
         assert_eq!(fact("IPv4 ports"), "sequential 2");
         assert_eq!((fact("IPv4 hairpin"), fact("broker genuine")), ("no", "-"));
+        report.mtu_v4 = Some(1420);
+        report.port_mapping = Some(PortMappingReport {
+            router: Some([192, 168, 1, 1].into()),
+            protocol: Some(MappingProtocol::Pcp),
+            external: Some("192.0.2.7:5000".parse().unwrap()),
+            failure: None,
+        });
+        let facts = facts_of(&report);
+        let fact = |name: &str| &*facts.iter().find(|(known, _)| known == name).unwrap().1;
+        assert_eq!(fact("IPv4 path MTU"), "1420 bytes");
+        assert_eq!(fact("port mapping"), "yes, by PCP: 192.0.2.7:5000");
         assert!(every("4s").is_err() && every("5s").is_ok());
     }
 }

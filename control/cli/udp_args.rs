@@ -5,6 +5,7 @@ use std::str::FromStr;
 use clap::Args;
 use serde::{Deserialize, Deserializer};
 use switchback_control::udp::{NetworkFilter, UdpOptions};
+use switchback_engine::Tuning;
 
 /// Options about UDP.
 #[derive(Debug, Default, Args)]
@@ -19,6 +20,12 @@ pub(crate) struct UdpArgs {
     /// Networks to use for UDP; with `!` in front, not to use: 10.0.0.0/8,!10.9.0.0/16 [default: all]
     #[arg(long, value_name = "NETWORK,...", env = "SWITCHBACK_UDP_NETWORKS")]
     udp_networks: Option<Networks>,
+    /// Do not ask the router for a port (PCP, NAT-PMP)
+    #[arg(long, env = "SWITCHBACK_NO_PORT_MAPPING")]
+    no_port_mapping: bool,
+    /// Mark UDP packets with this code point: ef, af11 to af43, cs0 to cs7, le, va, default or 0-63 [default: none]
+    #[arg(long, value_name = "NAME|0-63", env = "SWITCHBACK_DSCP")]
+    dscp: Option<Dscp>,
 }
 
 impl UdpArgs {
@@ -28,6 +35,8 @@ impl UdpArgs {
             enabled: !self.no_udp,
             ports: self.udp_ports.clone().map(|PortRange(ports)| ports),
             networks: self.udp_networks.clone().map(|Networks(filter)| filter).unwrap_or_default(),
+            port_mapping: !self.no_port_mapping,
+            dscp: self.dscp.map(|Dscp(point)| point),
             ..UdpOptions::default()
         }
     }
@@ -74,6 +83,27 @@ impl FromStr for Networks {
     }
 }
 
+/// A differentiated services code point, by name or number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Dscp(pub(crate) u8);
+
+impl FromStr for Dscp {
+    type Err = String;
+
+    /// As the resource option of the same name.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let tuning = format!("dscp={text}").parse::<Tuning>().map_err(|error| error.to_string())?;
+        let only = tuning == Tuning { dscp: tuning.dscp, ..Tuning::default() };
+        tuning.dscp.filter(|_| only).map(Self).ok_or_else(|| format!("`{text}` is no code point"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Dscp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl<'de> Deserialize<'de> for PortRange {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
@@ -102,6 +132,15 @@ mod tests {
         ] {
             let said = text.parse::<PortRange>().unwrap_err();
             assert!(said.contains(wanted), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn code_points_have_names_and_numbers() {
+        assert_eq!("ef".parse(), Ok(Dscp(46)));
+        assert_eq!("10".parse(), Ok(Dscp(10)));
+        for text in ["64", "best", "", "ef,mss=1400"] {
+            assert!(text.parse::<Dscp>().is_err(), "{text}");
         }
     }
 

@@ -1,10 +1,15 @@
-//! What the network of this machine lets through to a gateway: UDP, kinds of NAT, round trips, and who is in between.
+//! What the network of this machine lets through to a gateway: UDP, kinds of NAT, sizes, round trips, and who is in between.
+
+mod portal;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use switchback_shortpath::path::{Discovery, DiscoveryReport, Filtering, Mapping};
+pub use switchback_shortpath::path::{MappingFailure, MappingProtocol};
+use switchback_shortpath::underlay::{probe_path_mtu, probe_port_mapping};
 use tokio::net::{TcpStream, UdpSocket, lookup_host};
 use tokio::time::{sleep, timeout};
 
@@ -32,12 +37,34 @@ pub struct NetReport {
     pub nat_v4: Option<DiscoveryReport>,
     /// The same for IPv6.
     pub nat_v6: Option<DiscoveryReport>,
+    /// The largest IPv4 packet, bytes, that reaches the gateway and is answered, unfragmented: at most 1500, rounded down to
+    /// four; absent without UDP.
+    pub mtu_v4: Option<u16>,
+    /// The same for IPv6.
+    pub mtu_v6: Option<u16>,
+    /// Whether the router opens a port when asked; absent without IPv4.
+    pub port_mapping: Option<PortMappingReport>,
     /// Whether this machine has a route to the IPv6 Internet.
     pub ipv6_route: bool,
     /// Whether the broker is who the login string says; `Some(false)`: something in between answers in its place.
     pub broker_is_genuine: Option<bool>,
-    /// What stands out, as codes: `tls_intercepted`, `gateway_unreachable`, and those of [`crate::path_reason`].
+    /// Whether something answers HTTP in the broker's place; absent if nothing answers at all.
+    pub captive_portal: Option<bool>,
+    /// What stands out, as codes: `tls_intercepted`, `captive_portal`, `gateway_unreachable`, `mtu_too_small`, and those of [`crate::path_reason`].
     pub hints: Vec<String>,
+}
+
+/// What the router said when it was asked for a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMappingReport {
+    /// The router.
+    pub router: Option<IpAddr>,
+    /// How it was asked, if it gave one.
+    pub protocol: Option<MappingProtocol>,
+    /// The address it gave. The port was given back.
+    pub external: Option<SocketAddr>,
+    /// Why it gave none.
+    pub failure: Option<MappingFailure>,
 }
 
 /// One address of the gateway.
@@ -51,7 +78,7 @@ pub struct AddressReport {
     pub udp_us: Option<u64>,
 }
 
-/// Looks around, for some 4 s at most.
+/// Looks around, for some 10 s at most.
 ///
 /// # Errors
 /// [`Code::InviteInvalid`]; [`Code::BrokerUnreachable`] if the gateway's name does not resolve.
@@ -69,15 +96,31 @@ pub async fn check(invite: &Invite) -> Result<NetReport, Fault> {
         }
         times
     };
-    let (times, nat_v4, nat_v6, genuine) =
-        tokio::join!(tcp, discover(&v4), discover(&v6), is_genuine(invite));
+    // Sizes after kinds: many packets at once would delay each other on a slow link.
+    let look = async |servers: &[SocketAddr]| {
+        let nat = discover(servers).await;
+        let mtu = path_mtu(nat.as_ref()).await;
+        (nat, mtu)
+    };
+    let (times, (nat_v4, mtu_v4), (nat_v6, mtu_v6), genuine, port_mapping) =
+        tokio::join!(tcp, look(&v4), look(&v6), is_genuine(invite), port_mapping(!v4.is_empty()));
+    let connected = times.iter().find(|(_, time)| time.is_some()).map(|(address, _)| *address);
+    let captive_portal = match (genuine, connected) {
+        (Some(true), _) => Some(false),
+        (_, Some(address)) => Some(portal::is_there(address).await),
+        (_, None) => None,
+    };
     let mut report = NetReport {
         gateway,
         addresses: Vec::new(),
         nat_v4,
         nat_v6,
+        mtu_v4,
+        mtu_v6,
+        port_mapping,
         ipv6_route: has_ipv6_route(),
         broker_is_genuine: genuine,
+        captive_portal,
         hints: Vec::new(),
     };
     for (address, tcp_us) in times {
@@ -104,6 +147,9 @@ impl NetReport {
         if self.broker_is_genuine == Some(false) {
             hints.push("tls_intercepted");
         }
+        if self.captive_portal == Some(true) {
+            hints.push("captive_portal");
+        }
         let tcp = self.addresses.iter().any(|it| it.tcp_us.is_some());
         if !tcp {
             hints.push("gateway_unreachable");
@@ -111,6 +157,10 @@ impl NetReport {
         let udp = self.nats().any(|nat| nat.udp);
         if tcp && !udp {
             hints.push("udp_egress_blocked");
+        }
+        let small = |mtu: Option<u16>, least| mtu.is_some_and(|mtu| mtu < least);
+        if small(self.mtu_v4, QUIC_MTU_V4) || small(self.mtu_v6, QUIC_MTU_V6) {
+            hints.push("mtu_too_small");
         }
         if udp && self.nats().filter(|nat| nat.udp).all(|nat| is_hard(nat.mapping)) {
             hints.push("hard_nat");
@@ -120,6 +170,33 @@ impl NetReport {
         }
         hints
     }
+}
+
+/// What QUIC's datagrams of 1200 bytes need (RFC 9000 section 14), with the headers of UDP and IP.
+const QUIC_MTU_V4: u16 = 1228;
+const QUIC_MTU_V6: u16 = 1248;
+
+async fn path_mtu(nat: Option<&DiscoveryReport>) -> Option<u16> {
+    let server = nat?.server?;
+    probe_path_mtu(server).await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "no UDP socket for the path MTU");
+        None
+    })
+}
+
+async fn port_mapping(ipv4: bool) -> Option<PortMappingReport> {
+    // Holds the port that is asked for, so that nobody else's is opened.
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok().filter(|_| ipv4)?;
+    let nothing = PortMappingReport { router: None, protocol: None, external: None, failure: None };
+    Some(match probe_port_mapping(socket.local_addr().ok()?.port()).await {
+        Ok(probe) => PortMappingReport {
+            router: Some(probe.router),
+            protocol: Some(probe.protocol),
+            external: Some(probe.external),
+            ..nothing
+        },
+        Err(failure) => PortMappingReport { failure: Some(failure), ..nothing },
+    })
 }
 
 /// Whether a peer cannot know which port it will see.
@@ -251,5 +328,11 @@ mod tests {
         let mut proxied = report(Some(9), easy);
         proxied.broker_is_genuine = Some(false);
         assert_eq!(proxied.judge(), ["tls_intercepted", "one_stun_address"]);
+        proxied.captive_portal = Some(true);
+        proxied.mtu_v4 = Some(1200);
+        let all = ["tls_intercepted", "captive_portal", "mtu_too_small", "one_stun_address"];
+        assert_eq!(proxied.judge(), all);
+        proxied.mtu_v4 = Some(1280);
+        assert!(!proxied.judge().contains(&"mtu_too_small"));
     }
 }

@@ -114,6 +114,16 @@ pub const TABLE: &[Meaning] = &[
         "Sign in to the network, or exempt the gateway's address from TLS inspection.",
     ),
     of(
+        "captive_portal",
+        "Something answers HTTP where the broker should answer TLS: the network wants a sign-in first.",
+        "Sign in to the network with a browser.",
+    ),
+    of(
+        "mtu_too_small",
+        "Packets as large as QUIC's smallest do not pass, so no UDP path can be used.",
+        "Raise the MTU of tunnels on the way to at least 1280 bytes.",
+    ),
+    of(
         "gateway_unreachable",
         "The gateway does not answer TCP.",
         "Firewall: allow outbound TCP to the gateway's port.",

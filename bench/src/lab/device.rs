@@ -36,6 +36,8 @@ pub(super) struct InterfacePlan {
     pub(super) name: String,
     pub(super) addresses: Vec<Subnet>,
     pub(super) routes: Vec<Subnet>,
+    /// Next hop of the default route, for who asks which router it is; packets go the same way without.
+    pub(super) gateway: Option<IpAddr>,
 }
 
 impl InterfacePlan {
@@ -65,7 +67,7 @@ impl Device {
             request(&address(index, own.ip, own.prefix)).map_err(act)?;
         }
         plan.addresses.iter().try_for_each(|own| wait_until_local(own.ip))?;
-        set_routes(index, &plan.routes)?;
+        set_routes(index, plan)?;
         Ok(device)
     }
 
@@ -105,11 +107,13 @@ impl std::fmt::Debug for Device {
 }
 
 /// Routes the networks out of interface `index` of the calling thread's namespace.
-pub(super) fn set_routes(index: u32, routes: &[Subnet]) -> Result<(), LabError> {
-    for route in routes {
+pub(super) fn set_routes(index: u32, plan: &InterfacePlan) -> Result<(), LabError> {
+    for route in &plan.routes {
         let network = route.network();
         let act = LabError::act(&format!("route to {network}"));
-        request(&device_route(network.ip, network.prefix, index)).map_err(act)?;
+        let gateway =
+            plan.gateway.filter(|it| network.prefix == 0 && it.is_ipv4() == network.ip.is_ipv4());
+        request(&device_route(network.ip, network.prefix, index, gateway)).map_err(act)?;
     }
     Ok(())
 }

@@ -144,7 +144,7 @@ impl Lab {
         for (host, interfaces) in self.hosts.iter().zip(&plan.interfaces) {
             let set = || {
                 let mut indexed = host.interfaces.iter().zip(interfaces);
-                indexed.try_for_each(|(index, own)| set_routes(*index, &own.device.routes))
+                indexed.try_for_each(|(index, own)| set_routes(*index, &own.device))
             };
             host.namespace.enter(set).map_err(LabError::act("entering a host"))??;
         }

@@ -10,6 +10,7 @@ mod counters;
 mod entry;
 mod fragments;
 mod policy;
+mod portmap;
 #[cfg(test)]
 mod protocols;
 #[cfg(test)]
@@ -21,14 +22,15 @@ mod tests;
 #[cfg(test)]
 mod traffic;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 pub use self::counters::{NatStats, Reason};
 use self::entry::Segment;
 use self::fragments::{Fragments, Way};
 pub use self::policy::{Blackhole, Policy, TcpPolicy, UdpPolicy};
-pub use self::settings::{Filtering, Mapping, NAMED, NatSettings, PortAssignment};
+use self::portmap::Forwards;
+pub use self::settings::{Filtering, Mapping, NAMED, NatSettings, PortAssignment, PortMapping};
 pub use self::table::MappingView;
 use self::table::Table;
 use crate::lab::packet::{
@@ -57,6 +59,7 @@ pub struct Nat {
     external: Option<Ipv4Addr>,
     router: RouterAddresses,
     table: Table,
+    forwards: Forwards,
     fragments: Fragments,
     stats: NatStats,
 }
@@ -76,6 +79,7 @@ impl Nat {
             external,
             router,
             table: Table::new(seed),
+            forwards: Forwards::default(),
             fragments: Fragments::default(),
             stats: NatStats::default(),
         }
@@ -132,6 +136,7 @@ impl Nat {
             None => self.table.shun_ports_in_use(),
         }
         self.table.clear();
+        self.forwards.clear();
         self.fragments = Fragments::default();
     }
 
@@ -147,6 +152,22 @@ impl Nat {
         let verdict = self.decide_inbound(now, packet).unwrap_or_else(Verdict::Drop);
         self.stats.count(&verdict, false);
         verdict
+    }
+
+    /// The answer to a packet from inside that is addressed to the box itself, which has this
+    /// address there: port mapping is all it offers.
+    pub fn serve(&mut self, now: Duration, packet: &[u8]) -> Option<Vec<u8>> {
+        let flow = packet::flow_of(packet)?;
+        let (SocketAddr::V4(from), SocketAddr::V4(own)) = (flow.source, flow.destination) else {
+            return None;
+        };
+        let service = self.settings.port_mapping?;
+        if flow.protocol != Protocol::Udp || own.port() != portmap::PORT {
+            return None;
+        }
+        let request = packet::udp_payload(packet)?;
+        let answer = self.forwards.answer(now, service, self.external?, from, request)?;
+        packet::udp_v4(SocketAddrV4::new(*own.ip(), portmap::PORT), from, &answer)
     }
 
     fn decide_outbound(&mut self, now: Duration, packet: &mut [u8]) -> Result<Verdict, Reason> {
@@ -218,6 +239,10 @@ impl Nat {
             }
             (Protocol::Other(_), _) => return Err(Reason::UnsupportedProtocol),
             (_, part) => {
+                if let Some(external) = self.forwarded_from(now, own, &flow) {
+                    view.set_source(external);
+                    return Ok(());
+                }
                 let segment = Segment::of(view);
                 let external = self.table.map(now, &self.settings, own, flow, segment)?;
                 if let Part::First(id) = part {
@@ -251,6 +276,10 @@ impl Nat {
             }
             (Protocol::Other(_), _) => return Err(Reason::UnsupportedProtocol),
             (_, part) => {
+                if let Some(inside) = self.forwarded_to(now, &flow) {
+                    view.set_destination(inside);
+                    return Ok(());
+                }
                 let filtering = self.filtering(&flow);
                 let segment = Segment::of(view);
                 let inside = self.table.admit(now, &self.settings, filtering, flow, segment)?;
@@ -261,6 +290,24 @@ impl Nat {
             }
         }
         Ok(())
+    }
+
+    /// The port that an inside endpoint asked for.
+    fn forwarded_from(
+        &self,
+        now: Duration,
+        own: Option<IpAddr>,
+        flow: &Flow,
+    ) -> Option<SocketAddr> {
+        let udp = flow.protocol == Protocol::Udp;
+        let port = self.forwards.port_of(now, flow.source).filter(|_| udp)?;
+        Some(SocketAddr::new(own?, port))
+    }
+
+    /// Who asked for the port that this flow is for.
+    fn forwarded_to(&self, now: Duration, flow: &Flow) -> Option<SocketAddr> {
+        let ours = flow.protocol == Protocol::Udp && flow.destination.is_ipv4();
+        self.forwards.inside_of(now, flow.destination.port()).filter(|_| ours)
     }
 
     /// The address that sources of this flow's family are rewritten to.

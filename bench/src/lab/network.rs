@@ -57,6 +57,8 @@ struct Router {
     nat: Nat,
     routes: Vec<Route>,
     uplink: Option<usize>,
+    /// Its own addresses on links in to it.
+    inside: Vec<IpAddr>,
 }
 
 /// A packet that reaches the other end of the link than `sender`.
@@ -89,7 +91,9 @@ impl Network {
             let own = uplink.map(|link| addresses(&topology.links[link], 0)).unwrap_or_default();
             let settings = data.nat.unwrap_or(OPEN);
             let nat = Nat::new(settings, own.v4, own, seed_of(!seed, router));
-            Router { nat, routes: plan.routes[router].clone(), uplink }
+            let inward = topology.links.iter().filter(|link| link.to.at == data.name);
+            let inside = inward.flat_map(|link| &link.to.addresses).map(|own| own.ip).collect();
+            Router { nat, routes: plan.routes[router].clone(), uplink, inside }
         });
         let routers = routers.collect();
         Network { links, routers, ports, moving: Vec::new(), drops: Drops::default() }
@@ -189,6 +193,13 @@ impl Network {
             return;
         };
         let here = &mut self.routers[router];
+        if !from_outside && here.inside.contains(&to) {
+            match here.nat.serve(now, &packet) {
+                Some(answer) => self.put_from(now, router, link, answer),
+                None => self.drops.unroutable += 1,
+            }
+            return;
+        }
         let next = here.route(to);
         let verdict = if from_outside {
             here.nat.inbound(now, &mut packet)

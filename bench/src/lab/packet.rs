@@ -5,6 +5,7 @@
 //! be matched to the flow it is about, and rewritten inside and outside.
 
 mod checksum;
+mod datagram;
 mod errors;
 mod head;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
+pub use self::datagram::{udp_payload, udp_v4};
 pub use self::errors::{RouterAddresses, Unreachable, time_exceeded, too_big, unreachable};
 use self::head::{Head, Kind};
 pub use self::split::fragment;

@@ -210,7 +210,9 @@ impl Graph<'_> {
                 let mine = routes.iter().filter(|route| route.link == link);
                 let routes = mine.map(|route| route.network);
                 let routes = routes.filter(|network| !connected.contains(network)).collect();
-                let device = InterfacePlan { name: format!("{kind}{nth}"), addresses, routes };
+                let gateway = far.iter().map(|far| far.ip).find(|ip| end == 0 && ip.is_ipv4());
+                let name = format!("{kind}{nth}");
+                let device = InterfacePlan { name, addresses, routes, gateway };
                 Interface { link, end, device }
             })
             .collect()

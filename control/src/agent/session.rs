@@ -144,7 +144,8 @@ impl Sessions {
         let (client_address, client) = watch::channel(client_address);
         let target = target.clone();
         let udp = SessionUdp::new(transport, self.reach.clone());
-        let wanted = Wanted { role: Role::Agent, key: self.key.clone(), peer_key };
+        let (key, dscp) = (self.key.clone(), target.tuning.dscp);
+        let wanted = Wanted { role: Role::Agent, key, peer_key, dscp };
         if let Some(access) = access {
             udp.begin(wanted.clone(), *access, &handle);
         }

@@ -219,7 +219,7 @@ impl Client {
         // One order is enough to end a session.
         let (orders, ordered) = mpsc::channel(1);
         let udp = SessionUdp::new(transport, self.reach.clone());
-        let wanted = Wanted { role: Role::Client, key: key.clone(), peer_key };
+        let wanted = Wanted { role: Role::Client, key: key.clone(), peer_key, dscp: None };
         if let Some(access) = access {
             udp.begin(wanted.clone(), *access, &handle);
         }

@@ -30,6 +30,10 @@ pub struct UdpOptions {
     pub managed_port: Option<u16>,
     /// Networks to use. Default: all.
     pub networks: NetworkFilter,
+    /// Whether to ask the router for a port (PCP, NAT-PMP). Default: yes.
+    pub port_mapping: bool,
+    /// Differentiated services code point of this end's UDP packets, 0 to 63; a resource's own goes before it. Default: none.
+    pub dscp: Option<u8>,
 }
 
 /// Waits until an end's candidates are others than before; for ever if it does without UDP.
@@ -46,7 +50,14 @@ pub(crate) async fn changed(network: &mut Option<watch::Receiver<u64>>) {
 impl Default for UdpOptions {
     fn default() -> Self {
         let networks = NetworkFilter::default();
-        Self { enabled: true, ports: None, managed_port: None, networks }
+        Self {
+            enabled: true,
+            ports: None,
+            managed_port: None,
+            networks,
+            port_mapping: true,
+            dscp: None,
+        }
     }
 }
 

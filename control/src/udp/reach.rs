@@ -42,6 +42,8 @@ pub(crate) struct Identity<'a> {
     pub(crate) key: &'a SessionKey,
     /// The other end's, DER.
     pub(crate) peer_key: Vec<u8>,
+    /// Code point of the session's packets, if the resource has one.
+    pub(crate) dscp: Option<u8>,
 }
 
 impl Reach {
@@ -57,6 +59,8 @@ impl Reach {
             ports: options.ports.clone(),
             managed_port: options.managed_port,
             networks: options.networks.clone(),
+            port_mapping: options.port_mapping,
+            dscp: options.dscp,
             // A broker on this machine has its peers there too.
             loopback: is_loopback(home),
             ..UnderlayConfig::default()
@@ -127,6 +131,7 @@ impl Reach {
             peer_key: who.peer_key,
             token,
             policy: policy(transport),
+            dscp: who.dscp,
         };
         Ok(self.underlay.connect(plan, session))
     }

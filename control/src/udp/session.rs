@@ -56,6 +56,8 @@ pub(crate) struct Wanted {
     pub(crate) key: SessionKey,
     /// The other end's, DER.
     pub(crate) peer_key: Vec<u8>,
+    /// Code point of the session's packets, if the resource has one.
+    pub(crate) dscp: Option<u8>,
 }
 
 impl SessionUdp {
@@ -101,7 +103,8 @@ impl SessionUdp {
         }
         let (this, session) = (self.clone(), session.clone());
         tokio::spawn(async move {
-            let who = Identity { role: wanted.role, key: &wanted.key, peer_key: wanted.peer_key };
+            let Wanted { role, key, peer_key, dscp } = wanted;
+            let who = Identity { role, key: &key, peer_key, dscp };
             match reach.connect(who, access, this.transport, &session).await {
                 Ok(shortpath) => this.running(shortpath),
                 Err(fault) => {

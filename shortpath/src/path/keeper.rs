@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use stun_types::message::{BINDING, Message, MessageClass, TransactionId};
 
+use super::age::AgeLimit;
 use super::candidate::{Candidate, CandidateKind, canonical};
 use super::keeper_words::{KeeperConfig, KeeperEvent, KeeperView};
 use super::lifetime::MappingLifetime;
@@ -25,6 +26,8 @@ struct Server {
     /// Asked for behaviour only: once per start or network change.
     once: bool,
     mapped: Option<SocketAddr>,
+    /// When it first saw that.
+    mapped_since: Option<Instant>,
     /// Place of its newest mapping in the order in which they were asked for.
     order: u64,
     /// Place of the newest question.
@@ -50,6 +53,8 @@ const SILENT_MAX: Duration = Duration::from_secs(30);
 /// which port is next.
 const LOOK_AGAIN: Duration = Duration::from_secs(180);
 const DOUBT_PAUSE: Duration = Duration::from_millis(500);
+/// A mapping that outlived that many of its pauses did not end for want of packets.
+const SURVIVED: u32 = 3;
 const SERVERS_MAX: usize = 8;
 /// Servers and their other addresses.
 const PLACES_MAX: usize = 3 * SERVERS_MAX;
@@ -62,6 +67,8 @@ pub struct Keeper {
     rng: StdRng,
     servers: Vec<Server>,
     lifetime: MappingLifetime,
+    forwarded: Option<SocketAddr>,
+    ages: AgeLimit,
     rebounds: u64,
     order: u64,
     told: Vec<Candidate>,
@@ -77,6 +84,8 @@ impl Keeper {
             rng: StdRng::from_seed(config.seed),
             servers: Vec::new(),
             lifetime: MappingLifetime::default(),
+            forwarded: None,
+            ages: AgeLimit::default(),
             rebounds: 0,
             order: 0,
             told: Vec::new(),
@@ -114,6 +123,7 @@ impl Keeper {
                 address,
                 once,
                 mapped: None,
+                mapped_since: None,
                 order: 0,
                 asked: 0,
                 rtt: None,
@@ -142,7 +152,7 @@ impl Keeper {
     /// The machine's addresses or routes changed: everything is asked again at once, and what was learnt of the old
     /// network's NAT is forgotten.
     pub fn network_changed(&mut self, now: Instant) {
-        self.lifetime = MappingLifetime::default();
+        (self.lifetime, self.ages) = (MappingLifetime::default(), AgeLimit::default());
         for server in &mut self.servers {
             (server.due, server.tries) = (Some(now), 0);
         }
@@ -186,12 +196,16 @@ impl Keeper {
         server.used = Some(now);
         server.due = Some(now + if server.once { LOOK_AGAIN } else { keepalive });
         let before = server.mapped.replace(mapped);
+        let age = server.mapped_since.map(|since| now.saturating_duration_since(since));
         if before != Some(mapped) {
             server.order = server.asked;
+            server.mapped_since = Some(now);
         }
         let once = server.once;
         match before {
-            Some(from) if from != mapped => self.note_rebound(now, from, mapped, pause, once),
+            Some(from) if from != mapped => {
+                self.note_rebound(now, (from, mapped), pause.zip(age), once);
+            }
             None if !once => self.ask_others(now, source, message),
             // That it is the same says nothing: other packets may have kept it. Spare sockets learn from that.
             _ => {}
@@ -232,9 +246,8 @@ impl Keeper {
     fn note_rebound(
         &mut self,
         now: Instant,
-        from: SocketAddr,
-        to: SocketAddr,
-        pause: Option<Duration>,
+        (from, to): (SocketAddr, SocketAddr),
+        lived: Option<(Duration, Duration)>,
         once: bool,
     ) {
         self.rebounds += 1;
@@ -242,14 +255,25 @@ impl Keeper {
         if once {
             return;
         }
-        // The same address with another port after a pause: the mapping has probably expired.
-        if let Some(pause) = pause.filter(|pause| from.ip() == to.ip() && *pause > RTO * 8) {
-            self.lifetime.note_lost(pause);
+        // The same address with another port after a pause: the mapping has probably expired, unless it survived such
+        // pauses before. Then the NAT was restarted, or ends mappings at an age.
+        let expired = from.ip() == to.ip() && self.forwarded.is_none_or(|port| port != to);
+        if let Some((pause, age)) = lived.filter(|(pause, _)| expired && *pause > RTO * 8) {
+            if age < pause * SURVIVED {
+                self.lifetime.note_lost(pause);
+            } else {
+                self.ages.note(age, pause);
+            }
         }
         self.events.push_back(KeeperEvent::Rebound { from, to });
         for server in &mut self.servers {
             server.due = Some(server.due.map_or(now, |due| due.min(now)));
         }
+    }
+
+    /// The router forwards this address to our socket: that we are seen there tells nothing of idle mappings.
+    pub fn set_forwarded(&mut self, external: Option<SocketAddr>) {
+        self.forwarded = external;
     }
 
     /// A finding of a [`super::LifetimeProbe`] on a spare socket behind the same NAT.
@@ -354,6 +378,10 @@ impl Keeper {
             mapping: judge_mapping(local, &seen),
             ports: judge_ports(local.map(|local| local.port()), &seen),
             lifetime: self.lifetime,
+            age_limit_ms: self
+                .ages
+                .limit()
+                .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             keepalive_ms: u64::try_from(self.lifetime.keepalive().as_millis()).unwrap_or(u64::MAX),
             servers: self
                 .servers

@@ -55,6 +55,8 @@ pub struct KeeperView {
     pub ports: Ports,
     /// Lifetime of idle mappings.
     pub lifetime: MappingLifetime,
+    /// The age at which the NAT ends mappings that are in use, if it was seen to, milliseconds.
+    pub age_limit_ms: Option<u64>,
     /// Keepalive interval in use, milliseconds.
     pub keepalive_ms: u64,
     /// Each server, what it sees of us, and its RTT in microseconds.

@@ -222,3 +222,45 @@ fn channel_data_is_framed_in_four_bytes_and_nothing_else_is_taken_for_it() {
     turn.release(now);
     assert_eq!((turn.wrap(peer, 5), turn.relayed()), (None, None));
 }
+
+#[test]
+fn a_nat_that_ends_busy_mappings_at_an_age_is_told_from_one_that_ends_idle_ones() {
+    let mut world = behind("eim-nopres");
+    // A rebinding at every 300 s, as where mappings live no longer.
+    for _ in 0..3 {
+        world.run(Duration::from_secs(300));
+        world.net.rebind(A, 0);
+    }
+    world.run(Duration::from_secs(60));
+    let view = world.a.keeper.view();
+    let limit = view.age_limit_ms.expect("three ends at one age");
+    assert!((270_000..=300_000).contains(&limit), "{limit}");
+    assert_eq!(view.keepalive_ms, 15_000, "more keepalives would not help");
+}
+
+#[test]
+fn a_port_that_the_router_forwards_is_no_lost_mapping() {
+    let server: SocketAddr = "192.0.2.1:443".parse().unwrap();
+    let (before, after) = ("203.0.113.2:5000", "203.0.113.2:6000");
+    let lost = |forwarded: bool| {
+        let mut now = std::time::Instant::now();
+        let mut keeper = Keeper::new(now, KeeperConfig::new(None, vec![server]));
+        for seen in [before, after] {
+            let (_, request) = keeper.poll_transmit().unwrap();
+            let answer = message::Writer::new(
+                stun_types::message::MessageClass::Success,
+                stun_types::message::BINDING,
+                message::transaction(&request).unwrap(),
+            )
+            .add_address(message::attribute::XOR_MAPPED_ADDRESS, seen.parse().unwrap())
+            .finish(None);
+            keeper.handle_packet(now, server, &answer);
+            keeper.set_forwarded(forwarded.then(|| after.parse().unwrap()));
+            now = keeper.poll_timeout().unwrap();
+            keeper.handle_timeout(now);
+        }
+        keeper.view().lifetime.lost
+    };
+    assert_eq!(lost(true), None);
+    assert_eq!(lost(false), Some(Duration::from_secs(15)));
+}

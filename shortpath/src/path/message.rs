@@ -25,6 +25,7 @@ pub(super) mod attribute {
     pub(in crate::path) const XOR_MAPPED_ADDRESS: u16 = 0x0020;
     pub(in crate::path) const PRIORITY: u16 = 0x0024;
     pub(in crate::path) const USE_CANDIDATE: u16 = 0x0025;
+    pub(in crate::path) const PADDING: u16 = 0x0026;
     pub(in crate::path) const OTHER_ADDRESS: u16 = 0x802c;
     pub(in crate::path) const ICE_CONTROLLED: u16 = 0x8029;
     pub(in crate::path) const ICE_CONTROLLING: u16 = 0x802a;

@@ -5,11 +5,14 @@
 //! * [`Keeper`]: one per socket; keeps its server-reflexive addresses fresh and learns what the NAT does
 //!   ([`LifetimeProbe`], [`predict_ports`]).
 //! * [`Discovery`]: the RFC 5780 tests behind `switchback netcheck`.
+//! * [`MtuProbe`]: the largest packet that passes, for netcheck, too.
+//! * [`PortMapper`]: when to ask the router for a port (PCP, NAT-PMP).
 //! * [`TurnClient`]: one allocation on a TURN server (RFC 8656).
 //!
 //! **Contract of all of them**: after every call that takes `now`, drain `poll_transmit` and `poll_event`, then ask
 //! `poll_timeout` when to call `handle_timeout` (`None`: never, until the next input). Times never go backwards; an
 //! earlier `now` than before is taken for the same moment.
+mod age;
 mod candidate;
 mod checks;
 mod choose;
@@ -29,8 +32,10 @@ mod lab;
 mod lab_server;
 mod lifetime;
 mod message;
+mod mtu;
 mod network;
 mod pair;
+mod portmap;
 mod predict;
 mod remote;
 mod settings;
@@ -46,8 +51,10 @@ pub use keeper::Keeper;
 pub use keeper_words::{KeeperConfig, KeeperEvent, KeeperView};
 pub use lifetime::{LifetimeProbe, MappingLifetime};
 pub use message::is_stun;
+pub use mtu::MtuProbe;
 pub use network::{Network, NetworkError, NetworkFilter};
 pub use pair::{PairState, PairView};
+pub use portmap::{MAPPING_LIFETIME, MappingFailure, MappingGrant, MappingProtocol, PortMapper};
 pub use predict::{Mapping, Observation, Ports, judge_mapping, judge_ports, predict_ports};
 pub use remote::{CandidateRefusal, RemoteCandidates, RemoteLimits};
 pub use settings::{CauseText, FinderConfig, FinderCounters, FinderEvent, FinderTiming};

@@ -13,7 +13,7 @@ use super::paths::{SlotId, token_of};
 use super::relay::Relay;
 use super::search::{Search, Stage};
 use super::view::ShortpathView;
-use super::{Inner, ShortpathPlan, UdpPolicy};
+use super::{Inner, ShortpathPlan, UdpPolicy, UnderlayConfig};
 use crate::LegKind;
 use crate::path::{
     Candidate, CandidateKind, Finder, FinderConfig, LocalId, Route, TurnConfig, TurnEvent,
@@ -158,6 +158,7 @@ impl Driver {
                 self.relay_reason = Some("token_in_use");
                 continue;
             };
+            self.inner.wire.paths(|paths| paths.mark(slot, self.plan.dscp));
             self.inner.wire.watch_strangers(slot, Some(strange.clone()));
             if let Some(config) = &server {
                 self.inner.quic.answer(slot, Arc::clone(config), connect.clone());
@@ -176,6 +177,9 @@ impl Driver {
         config.limits.servers = self.known.borrow().servers.clone();
         config.limits.servers.extend(self.plan.relay.iter().map(|relay| relay.server));
         config.limits.networks = self.inner.config.networks.clone();
+        // Pairs in reserve stay open behind NATs that forget soon.
+        let keepalive = self.known.borrow().keepalive().unwrap_or(config.timing.standby);
+        config.timing.standby = config.timing.standby.min(keepalive);
         Finder::new(now(), config)
     }
 
@@ -420,7 +424,9 @@ impl Driver {
         let Some(access) = &self.plan.relay else { return self.relay = RelayStage::Never };
         let config =
             TurnConfig::new(access.server, access.username.clone(), access.password.clone());
-        match Relay::open(&self.inner.wire, config, &self.inner.config) {
+        let own = &self.inner.config;
+        let own = UnderlayConfig { dscp: self.plan.dscp.or(own.dscp), ..own.clone() };
+        match Relay::open(&self.inner.wire, config, &own) {
             Ok((id, relay, events)) => {
                 self.relay_reason = None;
                 self.relay = RelayStage::Asked(id, relay, events);

@@ -1,7 +1,7 @@
 //! What is known of the network around the process: our candidates, always fresh.
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
@@ -10,7 +10,8 @@ use super::exchange::{EAR, Ear, Heard};
 use super::interfaces::{Changes, host_candidates};
 use super::sockets::Bound;
 use crate::path::{
-    Candidate, Keeper, KeeperConfig, KeeperEvent, KeeperView, LocalId, Mapping, Route,
+    Candidate, Keeper, KeeperConfig, KeeperEvent, KeeperView, LocalId, Mapping, MappingLifetime,
+    Route,
 };
 
 /// What sessions need to know.
@@ -26,9 +27,27 @@ pub(super) struct Known {
     pub(super) nats: Vec<KeeperView>,
     /// A server was asked in vain, and none ever answers.
     blocked: bool,
+    /// The port that the router forwards to a socket.
+    mapped: Option<(Candidate, LocalId)>,
 }
 
 impl Known {
+    /// The pause after which no mapping is known to be lost: the shortest of our sockets'.
+    pub(super) fn keepalive(&self) -> Option<Duration> {
+        self.nats.iter().map(|nat| Duration::from_millis(nat.keepalive_ms)).min()
+    }
+
+    /// What the router forwards to us; true when that is another address than before.
+    pub(super) fn set_mapped(&mut self, mapped: Option<(Candidate, LocalId)>) -> bool {
+        let before = std::mem::replace(&mut self.mapped, mapped);
+        if before == mapped {
+            return false;
+        }
+        self.locals.retain(|known| Some(*known) != before);
+        add(&mut self.locals, mapped);
+        true
+    }
+
     /// What our side of the network makes hard or impossible.
     pub(super) fn nat_reasons(&self) -> impl Iterator<Item = &'static str> {
         let hard = |nat: &KeeperView| {
@@ -52,12 +71,16 @@ pub(super) fn look(inner: &Inner) {
 }
 
 /// Keeps [`Known`] fresh until the underlay ends.
-pub(super) async fn keep(inner: Arc<Inner>, servers: watch::Receiver<Vec<SocketAddr>>) {
+pub(super) async fn keep(
+    inner: Arc<Inner>,
+    servers: watch::Receiver<Vec<SocketAddr>>,
+    learnt: watch::Receiver<MappingLifetime>,
+) {
     let (ear, hears) = mpsc::channel(EAR);
     let keeper = |socket: &Bound| (socket.id, Keeper::new(now(), config(socket)));
     let own = inner.wire.sockets.iter().filter(|socket| !socket.managed);
     let keepers = own.map(keeper).collect();
-    Keeping { inner, keepers, ear, silent: false }.run(hears, servers).await;
+    Keeping { inner, keepers, ear, silent: false }.run(hears, servers, learnt).await;
 }
 
 fn config(socket: &Bound) -> KeeperConfig {
@@ -78,6 +101,7 @@ impl Keeping {
         mut self,
         mut hears: mpsc::Receiver<Heard>,
         mut servers: watch::Receiver<Vec<SocketAddr>>,
+        mut learnt: watch::Receiver<MappingLifetime>,
     ) {
         let mut changes = Changes::new();
         self.set_servers(&servers.borrow_and_update().clone());
@@ -94,6 +118,7 @@ impl Keeping {
                     Ok(()) => self.set_servers(&servers.borrow_and_update().clone()),
                     Err(_) => return,
                 },
+                Ok(()) = learnt.changed() => self.learn(*learnt.borrow_and_update()),
                 () = sleep_until(due) => {
                     self.keepers.iter_mut().for_each(|(_, keeper)| keeper.handle_timeout(now()));
                 }
@@ -123,6 +148,15 @@ impl Keeping {
         }
     }
 
+    /// All IPv4 sockets are behind the same NAT.
+    fn learn(&mut self, found: MappingLifetime) {
+        for (id, keeper) in &mut self.keepers {
+            if !self.inner.wire.sockets[usize::from(id.0)].ipv6 {
+                keeper.learn_lifetime(found);
+            }
+        }
+    }
+
     fn network_changed(&mut self) {
         self.silent = false;
         self.keepers.iter_mut().for_each(|(_, keeper)| keeper.network_changed(now()));
@@ -132,7 +166,10 @@ impl Keeping {
     /// Sends what the keepers want sent; true when a NAT has bound one of our sockets anew.
     fn drain(&mut self) -> bool {
         let mut rebound = false;
+        let mapped = self.inner.known.borrow().mapped;
         for (local, keeper) in &mut self.keepers {
+            let ours = mapped.filter(|(_, id)| id == local);
+            keeper.set_forwarded(ours.map(|(candidate, _)| candidate.address));
             while let Some(event) = keeper.poll_event() {
                 match event {
                     KeeperEvent::Changed => {}
@@ -150,24 +187,32 @@ impl Keeping {
     fn publish(&self, rebound: bool) {
         let mut locals = host_candidates(&self.inner.config, &self.inner.wire.sockets);
         for (id, keeper) in &self.keepers {
-            for candidate in keeper.candidates() {
-                // What a server sees is our own address where no NAT is.
-                if !locals.iter().any(|(known, _)| known.address == candidate.address) {
-                    locals.push((candidate, *id));
-                }
-            }
+            add(&mut locals, keeper.candidates().into_iter().map(|candidate| (candidate, *id)));
         }
         let nats: Vec<_> = self.keepers.iter().map(|(_, keeper)| keeper.view()).collect();
         let answered =
             nats.iter().flat_map(|nat| &nat.servers).any(|(_, mapped, _)| mapped.is_some());
         let blocked = self.silent && !answered;
         self.inner.known.send_if_modified(|known| {
+            add(&mut locals, known.mapped);
             let moved = known.locals != locals;
             let news = moved || rebound || known.blocked != blocked;
             known.network_changes += u64::from(moved || rebound);
             (known.locals, known.nats, known.blocked) = (locals, nats, blocked);
             news
         });
+    }
+}
+
+/// Adds what is new: what a server sees, or a router forwards, is our own address where no NAT is.
+fn add(
+    locals: &mut Vec<(Candidate, LocalId)>,
+    more: impl IntoIterator<Item = (Candidate, LocalId)>,
+) {
+    for (candidate, id) in more {
+        if !locals.iter().any(|(known, _)| known.address == candidate.address) {
+            locals.push((candidate, id));
+        }
     }
 }
 

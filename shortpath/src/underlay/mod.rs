@@ -10,7 +10,8 @@
 //! * `demux`, `paths`: what a datagram is, and whom it is for; pure.
 //! * `exchange`: which task a STUN message is for. `relay`: a TURN allocation at work.
 //! * `endpoint`: quinn. `driver`, `search`: one session's search, and what `view` shows of it.
-//! * `keeping`: candidates, fresh before any session needs them.
+//! * `keeping`: candidates, fresh before any session needs them. `mapping`: a port at the router.
+//!   `spare`: how long idle mappings last.
 //!
 //! Nothing that arrives is believed before it is authenticated: a STUN message by its signature, a route by an answered
 //! check, a QUIC peer by its key. What fails is counted in [`Ignored`].
@@ -20,10 +21,14 @@ mod endpoint;
 mod exchange;
 mod interfaces;
 mod keeping;
+mod mapping;
+mod marking;
+mod path_mtu;
 mod paths;
 mod relay;
 mod search;
 mod sockets;
+mod spare;
 mod view;
 mod wire;
 
@@ -39,13 +44,15 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::path::{Candidate, IceCredentials, KeeperView, NetworkFilter};
+use crate::path::{Candidate, IceCredentials, KeeperView, MappingLifetime, NetworkFilter};
 use crate::session::Role;
 use crate::shell::SessionHandle;
 use crate::tls::SessionKey;
 use driver::Driver;
 use endpoint::Quic;
 use keeping::Known;
+pub use mapping::{MappingProbe, probe_port_mapping};
+pub use path_mtu::probe_path_mtu;
 pub use view::{LegState, LegView, ShortpathView};
 pub use wire::Ignored;
 use wire::Wire;
@@ -61,9 +68,10 @@ pub struct UnderlayConfig {
     pub networks: NetworkFilter,
     /// Use IPv6 where the machine has it. Default `true`.
     pub ipv6: bool,
-    /// Differentiated services code point of STUN and TURN packets, 0 to 63 (RFC 2474). QUIC's are not marked: quinn-udp sets
-    /// the whole byte per packet, for ECN. Default `None`.
+    /// Differentiated services code point of all packets, 0 to 63 (RFC 2474); a session's own goes before it. Default `None`.
     pub dscp: Option<u8>,
+    /// Ask the router for a port (PCP, NAT-PMP). Default `true`.
+    pub port_mapping: bool,
     /// Offer loopback addresses: for two ends on one machine. Default `false`.
     pub loopback: bool,
 }
@@ -76,6 +84,7 @@ impl Default for UnderlayConfig {
             networks: NetworkFilter::default(),
             ipv6: true,
             dscp: None,
+            port_mapping: true,
             loopback: false,
         }
     }
@@ -123,7 +132,12 @@ impl Underlay {
         keeping::look(&inner);
         let (servers, asked) = watch::channel(Vec::new());
         let (version, changed) = watch::channel(0);
-        tokio::spawn(keeping::keep(Arc::clone(&inner), asked));
+        let (learnt, learns) = watch::channel(MappingLifetime::default());
+        tokio::spawn(spare::learn(Arc::clone(&inner), learnt));
+        tokio::spawn(keeping::keep(Arc::clone(&inner), asked, learns));
+        if inner.config.port_mapping {
+            tokio::spawn(mapping::keep(Arc::clone(&inner)));
+        }
         tokio::spawn(count_changes(inner.known.subscribe(), version));
         Ok(Self(Arc::new(Owner { inner, servers, changed })))
     }
@@ -227,6 +241,8 @@ pub struct ShortpathPlan {
     pub token: [u8; 16],
     /// Which kinds of legs are allowed.
     pub policy: UdpPolicy,
+    /// Differentiated services code point of the session's QUIC packets, 0 to 63.
+    pub dscp: Option<u8>,
 }
 
 /// A TURN server and time-limited credentials for it. `Debug` shows no secret.

@@ -67,6 +67,8 @@ struct Slot {
     admitted: Vec<Route>,
     /// What makes a peer's first packet belong here.
     token: Option<Token>,
+    /// Code point of its packets.
+    dscp: Option<u8>,
 }
 
 /// See the module.
@@ -142,6 +144,18 @@ impl Paths {
     /// Where packets of the slot go.
     pub(super) fn route_of(&self, id: SlotId) -> Option<Route> {
         self.slots.get(&id)?.out
+    }
+
+    /// Its packets carry this code point.
+    pub(super) fn mark(&mut self, id: SlotId, dscp: Option<u8>) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.dscp = dscp;
+        }
+    }
+
+    /// The code point of the slot's packets, if it has one of its own.
+    pub(super) fn mark_of(&self, id: SlotId) -> Option<u8> {
+        self.slots.get(&id)?.dscp
     }
 
     /// The slots that a route is proved for.

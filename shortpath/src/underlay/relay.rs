@@ -110,13 +110,16 @@ impl Relay {
             return;
         }
         // What the kernel does not take now is lost, as on any link that is full.
-        let _ = self.socket.transmit(&Transmit {
-            destination: self.server,
-            ecn: transmit.ecn,
-            contents: scratch,
-            segment_size: transmit.segment_size.map(|size| size + CHANNEL_HEADER),
-            src_ip: None,
-        });
+        let _ = self.socket.transmit(
+            &Transmit {
+                destination: self.server,
+                ecn: transmit.ecn,
+                contents: scratch,
+                segment_size: transmit.segment_size.map(|size| size + CHANNEL_HEADER),
+                src_ip: None,
+            },
+            None,
+        );
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Turn) -> T) -> T {

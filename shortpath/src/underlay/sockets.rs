@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use super::UnderlayConfig;
+use super::{UnderlayConfig, marking};
 use crate::path::LocalId;
 
 /// A UDP socket with what the kernel can do for it: GSO, GRO, ECN, no fragmentation (Linux 4.18, 5.0).
@@ -21,6 +21,8 @@ pub(super) struct Bound {
     pub(super) ipv6: bool,
     /// The listener of a managed network.
     pub(super) managed: bool,
+    /// Code point of what [`Self::transmit`] sends, unless it is told another.
+    pub(super) dscp: Option<u8>,
 }
 
 /// Kernel buffers asked for. 4 MiB hold 10 ms of 3 Gbit/s while the receiving task waits for its turn; the kernel grants
@@ -51,7 +53,7 @@ impl Bound {
             mark(&io, ipv6, dscp);
         }
         let port = io.local_addr()?.port();
-        Ok(Self { id, io, state, port, ipv6, managed: false })
+        Ok(Self { id, io, state, port, ipv6, managed: false, dscp })
     }
 
     /// Sends one datagram if the kernel takes it now: everything sent this way is repeated by its protocol.
@@ -62,9 +64,20 @@ impl Bound {
         }
     }
 
-    /// [`UdpSocketState::send`] when the socket is writable.
-    pub(super) fn transmit(&self, transmit: &quinn::udp::Transmit<'_>) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || self.state.send((&self.io).into(), transmit))
+    /// [`UdpSocketState::send`] when the socket is writable; `dscp`: the session's own code point. What cannot be sent
+    /// marked is sent unmarked.
+    pub(super) fn transmit(
+        &self,
+        transmit: &quinn::udp::Transmit<'_>,
+        dscp: Option<u8>,
+    ) -> io::Result<()> {
+        self.io.try_io(Interest::WRITABLE, || {
+            match dscp.or(self.dscp).map(|dscp| marking::send(&self.io, transmit, dscp)) {
+                Some(Ok(())) => Ok(()),
+                Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+                Some(Err(_)) | None => self.state.send((&self.io).into(), transmit),
+            }
+        })
     }
 }
 

@@ -69,6 +69,7 @@ fn ends(client: &Underlay, agent: &Underlay, policy: UdpPolicy) -> Ends {
             peer_key: peer_key.to_vec(),
             token,
             policy,
+            dscp: None,
         }
     };
     let client_plan =

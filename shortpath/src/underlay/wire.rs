@@ -361,22 +361,25 @@ impl AsyncUdpSocket for Wire {
         let slot = slot_at(transmit.destination);
         let route = {
             let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
-            slot.and_then(|slot| paths.route_of(slot))
+            slot.and_then(|slot| Some((paths.route_of(slot)?, paths.mark_of(slot))))
         };
         // Without a route the packet is lost, as any may be.
-        let Some(route) = route else { return Ok(()) };
+        let Some((route, dscp)) = route else { return Ok(()) };
         let at = usize::from(route.local.0);
         let Some(socket) = self.sockets.get(at) else {
             self.relay(route.local).iter().for_each(|relay| relay.transmit(route.remote, transmit));
             return Ok(());
         };
-        let sent = socket.transmit(&Transmit {
-            destination: route.remote,
-            ecn: transmit.ecn,
-            contents: transmit.contents,
-            segment_size: transmit.segment_size,
-            src_ip: None,
-        });
+        let sent = socket.transmit(
+            &Transmit {
+                destination: route.remote,
+                ecn: transmit.ecn,
+                contents: transmit.contents,
+                segment_size: transmit.segment_size,
+                src_ip: None,
+            },
+            dscp,
+        );
         match sent {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.blocked.store(at, Ordering::Relaxed);

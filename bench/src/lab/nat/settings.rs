@@ -62,11 +62,20 @@ pub enum PortAssignment {
     Sequential,
 }
 
+/// Which service gives inside hosts ports of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortMapping {
+    /// Port Control Protocol (RFC 6887).
+    Pcp,
+    /// NAT Port Mapping Protocol (RFC 6886).
+    NatPmp,
+}
+
 /// How the box behaves.
 ///
 /// Text: a name of [`NAMED`] or `MAPPING/FILTERING/PORTS`, then options: `hairpin`, `inbound-refresh`
 /// (each also `=off`), `timeout=2s`, `tcp-timeout=2h`-like times in seconds, `lifetime=60s` or `off`,
-/// `mappings=100`.
+/// `mappings=100`, `portmap=pcp`, `nat-pmp` or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NatSettings {
     /// Mapping behaviour.
@@ -88,6 +97,8 @@ pub struct NatSettings {
     /// Most mappings at once; the one idle longest makes room. At least 1, at most
     /// 30,000.
     pub mappings_max: usize,
+    /// Inside hosts may ask for ports.
+    pub port_mapping: Option<PortMapping>,
 }
 
 /// The names that stand for settings, with their explicit form and what they are.
@@ -115,6 +126,7 @@ impl NatSettings {
             tcp_timeout: TCP_TIMEOUT,
             lifetime: None,
             mappings_max: MAPPINGS,
+            port_mapping: None,
         }
     }
 
@@ -154,11 +166,19 @@ impl NatSettings {
                 let most = value.parse().ok().filter(|most| (1..=MAPPINGS_MAX).contains(most));
                 self.mappings_max = most.ok_or(format!("needs 1 to {MAPPINGS_MAX}"))?;
             }
+            "portmap" => {
+                self.port_mapping = match value {
+                    "pcp" => Some(PortMapping::Pcp),
+                    "nat-pmp" => Some(PortMapping::NatPmp),
+                    "off" => None,
+                    _ => return Err("is pcp, nat-pmp or off".into()),
+                }
+            }
             _ => {
                 let names: Vec<_> = NAMED.iter().map(|(name, ..)| *name).collect();
                 return Err(format!(
                     "unknown; first one of {} or MAPPING/FILTERING/PORTS, then hairpin, \
-                     inbound-refresh, timeout, tcp-timeout, lifetime, mappings",
+                     inbound-refresh, timeout, tcp-timeout, lifetime, mappings, portmap",
                     names.join(", ")
                 ));
             }
@@ -237,6 +257,11 @@ impl fmt::Display for NatSettings {
         if self.mappings_max != MAPPINGS {
             text.push_str(&format!(",mappings={}", self.mappings_max));
         }
+        match self.port_mapping {
+            Some(PortMapping::Pcp) => text.push_str(",portmap=pcp"),
+            Some(PortMapping::NatPmp) => text.push_str(",portmap=nat-pmp"),
+            None => {}
+        }
         f.write_str(&text)
     }
 }
@@ -313,10 +338,13 @@ mod tests {
             assert_eq!(named.to_string(), name);
         }
         let explicit: NatSettings =
-            "adm/adf/sequential,hairpin,timeout=2s,lifetime=1.5s".parse().unwrap();
-        assert_eq!(explicit.to_string(), "adm/adf/sequential,hairpin,timeout=2s,lifetime=1.5s");
+            "adm/adf/sequential,hairpin,timeout=2s,lifetime=1.5s,portmap=pcp".parse().unwrap();
+        assert_eq!(
+            explicit.to_string(),
+            "adm/adf/sequential,hairpin,timeout=2s,lifetime=1.5s,portmap=pcp"
+        );
         let mut changed = explicit;
-        changed.update("lifetime=off,hairpin=off").unwrap();
+        changed.update("lifetime=off,hairpin=off,portmap=off").unwrap();
         assert_eq!(changed.to_string(), "adm/adf/sequential,timeout=2s");
         changed.update("symmetric").unwrap();
         assert_eq!(changed.to_string(), "symmetric,timeout=2s", "the rest stays");
@@ -328,6 +356,7 @@ mod tests {
             ("none/apdf/keep", "no ports"),
             ("xim/apdf/keep", "none, eim, adm or apdm"),
             ("symmetric,timeout=0s", "more than 0s"),
+            ("symmetric,portmap=upnp", "pcp, nat-pmp or off"),
             ("symmetric,mappings=0", "1 to 30000"),
             ("symmetric,full-cone", "unknown"),
         ] {

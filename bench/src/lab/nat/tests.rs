@@ -326,3 +326,28 @@ fn a_port_is_found_even_after_the_fullest_box_was_rebound() {
     }
     assert_eq!((nat.stats().mappings_created, nat.stats().mappings_evicted), (60_000, 0));
 }
+
+#[test]
+fn a_port_asked_for_admits_anyone_and_is_left_from_however_symmetric_the_box_is() {
+    let router = RouterAddresses::default();
+    let settings = "symmetric,portmap=nat-pmp".parse().unwrap();
+    let mut nat = Nat::new(settings, Some(EXTERNAL), router, 1);
+    let inside = at(HOST);
+    let [high, low] = inside.port().to_be_bytes();
+    let wanted = [0, 1, 0, 0, high, low, high, low, 0, 0, 0, 60];
+    let request = samples::udp(inside, at("192.168.1.1:5351"), &wanted);
+    let answer = nat.serve(ms(0), &request).unwrap();
+    assert_eq!(samples::verify(&answer), Ok(()));
+    assert_eq!(flow_of(&answer).unwrap().destination, inside);
+    let external = SocketAddr::from((EXTERNAL, inside.port()));
+    assert_eq!(receive(&mut nat, ms(1), STRANGER, external), Ok(inside));
+    for to in [SERVER, SERVER_ALTERNATE, STRANGER] {
+        assert_eq!(send(&mut nat, ms(2), HOST, to), external);
+    }
+    assert_ne!(send(&mut nat, ms(2), "192.168.1.2:40002", SERVER), external);
+    assert_eq!(receive(&mut nat, ms(60_000), STRANGER, external), Err(Reason::NoMapping));
+    let elsewhere = samples::udp(inside, at("192.168.1.1:53"), &wanted);
+    assert_eq!(nat.serve(ms(3), &elsewhere), None, "port mapping is all it offers");
+    nat.rebind(None);
+    assert_eq!(receive(&mut nat, ms(4), STRANGER, external), Err(Reason::NoMapping));
+}

@@ -121,7 +121,7 @@ fn packet_v6(from: Ipv6Addr, to: Ipv6Addr, mut message: Vec<u8>) -> Vec<u8> {
 }
 
 /// Computes the checksum over everything plus `extra` and writes it at `at`.
-fn checksum_into(bytes: &mut [u8], at: usize, extra: u16) {
+pub(super) fn checksum_into(bytes: &mut [u8], at: usize, extra: u16) {
     bytes[at..at + 2].fill(0);
     let sum = !checksum::add(checksum::sum(bytes), extra);
     bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
