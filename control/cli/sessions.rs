@@ -2,7 +2,7 @@
 use clap::Args;
 use switchback_control::Fault;
 use switchback_control::api::{LegView, SendingView, SessionView, SlowPart};
-use switchback_control::wire::{PathLeg, RttView, SessionId};
+use switchback_control::wire::{LossCounts, PathLeg, RttView, SessionId};
 
 use crate::account;
 use crate::args::Global;
@@ -24,7 +24,10 @@ pub(crate) struct SessionsArgs {}
 
 /// Show every figure of one session, and who is slow.
 ///
-/// PATH lists every transport that is ready, the one that carries first told. For each leg and end to end: smoothed, smallest, median and 99th percentile of the round-trip time. For each leg what
+/// PATH lists every transport that is ready, the one that carries first told. LOSS is what each end does about it: second
+/// copies of small writes while a path is lossy or little known, how many came before their originals, and an estimate of
+/// the waiting that they saved.
+/// For each leg and end to end: smoothed, smallest, median and 99th percentile of the round-trip time. For each leg what
 /// the gateway's kernel (TCP_INFO) says about sending towards that end: what was lost, how fast it goes, and what it waits
 /// for. Shares and "delivered" refer to the last second before the sample; "of it" is the part of the busy time.
 #[derive(Debug, Args)]
@@ -89,7 +92,9 @@ pub(crate) async fn show(args: SessionArgs, global: &Global) -> Result<(), Fault
     output::line("")?;
     paths_table(&session).print("no leg is attached")?;
     output::line("")?;
-    legs_table(&session).print("")
+    legs_table(&session).print("")?;
+    output::line("")?;
+    loss_table(&session).print("")
 }
 
 /// Runs `kill`.
@@ -198,6 +203,28 @@ fn legs_table(session: &SessionView) -> Table {
     table
 }
 
+/// What each end counts about loss.
+fn loss_table(session: &SessionView) -> Table {
+    let mut table =
+        Table::new(&[Column::Text("LOSS"), Column::Figure("CLIENT"), Column::Figure("AGENT")]);
+    let ends = [session.loss.client, session.loss.agent];
+    for (name, figure) in LOSS_FIGURES {
+        let [client, agent] = ends.map(|counts| figure(&counts));
+        table.row([(*name).to_owned(), client, agent]);
+    }
+    table
+}
+
+/// A figure of an end as people read it.
+type LossFigure = fn(&LossCounts) -> String;
+
+const LOSS_FIGURES: &[(&str, LossFigure)] = &[
+    ("second copies sent", |it| format!("{} ({})", it.dup_sent, human::bytes(it.dup_bytes))),
+    ("of them, came first", |it| it.dup_won.to_string()),
+    ("waiting saved, estimated", |it| human::micros(it.ms_saved.saturating_mul(1000))),
+    ("MTU black holes", |it| it.black_holes.to_string()),
+];
+
 /// A figure of a leg as people read it; `None` if the kernel does not tell.
 type LegFigure = fn(&LegView) -> Option<String>;
 
@@ -292,6 +319,14 @@ mod tests {
         assert_eq!(shown("delivery rate", &leg).unwrap(), ">= 9.41 Mbit/s");
         assert_eq!(shown("of it, receiver's window full", &leg).unwrap(), "92 %");
         assert_eq!(shown("sampled before", &leg).unwrap(), "300 ms");
+    }
+
+    #[test]
+    fn second_copies_show_their_number_size_and_use() {
+        let counts =
+            LossCounts { dup_sent: 30, dup_bytes: 2048, ms_saved: 1_250, ..Default::default() };
+        let shown: Vec<_> = LOSS_FIGURES.iter().map(|(_, figure)| figure(&counts)).collect();
+        assert_eq!(shown, ["30 (2.00 KiB)", "0", "1250 ms", "0"]);
     }
 
     #[test]

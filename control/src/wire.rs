@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use switchback_engine::Tuning;
 
 pub use udp::{
-    CANDIDATES_MAX, Candidate, CandidateKind, IceCredentials, PathLeg, PathMove, PathPair,
-    PathReport, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX, REPORT_REASONS_MAX,
+    CANDIDATES_MAX, Candidate, CandidateKind, IceCredentials, LossCounts, PathLeg, PathMove,
+    PathPair, PathReport, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX, REPORT_REASONS_MAX,
     RelayAccess, SessionPurpose, Standby, TransportPolicy, UdpAccess, UdpUse,
 };
 
@@ -494,6 +494,9 @@ pub struct SessionReport {
     /// Every leg that is attached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<PathLeg>,
+    /// What this end counts about loss.
+    #[serde(default, skip_serializing_if = "LossCounts::is_zero")]
+    pub loss: LossCounts,
 }
 
 /// A round-trip time over its recent samples.

@@ -3,10 +3,11 @@
 //!
 //! `experiments` has one file per claim; each measurement builds a lab of its own (`ground`), a
 //! service at the agent (`service`), a tunnel to it (`peers`, made of `running` programs) and usually
-//! an `echo` through it (`scene` has them all). `trace` and `goals` decide and are pure: what became
+//! an `echo` through it, or a `duplex` stream (`scene` has them all). `trace` and `goals` decide and are pure: what became
 //! of the echo, and whether a goal was reached. `runner` interleaves rounds, `report`, `text` and
 //! `page` show what came out.
 
+mod duplex;
 mod echo;
 pub(crate) mod experiments;
 mod goals;

@@ -26,7 +26,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Fault};
 use crate::secret::Secret;
-use crate::wire::{PathLeg, PathReport, ResourceKind, RttView, SessionId, TransportPolicy};
+use crate::wire::{
+    LossCounts, PathLeg, PathReport, ResourceKind, RttView, SessionId, TransportPolicy,
+};
 
 /// Body of every refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +143,18 @@ pub struct SessionView {
     pub channels: u32,
     /// Legs lost and replaced so far.
     pub resumes: u32,
+    /// What its ends count about loss: second copies of small writes above all.
+    #[serde(default)]
+    pub loss: SessionLoss,
+}
+
+/// What the ends of a session count about loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionLoss {
+    /// About what the client sends.
+    pub client: LossCounts,
+    /// About what the agent sends.
+    pub agent: LossCounts,
 }
 
 /// Why a session takes the way it takes.

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::broker::moves::Moves;
 use crate::code::{Code, Fault};
+use crate::wire::LossCounts;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -44,6 +45,41 @@ impl PerCode {
     }
 }
 
+/// Sums of what ends of sessions count about loss: clients', agents'.
+#[derive(Debug, Default)]
+pub(crate) struct Losses([LossCounters; 2]);
+
+#[derive(Debug, Default)]
+struct LossCounters {
+    dup_sent: Counter,
+    dup_bytes: Counter,
+    dup_won: Counter,
+    ms_saved: Counter,
+    black_holes: Counter,
+}
+
+impl Losses {
+    pub(crate) fn add(&self, by_client: bool, counted: &LossCounts) {
+        let sums = &self.0[usize::from(!by_client)];
+        sums.dup_sent.add_many(counted.dup_sent);
+        sums.dup_bytes.add_many(counted.dup_bytes);
+        sums.dup_won.add_many(counted.dup_won);
+        sums.ms_saved.add_many(counted.ms_saved);
+        sums.black_holes.add_many(counted.black_holes);
+    }
+
+    /// Clients' sums and agents'.
+    pub(crate) fn sums(&self) -> [LossCounts; 2] {
+        [&self.0[0], &self.0[1]].map(|sums| LossCounts {
+            dup_sent: sums.dup_sent.get(),
+            dup_bytes: sums.dup_bytes.get(),
+            dup_won: sums.dup_won.get(),
+            ms_saved: sums.ms_saved.get(),
+            black_holes: sums.black_holes.get(),
+        })
+    }
+}
+
 /// Everything counted since the start, besides what the gateway counts.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -69,6 +105,8 @@ pub(crate) struct Counters {
     pub(crate) candidates_refused: Counter,
     /// Moves of sessions between transports.
     pub(crate) moves: Moves,
+    /// What ends of sessions count about loss.
+    pub(crate) losses: Losses,
 }
 
 impl Counters {

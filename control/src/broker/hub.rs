@@ -282,6 +282,7 @@ impl Hub {
                 self.tell(core, link, end, session, notice);
             }
             Output::Moved { moved, first_direct } => self.counters.moves.add(&moved, first_direct),
+            Output::Lossy { by_client, counted } => self.counters.losses.add(by_client, &counted),
             Output::Ignored { code } => self.counters.faults.add(code),
             Output::RefuseClient { link, request, fault } => {
                 self.counters.fault(&fault);

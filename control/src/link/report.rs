@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use switchback_shortpath::{LegState, LegStats, RttFigures, SessionStats};
 
-use crate::wire::{PathLeg, REPORT_LEGS_MAX, RttView, SealedGrant, SessionId, SessionReport};
+use crate::wire::{
+    LossCounts, PathLeg, REPORT_LEGS_MAX, RttView, SealedGrant, SessionId, SessionReport,
+};
 
 /// Pause between reports.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// Sessions per message: about 1.8 KiB each at most, with its grant and eight legs, under
+/// Sessions per message: about 2 KiB each at most, with its grant and eight legs, under
 /// [`MESSAGE_BYTES_MAX`](crate::wire::MESSAGE_BYTES_MAX).
 const SESSIONS_PER_MESSAGE: usize = 32;
 /// Bytes of grants in a `register`: leaves half of a message to the rest of it.
@@ -64,6 +66,13 @@ pub fn figures(
         channels: stats.channels,
         resumes: stats.legs_lost,
         paths: path_legs(stats),
+        loss: LossCounts {
+            dup_sent: stats.dup_sent,
+            dup_bytes: stats.dup_bytes,
+            dup_won: stats.dup_won,
+            ms_saved: stats.ms_saved,
+            black_holes: stats.black_holes,
+        },
     }
 }
 
@@ -124,6 +133,13 @@ mod tests {
             channels: u32::MAX,
             resumes: u32::MAX,
             paths: vec![leg; REPORT_LEGS_MAX],
+            loss: LossCounts {
+                dup_sent: u64::MAX,
+                dup_bytes: u64::MAX,
+                dup_won: u64::MAX,
+                ms_saved: u64::MAX,
+                black_holes: u64::MAX,
+            },
         };
         (report, Secret::new("g".repeat(800)))
     }

@@ -205,6 +205,43 @@ pub struct PathLeg {
     pub rtt_us: Option<u32>,
 }
 
+/// What an end of a session counts about loss, since the session began at that end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LossCounts {
+    /// Second copies of frames that it sent: of small writes while a path is lossy or little known, and of what a silent
+    /// leg carries.
+    pub dup_sent: u64,
+    /// Their payload bytes.
+    pub dup_bytes: u64,
+    /// Copies of its that came before their originals, as the other end says.
+    pub dup_won: u64,
+    /// Estimate of the milliseconds that those saved: for each, the least that re-sending would have taken.
+    pub ms_saved: u64,
+    /// Times that QUIC found packets of full size vanishing on a path that carries small ones, and went back to small ones.
+    pub black_holes: u64,
+}
+
+impl LossCounts {
+    /// Whether there is nothing to tell.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What came on top of `before`; nothing, where a count fell, as it is of an end that was started anew.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            dup_sent: self.dup_sent.saturating_sub(before.dup_sent),
+            dup_bytes: self.dup_bytes.saturating_sub(before.dup_bytes),
+            dup_won: self.dup_won.saturating_sub(before.dup_won),
+            ms_saved: self.ms_saved.saturating_sub(before.ms_saved),
+            black_holes: self.black_holes.saturating_sub(before.black_holes),
+        }
+    }
+}
+
 /// A candidate pair as an end sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathPair {

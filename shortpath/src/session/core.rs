@@ -108,6 +108,7 @@ pub struct Session {
     pub(super) won_here: u64,
     pub(super) dup_won: u64,
     pub(super) saved: Duration,
+    pub(super) black_holes: u64,
     /// Since when no leg carries the session.
     pub(super) down_since: Option<Instant>,
     /// A HELLO has come on some leg, ever.
@@ -170,6 +171,7 @@ impl Session {
             won_here: 0,
             dup_won: 0,
             saved: Duration::ZERO,
+            black_holes: 0,
             down_since: Some(now),
             begun: false,
             channels: BTreeMap::new(),
@@ -215,7 +217,7 @@ impl Session {
     /// trip of a first PING, and about every 100 ms while it is in use.
     pub fn note_path(&mut self, now: Instant, leg: LegId, figures: PathFigures) {
         let Some(leg) = self.legs.get_mut(&leg) else { return };
-        leg.path.note(now, figures);
+        self.black_holes += leg.path.note(now, figures);
         leg.path_rtt(now, figures.rtt);
         if !self.is_closed() {
             self.choose(now);

@@ -37,6 +37,8 @@ pub struct Figures {
     /// Estimate of what they saved: for each, the probe timeout of the leg its original was on, the least that re-sending
     /// would have taken.
     pub saved: Duration,
+    /// Times a transport found packets of full size vanishing, and went back to small ones.
+    pub black_holes: u64,
     /// Datagrams given up for newer ones.
     pub datagrams_dropped: u64,
 }
@@ -81,6 +83,7 @@ impl Session {
             dup_bytes: self.dup_bytes,
             dup_won: self.dup_won,
             saved: self.saved,
+            black_holes: self.black_holes,
             datagrams_dropped: self.datagrams_dropped,
         }
     }

@@ -169,7 +169,7 @@ impl Pair {
             let session = &mut self.ends[end].session;
             session.set_datagram_max(leg, 1_200);
             let rtt = weather.delay * 2;
-            session.note_path(self.now, leg, PathFigures { rtt, sent: 4, lost: 0 });
+            session.note_path(self.now, leg, PathFigures { rtt, sent: 4, lost: 0, black_holes: 0 });
         }
     }
 
@@ -448,7 +448,8 @@ impl Pair {
                     && std::mem::replace(&mut way.noted, way.packets) != way.packets
                     && !way.hole
                 {
-                    let figures = PathFigures { rtt, sent: way.packets, lost: way.lost };
+                    let (sent, lost) = (way.packets, way.lost);
+                    let figures = PathFigures { rtt, sent, lost, black_holes: 0 };
                     self.ends[end].session.note_path(self.now, leg, figures);
                 }
             }

@@ -10,6 +10,8 @@ pub struct PathFigures {
     pub sent: u64,
     /// Packets of those it holds lost.
     pub lost: u64,
+    /// Times it found that packets of full size vanish, and went back to small ones.
+    pub black_holes: u64,
 }
 
 /// Packets over which loss is averaged: at 50 a second, and as many acknowledgements, the last few seconds.
@@ -23,12 +25,14 @@ const REVEALED: Duration = Duration::from_millis(20);
 pub(super) struct Path {
     sent: u64,
     lost: u64,
+    black_holes: u64,
     loss: f64,
     lost_at: Option<Instant>,
 }
 
 impl Path {
-    pub(super) fn note(&mut self, now: Instant, figures: PathFigures) {
+    /// Black holes found since the last figures are returned.
+    pub(super) fn note(&mut self, now: Instant, figures: PathFigures) -> u64 {
         let sent = figures.sent.saturating_sub(self.sent);
         let lost = figures.lost.saturating_sub(self.lost).min(sent.max(1));
         self.sent = self.sent.max(figures.sent);
@@ -40,6 +44,9 @@ impl Path {
             let (sent, lost) = (sent as f64, lost as f64);
             self.loss += (lost / sent - self.loss) * (sent / AVERAGED).min(1.0);
         }
+        let before = self.black_holes;
+        self.black_holes = before.max(figures.black_holes);
+        self.black_holes - before
     }
 
     /// A copy came before its original: the path delays what it carries.
@@ -72,7 +79,7 @@ mod tests {
     use super::*;
 
     fn note(path: &mut Path, now: Instant, sent: u64, lost: u64) {
-        path.note(now, PathFigures { rtt: Duration::from_millis(40), sent, lost });
+        path.note(now, PathFigures { rtt: Duration::from_millis(40), sent, lost, black_holes: 0 });
     }
 
     #[test]

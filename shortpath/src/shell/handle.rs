@@ -92,6 +92,8 @@ pub struct SessionStats {
     /// Estimate in milliseconds of what they saved: for each, the probe timeout of the leg in use, the least that
     /// re-sending would have taken.
     pub ms_saved: u64,
+    /// Times QUIC found packets of full size vanishing on a path that carries small ones, and went back to those.
+    pub black_holes: u64,
     /// Datagrams of UDP services given up for newer ones, in queues of this end.
     pub datagrams_dropped: u64,
 }
@@ -227,6 +229,7 @@ impl SessionHandle {
             dup_bytes: figures.dup_bytes,
             dup_won: figures.dup_won,
             ms_saved: u64::try_from(figures.saved.as_millis()).unwrap_or(u64::MAX),
+            black_holes: figures.black_holes,
             datagrams_dropped: figures.datagrams_dropped,
         }
     }

@@ -195,6 +195,7 @@ async fn report(shared: Arc<Shared>, leg: LegId, connection: Connection) -> io::
             rtt: stats.path.rtt,
             sent: stats.path.sent_packets,
             lost: stats.path.lost_packets,
+            black_holes: stats.path.black_holes_detected,
         };
         let datagram_max = connection.max_datagram_size().unwrap_or(0);
         let moved = stats.udp_tx.datagrams + stats.udp_rx.datagrams;

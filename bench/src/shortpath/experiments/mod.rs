@@ -3,6 +3,7 @@
 
 mod bulk;
 mod direct;
+mod events;
 mod failover;
 mod first_byte;
 mod heal;
@@ -47,7 +48,7 @@ pub(crate) struct Case {
 pub(crate) type Measure = Box<dyn Fn(Trial<'_>) -> Result<Sample> + Send + Sync>;
 
 /// All of them, in the order of reports.
-pub(crate) const ALL: [Experiment; 11] = [
+pub(crate) const ALL: [Experiment; 12] = [
     matrix::EXPERIMENT,
     first_byte::EXPERIMENT,
     direct::EXPERIMENT,
@@ -56,6 +57,7 @@ pub(crate) const ALL: [Experiment; 11] = [
     restart::EXPERIMENT,
     heal::EXPERIMENT,
     tails::EXPERIMENT,
+    events::EXPERIMENT,
     moves::EXPERIMENT,
     bulk::EXPERIMENT,
     turn::EXPERIMENT,

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::Value;
 
 use super::{Case, Experiment};
 use crate::shortpath::echo::MESSAGE_BYTES;
 use crate::shortpath::goals::{Goal, Metric, Sample, Statistic};
-use crate::shortpath::peers::PeerKind;
+use crate::shortpath::peers::{PeerKind, sum_of};
 use crate::shortpath::scene::{Distances, LINGER, Trial, in_lab, ms};
 use crate::shortpath::trace::quantile;
 
@@ -124,30 +123,9 @@ fn beyond(duplicated: f64, bytes: f64, seconds: f64) -> f64 {
     (duplicated - budget).max(0.0)
 }
 
-/// All numbers under this name, wherever they are; `None` if there is none.
-fn sum_of(value: &Value, name: &str) -> Option<f64> {
-    let inside = |(key, value): (&String, &Value)| match value.as_f64() {
-        Some(number) if key == name => Some(number),
-        _ => sum_of(value, name),
-    };
-    let found: Vec<f64> = match value {
-        Value::Object(fields) => fields.iter().filter_map(inside).collect(),
-        Value::Array(items) => items.iter().filter_map(|item| sum_of(item, name)).collect(),
-        _ => Vec::new(),
-    };
-    (!found.is_empty()).then(|| found.iter().sum())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counters_are_found_wherever_a_session_has_them() {
-        let told = serde_json::json!({"a": {"dup_sent": 3}, "b": [{"dup_sent": 4}, {"x": 1}]});
-        assert_eq!(sum_of(&told, "dup_sent"), Some(7.0));
-        assert_eq!(sum_of(&told, "dup_won"), None);
-    }
 
     #[test]
     fn the_budget_is_the_greater_of_share_and_rate() {

@@ -271,3 +271,29 @@ pub(crate) fn wait_until_usable(ground: &Ground, entry: SocketAddr) -> Result<()
 
 /// Longer than the longest round trip of any case.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// The sum of all numbers of this name in what a tunnel tells, wherever they are; `None` if there is none.
+pub(crate) fn sum_of(value: &Value, name: &str) -> Option<f64> {
+    let inside = |(key, value): (&String, &Value)| match value.as_f64() {
+        Some(number) if key == name => Some(number),
+        _ => sum_of(value, name),
+    };
+    let found: Vec<f64> = match value {
+        Value::Object(fields) => fields.iter().filter_map(inside).collect(),
+        Value::Array(items) => items.iter().filter_map(|item| sum_of(item, name)).collect(),
+        _ => Vec::new(),
+    };
+    (!found.is_empty()).then(|| found.iter().sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_found_wherever_a_session_has_them() {
+        let told = serde_json::json!({"a": {"dup_sent": 3}, "b": [{"dup_sent": 4}, {"x": 1}]});
+        assert_eq!(sum_of(&told, "dup_sent"), Some(7.0));
+        assert_eq!(sum_of(&told, "dup_won"), None);
+    }
+}

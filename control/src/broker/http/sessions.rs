@@ -9,7 +9,9 @@ use axum::http::StatusCode;
 use super::answer::{Id, Refused};
 use super::caller::Caller;
 use super::figures::{legs_view, rtt_view, slow_view};
-use crate::api::{EndView, ExplainView, ResourceView, SessionRtt, SessionView, WhoAmI};
+use crate::api::{
+    EndView, ExplainView, ResourceView, SessionLoss, SessionRtt, SessionView, WhoAmI,
+};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::hub::Metered;
@@ -142,5 +144,6 @@ fn view(app: &App, (session, meter): Metered, now: u64) -> SessionView {
         age_ms: now.saturating_sub(session.created_ms),
         channels: session.channels,
         resumes: session.resumes,
+        loss: SessionLoss { client: session.loss[0], agent: session.loss[1] },
     }
 }

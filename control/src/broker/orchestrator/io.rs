@@ -6,8 +6,8 @@ use switchback_engine::{LegSide, PairId, Tuning};
 use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
 use crate::wire::{
-    Candidate, ClientAddress, PathMove, PathReport, PublicKey, Resource, ResourceKind, SessionId,
-    SessionPurpose, SessionReport, TransportPolicy,
+    Candidate, ClientAddress, LossCounts, PathMove, PathReport, PublicKey, Resource, ResourceKind,
+    SessionId, SessionPurpose, SessionReport, TransportPolicy,
 };
 
 /// One link, of an agent or a client, while it lasts. Never used twice.
@@ -237,6 +237,11 @@ pub(crate) enum Output {
     Moved {
         moved: Box<PathMove>,
         first_direct: bool,
+    },
+    /// Count what an end has counted about loss.
+    Lossy {
+        by_client: bool,
+        counted: LossCounts,
     },
     /// Something was let drop, for this reason: count it.
     Ignored {

@@ -366,6 +366,9 @@ impl Orchestrator {
         if by_client && *session.client.get_or_insert(link) != link {
             return;
         }
-        session.report(report, by_client, now);
+        let counted = session.report(report, by_client, now);
+        if !counted.is_zero() {
+            self.out.push(Output::Lossy { by_client, counted });
+        }
     }
 }

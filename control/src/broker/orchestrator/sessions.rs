@@ -9,7 +9,7 @@ use super::udp::UdpState;
 use crate::api::SessionState;
 use crate::broker::seal::Grant;
 use crate::code::Code;
-use crate::wire::{PathLeg, RttView, SessionId, SessionReport};
+use crate::wire::{LossCounts, PathLeg, RttView, SessionId, SessionReport};
 
 /// A session that no leg carries is forgotten after this without a word from either end: the default resume window
 /// of 60 s, and half of it again for ends whose clocks started later.
@@ -73,6 +73,8 @@ pub(crate) struct Snapshot {
     pub(crate) target_to_client: u64,
     pub(crate) channels: u32,
     pub(crate) resumes: u32,
+    /// What client and agent count about loss.
+    pub(crate) loss: [LossCounts; 2],
     /// The pair that carries it, if any.
     pub(crate) pair: Option<PairId>,
 }
@@ -114,15 +116,19 @@ impl Session {
         self.heard_at = now;
     }
 
-    pub(super) fn report(&mut self, report: SessionReport, by_client: bool, now: Instant) {
+    /// Returns what the end has counted about loss since its last report.
+    pub(super) fn report(
+        &mut self,
+        report: SessionReport,
+        by_client: bool,
+        now: Instant,
+    ) -> LossCounts {
         self.hear(now);
         self.was_carried |= report.transport.is_some();
-        let heard = Some(Heard { report, at: now });
-        if by_client {
-            self.from_client = heard;
-        } else {
-            self.from_agent = heard;
-        }
+        let counts = report.loss;
+        let end = if by_client { &mut self.from_client } else { &mut self.from_agent };
+        let before = end.replace(Heard { report, at: now });
+        counts.since(&before.map(|heard| heard.report.loss).unwrap_or_default())
     }
 
     pub(super) fn leg_started(&mut self, pair: PairId, now: Instant) {
@@ -200,6 +206,7 @@ impl Session {
             target_to_client: most(|report| report.target_to_client),
             channels: ends().next().map_or(0, |report| report.channels),
             resumes: ends().map(|report| report.resumes).max().unwrap_or(0),
+            loss: [client, agent].map(|end| end.map(|report| report.loss).unwrap_or_default()),
             pair: self.legs.iter().rev().find(|leg| leg.live).map(|leg| leg.pair),
         }
     }

@@ -6,7 +6,7 @@ use switchback_engine::{LegSide, PairId};
 use super::*;
 use crate::api::SessionState;
 use crate::broker::orchestrator::sessions::SILENCE_MAX;
-use crate::wire::{PublicKey, Resource, SessionPurpose, SessionReport};
+use crate::wire::{LossCounts, PublicKey, Resource, SessionPurpose, SessionReport};
 
 pub(super) const CLIENT: LinkId = LinkId(1);
 pub(super) const AGENT: LinkId = LinkId(2);
@@ -127,6 +127,7 @@ impl World {
             channels: 3,
             resumes: 1,
             paths: vec![],
+            loss: LossCounts::default(),
         };
         let grant = with_grant.then(|| grant.clone());
         self.say(Input::Reports { link, reports: vec![Reported { report, grant }] })

@@ -39,6 +39,7 @@ fn report(session: &SessionId, grant: Option<SealedGrant>) -> SessionReport {
         channels: 3,
         resumes: 1,
         paths: vec![],
+        loss: LossCounts::default(),
     }
 }
 
@@ -77,6 +78,35 @@ async fn a_session_crosses_the_gateway_reports_and_is_killed() {
     assert_cut(agent_leg).await;
     assert_eq!(client.leg(held.grant).await.err(), Some(code));
     assert!(view(&bench, &session).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ends_count_about_loss_is_shown_per_session_and_summed_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let _agent = bench.agent("lab", vec![]).await;
+    let mut client = bench.client_link(&bench.admin).await;
+    let held = client.open("ssh").await.ok().unwrap();
+    let mut last = LossCounts::default();
+    for dup_sent in [3, 3, 7] {
+        last = LossCounts { dup_sent, dup_bytes: 448, dup_won: 2, ms_saved: 90, black_holes: 1 };
+        let told = SessionReport { loss: last, ..report(&held.session, None) };
+        client.say(&FromClient::Report { sessions: vec![told] }).await;
+    }
+    eventually(async || view(&bench, &held.session).await.unwrap().loss.client == last).await;
+    assert!(view(&bench, &held.session).await.unwrap().loss.agent.is_zero());
+    let page = bench.get("/metrics", &bench.admin).await;
+    let page = page.text();
+    for line in [
+        "switchback_session_dup_sent_total{end=\"client\"} 7",
+        "switchback_session_dup_bytes_total{end=\"client\"} 448",
+        "switchback_session_dup_won_total{end=\"client\"} 2",
+        "switchback_session_saved_seconds_total{end=\"client\"} 0.09",
+        "switchback_session_mtu_black_holes_total{end=\"client\"} 1",
+        "switchback_session_dup_sent_total{end=\"agent\"} 0",
+    ] {
+        assert!(page.contains(line), "{line}: {page}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
