@@ -199,6 +199,54 @@ fn an_allocation_lives_through_hours_and_new_nonces_and_dies_with_its_server() {
     assert_eq!(world.a.turn_log.last(), Some(&TurnEvent::Failed(TurnFailure::Mismatch)));
 }
 
+fn peer(n: u16) -> SocketAddr {
+    SocketAddr::new(super::fixture::B.parse().unwrap(), 5000 + n)
+}
+
+#[test]
+fn a_stale_nonce_costs_no_peer_its_channel_however_many_there_are() {
+    let mut world = behind("port-restr").with_relay();
+    world.server.nonce += 1;
+    let now = world.net.now;
+    (0..20).for_each(|n| world.a.turn.as_mut().unwrap().permit(now, peer(n)));
+    world.run(ms(500));
+    let turn = world.a.turn.as_ref().unwrap();
+    let without: Vec<_> = (0..20).filter(|n| turn.wrap(peer(*n), 5).is_none()).collect();
+    assert!(without.is_empty(), "{without:?} of 20: {:?}", world.a.turn_log);
+}
+
+#[test]
+fn a_channel_outlives_a_server_that_is_silent_while_it_is_renewed() {
+    let mut world = behind("port-restr").with_relay();
+    let now = world.net.now;
+    world.a.turn.as_mut().unwrap().permit(now, peer(0));
+    world.run(Duration::from_secs(239));
+    world.net.blocked.push(A.parse().unwrap());
+    world.run(Duration::from_secs(20));
+    let lost = TurnEvent::PeerRefused(peer(0), TurnFailure::Unreachable);
+    assert_eq!(world.a.turn_log.last(), Some(&lost));
+    world.net.blocked.clear();
+    // Renewed within the life of the permission, which began with the channel: nothing is cut off.
+    let asked = world.server.bound;
+    world.run(Duration::from_secs(20));
+    assert!(world.server.bound > asked, "not asked for again");
+    let turn = world.a.turn.as_mut().unwrap();
+    assert!(turn.wrap(peer(0), 5).is_some() && turn.indication(peer(0), b"x").is_some());
+}
+
+#[test]
+fn a_peer_whose_address_is_forbidden_is_not_asked_for_again() {
+    let mut world = behind("port-restr").with_relay();
+    world.server.forbids = true;
+    let now = world.net.now;
+    world.a.turn.as_mut().unwrap().permit(now, peer(0));
+    world.run(Duration::from_secs(60));
+    let refused = TurnEvent::PeerRefused(peer(0), TurnFailure::Forbidden);
+    assert_eq!(world.a.turn_log.iter().filter(|event| **event == refused).count(), 1);
+    let turn = world.a.turn.as_mut().unwrap();
+    assert!(turn.wrap(peer(0), 5).is_none() && turn.indication(peer(0), b"x").is_none());
+}
+
 #[test]
 fn channel_data_is_framed_in_four_bytes_and_nothing_else_is_taken_for_it() {
     let mut world = behind("port-restr").with_relay();
