@@ -106,6 +106,26 @@ fn a_silent_server_is_told_once_and_asked_again_slowly() {
 }
 
 #[test]
+fn a_change_of_network_gives_silent_servers_a_new_chance_at_once() {
+    let mut world = behind("port-restr");
+    world.net.blocked.push(A.parse().unwrap());
+    world.run(Duration::from_secs(120));
+    assert!(world.a.keeper.candidates().is_empty());
+    world.net.blocked.clear();
+    let now = world.net.now;
+    world.a.keeper.network_changed(now);
+    world.run(ms(100));
+    assert!(!world.a.keeper.candidates().is_empty());
+    // And if it stays silent, that is told anew.
+    world.net.blocked.push(A.parse().unwrap());
+    let (told, now) = (world.a.keeper_log.len(), world.net.now);
+    world.a.keeper.network_changed(now);
+    world.run(Duration::from_secs(5));
+    let news = &world.a.keeper_log[told..];
+    assert!(news.iter().any(|(_, event)| matches!(event, KeeperEvent::Silent(_))), "{news:?}");
+}
+
+#[test]
 fn answers_nobody_asked_for_are_ignored() {
     let mut world = behind("port-restr");
     let (before, now, server) = (world.a.keeper.view(), world.net.now, world.server.stun());
