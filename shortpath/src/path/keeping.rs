@@ -106,6 +106,26 @@ fn a_silent_server_is_told_once_and_asked_again_slowly() {
 }
 
 #[test]
+fn a_change_of_network_gives_silent_servers_a_new_chance_at_once() {
+    let mut world = behind("port-restr");
+    world.net.blocked.push(A.parse().unwrap());
+    world.run(Duration::from_secs(120));
+    assert!(world.a.keeper.candidates().is_empty());
+    world.net.blocked.clear();
+    let now = world.net.now;
+    world.a.keeper.network_changed(now);
+    world.run(ms(100));
+    assert!(!world.a.keeper.candidates().is_empty());
+    // And if it stays silent, that is told anew.
+    world.net.blocked.push(A.parse().unwrap());
+    let (told, now) = (world.a.keeper_log.len(), world.net.now);
+    world.a.keeper.network_changed(now);
+    world.run(Duration::from_secs(5));
+    let news = &world.a.keeper_log[told..];
+    assert!(news.iter().any(|(_, event)| matches!(event, KeeperEvent::Silent(_))), "{news:?}");
+}
+
+#[test]
 fn answers_nobody_asked_for_are_ignored() {
     let mut world = behind("port-restr");
     let (before, now, server) = (world.a.keeper.view(), world.net.now, world.server.stun());
@@ -197,6 +217,54 @@ fn an_allocation_lives_through_hours_and_new_nonces_and_dies_with_its_server() {
     world.server.restart();
     world.run(Duration::from_secs(900));
     assert_eq!(world.a.turn_log.last(), Some(&TurnEvent::Failed(TurnFailure::Mismatch)));
+}
+
+fn peer(n: u16) -> SocketAddr {
+    SocketAddr::new(super::fixture::B.parse().unwrap(), 5000 + n)
+}
+
+#[test]
+fn a_stale_nonce_costs_no_peer_its_channel_however_many_there_are() {
+    let mut world = behind("port-restr").with_relay();
+    world.server.nonce += 1;
+    let now = world.net.now;
+    (0..20).for_each(|n| world.a.turn.as_mut().unwrap().permit(now, peer(n)));
+    world.run(ms(500));
+    let turn = world.a.turn.as_ref().unwrap();
+    let without: Vec<_> = (0..20).filter(|n| turn.wrap(peer(*n), 5).is_none()).collect();
+    assert!(without.is_empty(), "{without:?} of 20: {:?}", world.a.turn_log);
+}
+
+#[test]
+fn a_channel_outlives_a_server_that_is_silent_while_it_is_renewed() {
+    let mut world = behind("port-restr").with_relay();
+    let now = world.net.now;
+    world.a.turn.as_mut().unwrap().permit(now, peer(0));
+    world.run(Duration::from_secs(239));
+    world.net.blocked.push(A.parse().unwrap());
+    world.run(Duration::from_secs(20));
+    let lost = TurnEvent::PeerRefused(peer(0), TurnFailure::Unreachable);
+    assert_eq!(world.a.turn_log.last(), Some(&lost));
+    world.net.blocked.clear();
+    // Renewed within the life of the permission, which began with the channel: nothing is cut off.
+    let asked = world.server.bound;
+    world.run(Duration::from_secs(20));
+    assert!(world.server.bound > asked, "not asked for again");
+    let turn = world.a.turn.as_mut().unwrap();
+    assert!(turn.wrap(peer(0), 5).is_some() && turn.indication(peer(0), b"x").is_some());
+}
+
+#[test]
+fn a_peer_whose_address_is_forbidden_is_not_asked_for_again() {
+    let mut world = behind("port-restr").with_relay();
+    world.server.forbids = true;
+    let now = world.net.now;
+    world.a.turn.as_mut().unwrap().permit(now, peer(0));
+    world.run(Duration::from_secs(60));
+    let refused = TurnEvent::PeerRefused(peer(0), TurnFailure::Forbidden);
+    assert_eq!(world.a.turn_log.iter().filter(|event| **event == refused).count(), 1);
+    let turn = world.a.turn.as_mut().unwrap();
+    assert!(turn.wrap(peer(0), 5).is_none() && turn.indication(peer(0), b"x").is_none());
 }
 
 #[test]

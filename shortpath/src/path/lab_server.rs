@@ -21,6 +21,10 @@ pub(super) struct Server {
     pub(super) nonce: u32,
     /// Answers every allocation with 486.
     pub(super) full: bool,
+    /// Answers every ChannelBind with 403.
+    pub(super) forbids: bool,
+    /// Channels bound and renewed so far.
+    pub(super) bound: u64,
     pub(super) answered: u64,
 }
 
@@ -43,6 +47,8 @@ impl Server {
             allocations: BTreeMap::new(),
             nonce: 1,
             full: false,
+            forbids: false,
+            bound: 0,
             answered: 0,
         }
     }
@@ -146,8 +152,10 @@ impl Server {
                 }
                 success().add(attribute::LIFETIME, &lifetime.to_be_bytes())
             }
+            (9, Some(_)) if self.forbids => error(403),
             (9, Some(port)) => {
                 let peer = message::address(message, attribute::XOR_PEER_ADDRESS).unwrap();
+                self.bound += 1;
                 let raw = message::value(message, attribute::CHANNEL_NUMBER).unwrap();
                 let channel = u16::from_be_bytes([raw.value[0], raw.value[1]]);
                 self.allocations.get_mut(&port).unwrap().channels.insert(channel, peer);

@@ -40,7 +40,10 @@ const CHANNEL_REFRESH: Duration = Duration::from_secs(240);
 /// First channel number, and how many peers an allocation serves. A session has one peer with a few addresses.
 const CHANNEL_FIRST: u16 = 0x4000;
 const PEERS_MAX: usize = 32;
-/// Fresh nonces in a row before we believe that the credentials are wrong.
+/// Until a channel that failed is asked for again. A request takes 12.6 s to fail for want of an answer; what fails at once
+/// costs the server one refusal in this time.
+const CHANNEL_AGAIN: Duration = Duration::from_secs(5);
+/// Fresh nonces for one request before we believe that the credentials are wrong.
 const NONCES_MAX: u32 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,15 +61,30 @@ struct Request {
     bytes: Vec<u8>,
     due: Instant,
     tries: u32,
+    /// Nonces it was sent anew with.
+    nonces: u32,
 }
 
 #[derive(Debug)]
 struct Peer {
     address: SocketAddr,
     bound: bool,
-    /// When the channel is to be refreshed.
+    /// When the channel is to be refreshed, or asked for again.
     refresh: Option<Instant>,
+    /// The server will never send to that address.
     refused: bool,
+}
+
+impl Peer {
+    /// Its ChannelBind failed. Only what the server says of the address itself (403; 443 is another family) is for good: else
+    /// the channel may live on, and is asked for again.
+    fn lose(&mut self, now: Instant, failure: TurnFailure) {
+        if matches!(failure, TurnFailure::Forbidden | TurnFailure::Refused(443)) {
+            (self.bound, self.refused, self.refresh) = (false, true, None);
+        } else {
+            self.refresh = Some(now + CHANNEL_AGAIN);
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -87,7 +105,6 @@ pub struct TurnClient {
     requests: Vec<Request>,
     /// Index = channel number - 0x4000.
     peers: Vec<Peer>,
-    nonces: u32,
     failed: bool,
     transmits: VecDeque<Vec<u8>>,
     events: VecDeque<TurnEvent>,
@@ -106,7 +123,6 @@ impl TurnClient {
             refresh: None,
             requests: Vec::new(),
             peers: Vec::new(),
-            nonces: 0,
             failed: false,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -244,7 +260,7 @@ impl TurnClient {
         }
         self.requests.retain(|request| !lost.contains(&request.purpose));
         for purpose in lost {
-            self.lose(purpose, TurnFailure::Unreachable);
+            self.lose(now, purpose, TurnFailure::Unreachable);
         }
         if self.refresh.is_some_and(|at| at <= now) {
             self.refresh = None;
@@ -284,10 +300,14 @@ impl TurnClient {
     }
 
     fn request(&mut self, now: Instant, purpose: Purpose) {
+        self.request_anew(now, purpose, 0);
+    }
+
+    fn request_anew(&mut self, now: Instant, purpose: Purpose, nonces: u32) {
         let id = self.id();
         let bytes = self.build(purpose, id);
         self.transmits.push_back(bytes.clone());
-        self.requests.push(Request { purpose, id, bytes, due: now + RTO, tries: 1 });
+        self.requests.push(Request { purpose, id, bytes, due: now + RTO, tries: 1, nonces });
     }
 
     fn build(&self, purpose: Purpose, id: TransactionId) -> Vec<u8> {
@@ -327,7 +347,6 @@ impl TurnClient {
         if !self.key.as_ref().is_some_and(|key| is_signed(message, key)) {
             return;
         }
-        self.nonces = 0;
         let purpose = self.requests.remove(at).purpose;
         let lifetime = message::number_u32(message, attribute::LIFETIME).unwrap_or(LIFETIME);
         let renew = Duration::from_secs(u64::from(lifetime.clamp(10, 3600))) * 5 / 6;
@@ -349,7 +368,7 @@ impl TurnClient {
 
     fn allocated(&mut self, now: Instant, renew: Duration, message: &Message<'_>) {
         let Some(relayed) = message::address(message, attribute::XOR_RELAYED_ADDRESS) else {
-            self.lose(Purpose::Allocate, TurnFailure::Refused(0));
+            self.lose(now, Purpose::Allocate, TurnFailure::Refused(0));
             return;
         };
         self.relayed = Some(relayed);
@@ -368,17 +387,17 @@ impl TurnClient {
             (message::value(message, attribute::REALM), message::value(message, attribute::NONCE));
         let first = code == 401 && self.key.is_none();
         // 401 to our first request and 438 (stale nonce) bring what the next try needs; neither is signed.
-        if (first || code == 438) && self.nonces < NONCES_MAX {
+        // Counted per request: with many in flight, all of them meet the same stale nonce.
+        if (first || code == 438) && self.requests[at].nonces < NONCES_MAX {
             let (realm, Some(nonce)) = challenge else { return };
             let realm = realm.map_or_else(|| self.challenge.realm.clone(), |r| r.value.to_vec());
-            self.nonces += 1;
             self.challenge = Challenge { realm, nonce: nonce.value.to_vec() };
             self.key = self.derive_key();
-            let purpose = self.requests.remove(at).purpose;
+            let Request { purpose, nonces, .. } = self.requests.remove(at);
             if self.key.is_none() {
-                self.lose(purpose, TurnFailure::Unauthorized);
+                self.lose(now, purpose, TurnFailure::Unauthorized);
             } else {
-                self.request(now, purpose);
+                self.request_anew(now, purpose, nonces + 1);
             }
             return;
         }
@@ -389,7 +408,7 @@ impl TurnClient {
         }
         let purpose = self.requests.remove(at).purpose;
         let failure = if code == 438 { TurnFailure::Unauthorized } else { TurnFailure::of(code) };
-        self.lose(purpose, failure);
+        self.lose(now, purpose, failure);
     }
 
     /// MD5(username:realm:password), RFC 8489 section 9.2.2.
@@ -403,12 +422,12 @@ impl TurnClient {
         Some(credentials.make_key(IntegrityAlgorithm::Sha1))
     }
 
-    fn lose(&mut self, purpose: Purpose, failure: TurnFailure) {
+    fn lose(&mut self, now: Instant, purpose: Purpose, failure: TurnFailure) {
         match purpose {
             Purpose::Release => {}
             Purpose::Channel(address) if failure != TurnFailure::Mismatch => {
                 if let Some(peer) = self.peers.iter_mut().find(|peer| peer.address == address) {
-                    (peer.bound, peer.refused, peer.refresh) = (false, true, None);
+                    peer.lose(now, failure);
                     self.events.push_back(TurnEvent::PeerRefused(address, failure));
                 }
             }

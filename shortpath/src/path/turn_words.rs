@@ -88,7 +88,7 @@ pub enum TurnEvent {
     },
     /// The peer's channel is there; [`TurnClient::wrap`](super::TurnClient::wrap) works.
     Bound(SocketAddr),
-    /// No channel to that peer.
+    /// No channel to that peer for now; only `Forbidden` and `Refused(443)` are for good.
     PeerRefused(SocketAddr, TurnFailure),
     /// There is no allocation (any more). Final: make another client, on another socket after `Mismatch`.
     Failed(TurnFailure),
