@@ -30,6 +30,9 @@ const AROUND_MS: f64 = 200.0;
 /// From here on nothing moves any more.
 const STEADY_AFTER: Duration = Duration::from_secs(2);
 
+/// Time on TCP before the direct path is allowed: what is compared with, and less than until the relay is up.
+const ON_TCP: Duration = Duration::from_millis(150);
+
 /// What the network adds to UDP, each way, to make TCP the better path: more than any margin.
 const UDP_SLOWER_MS: u32 = 15;
 
@@ -43,7 +46,7 @@ const DIRECT: &str = "UDP (Shortpath)";
 /// What moves, and what makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// The direct path is found.
+    /// The direct path is forbidden until the session runs on TCP; the relay is not asked for so soon.
     TcpToUdp,
     /// The direct path is forbidden at first, so the session is on the relay until it is allowed.
     RelayToDirect,
@@ -75,18 +78,23 @@ fn measure(trial: Trial<'_>, way: Way, watched: Duration) -> Result<Sample> {
     in_lab(trial, &DISTANCES.topology(""), |scene, tunnel| {
         let lab = scene.ground.shaped()?;
         let slower_rtt = f64::from(DISTANCES.path + 2 * UDP_SLOWER_MS);
-        let echo = match way {
-            Way::RelayToDirect => {
-                lab.nat("client-nat").block("udp=only:192.0.2.1")?;
-                let echo = scene.begin(tunnel, RATE)?;
-                until_carried_by(tunnel, RELAY)?;
-                echo
-            }
-            Way::TcpToUdp | Way::UdpToTcp => scene.settle(tunnel, RATE, DISTANCES)?,
+        let ours = trial.peer == PeerKind::Switchback;
+        let echo = if way == Way::UdpToTcp || !ours {
+            scene.settle(tunnel, RATE, DISTANCES)?
+        } else {
+            lab.nat("client-nat").block("udp=only:192.0.2.1")?;
+            scene.begin(tunnel, RATE)?
         };
         let (from_ns, new_rtt, slower) = match way {
-            Way::TcpToUdp => (0, DISTANCES.direct_ns(), None),
+            Way::TcpToUdp if !ours => (0, DISTANCES.direct_ns(), None),
+            Way::TcpToUdp => {
+                echo.until(PATIENCE, |trace| trace.runs_within(ns(DISTANCES.relayed() + 10.0), 0));
+                std::thread::sleep(ON_TCP);
+                lab.nat("client-nat").block("udp=allow")?;
+                (echo.now_ns(), DISTANCES.direct_ns(), None)
+            }
             Way::RelayToDirect => {
+                until_carried_by(tunnel, RELAY)?;
                 std::thread::sleep(STEADY_AFTER);
                 lab.nat("client-nat").block("udp=allow")?;
                 (echo.now_ns(), DISTANCES.direct_ns(), None)
@@ -102,7 +110,7 @@ fn measure(trial: Trial<'_>, way: Way, watched: Duration) -> Result<Sample> {
         let moved = echo.until(PATIENCE, |trace| trace.runs_within(new_rtt, from_ns));
         let moved = moved.with_context(|| format!("no move within {PATIENCE:?}"))?;
         std::thread::sleep(STEADY_AFTER + watched);
-        if trial.peer == PeerKind::Switchback {
+        if ours {
             until_carried_by(tunnel, if way == Way::UdpToTcp { TCP } else { DIRECT })?;
         }
         let trace = echo.finish(LINGER);
