@@ -18,7 +18,7 @@ use rand::{Rng, SeedableRng};
 use self::loss::Loss;
 pub use self::settings::{Chance, LinkSettings, MtuLimit};
 pub(crate) use self::settings::{duration_text, parse_duration};
-use crate::lab::packet::{self, RouterAddresses};
+use crate::lab::packet::{self, Protocol, RouterAddresses};
 
 /// Most bytes in the medium at once: 300 ms at 5 Gbit/s; what comes beyond is dropped and counted.
 const IN_FLIGHT_BYTES_MAX: usize = 192 << 20;
@@ -80,8 +80,8 @@ pub struct Wire {
     /// Packets in the medium by arrival time and entry number.
     medium: BTreeMap<(Duration, u64), Vec<u8>>,
     medium_bytes: usize,
-    /// Latest arrival time given to a packet that keeps its place.
-    last_due: Duration,
+    /// Latest arrival time given to a packet that keeps its place, and to one of UDP where that takes longer.
+    last_due: [Duration; 2],
     entries: u64,
     stats: WireStats,
 }
@@ -100,7 +100,7 @@ impl Wire {
             sent_at: Duration::ZERO,
             medium: BTreeMap::new(),
             medium_bytes: 0,
-            last_due: Duration::ZERO,
+            last_due: [Duration::ZERO; 2],
             entries: 0,
             stats: WireStats::default(),
         }
@@ -220,7 +220,7 @@ impl Wire {
             let bit = self.rng.random_range(0..packet.len() * 8);
             packet[bit / 8] ^= 1 << (bit % 8);
         }
-        let due = self.arrival(at);
+        let due = self.arrival(at, &packet);
         if self.settings.duplicate.happens(&mut self.rng) {
             self.stats.duplicated += 1;
             self.enter(due, packet.clone());
@@ -230,18 +230,22 @@ impl Wire {
 
     /// When a packet that leaves the transmitter at `at` arrives: never before its predecessors,
     /// unless it or they are reordered.
-    fn arrival(&mut self, at: Duration) -> Duration {
+    fn arrival(&mut self, at: Duration, packet: &[u8]) -> Duration {
+        let slow = !self.settings.udp_delay.is_zero()
+            && packet::flow_of(packet).is_some_and(|flow| flow.protocol == Protocol::Udp);
+        let extra = if slow { self.settings.udp_delay } else { Duration::ZERO };
         let jitter = match self.settings.jitter {
             Duration::ZERO => Duration::ZERO,
             most => self.rng.random_range(Duration::ZERO..=most),
         };
-        let due = (at + self.settings.delay + jitter).max(self.last_due);
+        let last_due = &mut self.last_due[usize::from(slow)];
+        let due = (at + self.settings.delay + extra + jitter).max(*last_due);
         if self.settings.reorder.happens(&mut self.rng) {
             self.stats.reordered += 1;
             let hold = (self.settings.delay / 10).max(self.settings.jitter).max(REORDER_HOLD_MIN);
             return due + hold;
         }
-        self.last_due = due;
+        *last_due = due;
         due
     }
 

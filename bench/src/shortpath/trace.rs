@@ -74,12 +74,23 @@ impl Trace {
     }
 
     /// What a move at `at_ns` added to the latency around it: the 99th percentile of what echoes due
-    /// within `around_ns` of it took above the old path's median, less the same of the steady state
-    /// from `steady_ns` on, which is the noise. Nanoseconds; `None` without answers on all three.
-    pub(crate) fn added_by_move(&self, at_ns: u64, around_ns: u64, steady_ns: u64) -> Option<u64> {
+    /// within `around_ns` of it took above `slower_ns`, the slower path's round trip (the old path's
+    /// median if `None`), less the same of the steady state from `steady_ns` on, which is the noise.
+    /// Nanoseconds; `None` without answers on all three.
+    pub(crate) fn added_by_move(
+        &self,
+        at_ns: u64,
+        around_ns: u64,
+        steady_ns: u64,
+        slower_ns: Option<u64>,
+    ) -> Option<u64> {
         let (from, until) = (at_ns.saturating_sub(around_ns), at_ns.saturating_add(around_ns));
         // An echo that came back on the new path was due before the move was seen.
-        let old = quantile(&self.round_trips(from, at_ns.saturating_sub(around_ns / 2)), 0.5)
+        let old = slower_ns
+            .or_else(|| {
+                let before = at_ns.saturating_sub(around_ns / 2);
+                quantile(&self.round_trips(from, before), 0.5)
+            })
             .or_else(|| quantile(&self.round_trips(0, at_ns), 0.5))?;
         let during = quantile(&self.round_trips(from, until), 0.99)?.saturating_sub(old);
         let steady = self.round_trips(steady_ns, u64::MAX);
@@ -168,10 +179,12 @@ mod tests {
         let mut rtts = vec![60; 60];
         rtts.extend([30; 100]);
         let moved = trace(&rtts).runs_within(45 * MS, 0).unwrap();
-        assert_eq!(trace(&rtts).added_by_move(moved, 100 * MS, 400 * MS), Some(0));
+        assert_eq!(trace(&rtts).added_by_move(moved, 100 * MS, 400 * MS, None), Some(0));
         rtts[58] = 75;
-        assert_eq!(trace(&rtts).added_by_move(moved, 100 * MS, 400 * MS), Some(15 * MS));
-        assert_eq!(trace(&[]).added_by_move(moved, 100 * MS, 0), None);
+        assert_eq!(trace(&rtts).added_by_move(moved, 100 * MS, 400 * MS, None), Some(15 * MS));
+        let slower = Some(70 * MS);
+        assert_eq!(trace(&rtts).added_by_move(moved, 100 * MS, 400 * MS, slower), Some(5 * MS));
+        assert_eq!(trace(&[]).added_by_move(moved, 100 * MS, 0, None), None);
     }
 
     #[test]

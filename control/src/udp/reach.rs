@@ -47,7 +47,8 @@ pub(crate) struct Identity<'a> {
 }
 
 impl Reach {
-    /// Opens the sockets; `home` is the broker's `HOST:PORT`. `None`: this end does without UDP.
+    /// Opens the sockets and looks around; `home` is the broker's `HOST:PORT`. `None`: this end does without UDP. Call within
+    /// a tokio runtime.
     ///
     /// # Errors
     /// [`Code::UdpUnavailable`].
@@ -67,10 +68,14 @@ impl Reach {
         };
         let underlay = Underlay::start(config).map_err(|error| unavailable(options, &error))?;
         let home = Arc::new(Home { name: home.to_owned(), addresses: Mutex::default() });
-        Ok(Some(Self { underlay, home }))
+        let this = Self { underlay, home };
+        // Beside the link's own dialling: a session that is asked for as soon as the link is up can say where this end is.
+        this.locate();
+        Ok(Some(this))
     }
 
-    /// Finds the gateway's address anew, in the background: the link has just come up, so its name can be resolved.
+    /// Finds the gateway's address anew, in the background: at the start, and when the link has just come up, so its name can
+    /// be resolved.
     pub(crate) fn locate(&self) {
         let this = self.clone();
         tokio::spawn(async move {

@@ -208,7 +208,9 @@ impl Session {
         }
         self.next_leg += 1;
         let leg = LegId(self.next_leg);
-        self.legs.insert(leg, Leg::new(now, kind));
+        let mut new = Leg::new(now, kind);
+        new.acquainted = self.begun;
+        self.legs.insert(leg, new);
         self.choose(now);
         leg
     }

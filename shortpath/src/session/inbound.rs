@@ -173,6 +173,7 @@ impl Session {
         }
         self.begun = true;
         for (id, other) in &mut self.legs {
+            other.acquainted = true;
             if *id == leg {
                 other.ready = true;
             } else if hello.sole && *id < leg {

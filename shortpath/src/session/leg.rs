@@ -14,8 +14,8 @@ use super::rtt::Rtt;
 use super::select::{Candidate, Standing};
 use super::words::{ChannelId, LegId, LegKind};
 
-/// Counted bytes a UDP leg is given before the peer is known to have its HELLO, which the streams of channels may overtake:
-/// a first flight.
+/// Counted bytes a leg is given before the peer is known to have its HELLO, which the streams of UDP's channels may overtake,
+/// and a later leg before the peer's HELLO says how far it is: a first flight.
 pub(super) const EARLY_SEND: u64 = 64 * 1024;
 /// What an overtaken HELLO may leave waiting, in bytes and frames: more than any peer sends.
 const EARLY_HOLD: u64 = 256 * 1024;
@@ -38,6 +38,8 @@ pub(super) struct Leg {
     pub(super) hello_sent: bool,
     /// The peer's HELLO has come: frames may be sent again from where it says.
     pub(super) ready: bool,
+    /// The ends have met on some leg, so this one may carry before the peer's HELLO.
+    pub(super) acquainted: bool,
     /// The peer has our HELLO: it answered what came after it.
     met: bool,
     /// The peer gave it up, unless it is heard of again.
@@ -94,6 +96,7 @@ impl Leg {
             attached_at: now,
             hello_sent: false,
             ready: false,
+            acquainted: false,
             met: false,
             forsaken: false,
             alarmed: false,
@@ -197,9 +200,17 @@ impl Leg {
         std::mem::take(&mut self.early)
     }
 
+    /// The leg may be chosen before the peer's HELLO: the ends know each other, and the transport's handshake has just shown
+    /// that it carries both ways. That saves a round trip; the peer takes what comes behind our HELLO, and keeps what
+    /// overtakes it.
+    pub(super) fn is_eager(&self) -> bool {
+        self.acquainted && !self.ready
+    }
+
     /// Frames of channels may leave.
     pub(super) fn may_carry(&self) -> bool {
-        self.met || !self.kind.is_udp() || self.meter.sent() < EARLY_SEND
+        let free = self.met || !(self.kind.is_udp() || self.is_eager());
+        free || self.meter.sent() < EARLY_SEND
     }
 
     /// One more copy may wait.
@@ -287,7 +298,8 @@ impl Leg {
 
     /// When this leg becomes suspect unless word comes.
     pub(super) fn suspect_at(&self, config: &SessionConfig) -> Option<Instant> {
-        if self.health.suspicion.is_some() || self.health.is_quarantined() || !self.ready {
+        let carries = self.ready || self.is_eager();
+        if self.health.suspicion.is_some() || self.health.is_quarantined() || !carries {
             return None;
         }
         let timeout = self.timeout(config);
@@ -328,7 +340,7 @@ impl Leg {
 
     pub(super) fn candidate(&self, now: Instant, leg: LegId, selected: bool) -> Candidate {
         let doubtful = self.forsaken || (self.health.suspicion.is_some() && !selected);
-        let standing = if !self.ready {
+        let standing = if !(self.ready || self.is_eager()) {
             Standing::Unready
         } else if self.health.is_quarantined() {
             Standing::Quarantined

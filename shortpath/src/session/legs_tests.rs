@@ -564,3 +564,74 @@ fn every_byte_arrives_once_over_many_legs_that_lose_move_and_die() {
         }
     }
 }
+
+/// An echo on TCP at 60 ms that gets a direct leg at 50 ms, whose agent's end is up when the client's last packet of the
+/// handshake has come. Also the first message sent after that.
+fn gets_direct(hole: bool) -> (Echo, usize) {
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.link_of(TcpReverse, Weather::fair(ms(30)), NOW);
+    let mut echo = Echo::new(pair, ms(5));
+    echo.run(ms(300));
+    let direct = echo.pair.link_of(UdpDirect, Weather::fair(ms(25)), ms(25));
+    if hole {
+        [CLIENT, AGENT].into_iter().for_each(|end| echo.pair.blackhole(direct, end));
+    }
+    let first = echo.sent.len();
+    echo.run(ms(700));
+    (echo, first)
+}
+
+#[test]
+fn a_better_udp_leg_carries_at_once_both_ways_without_waiting_for_the_peers_hello() {
+    let (echo, first) = gets_direct(false);
+    let slowest = *echo.latencies(first).last().unwrap();
+    assert!(slowest <= ms(50 + 3), "{slowest:?}");
+    for end in &echo.pair.ends {
+        let to: Vec<_> = end.moves.iter().map(|(to, ..)| *to).collect();
+        assert_eq!(to, [TcpReverse, UdpDirect]);
+    }
+}
+
+#[test]
+fn a_leg_that_swallows_all_before_its_hello_is_left_like_any_other() {
+    let (echo, first) = gets_direct(true);
+    let slowest = *echo.latencies(first).last().unwrap();
+    assert!(slowest <= ms(3 * 50 + 10), "{slowest:?}");
+    assert_eq!(echo.leg(), Some(TcpReverse));
+}
+
+#[test]
+fn a_paused_session_goes_on_with_a_new_leg_without_waiting_for_the_peers_hello() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let old = pair.link(ms(30));
+    let channel = pair.open(CLIENT).unwrap();
+    pair.run(ms(200));
+    [CLIENT, AGENT].into_iter().for_each(|end| pair.cut(old, end));
+    pair.write(CLIENT, channel, MESSAGE);
+    pair.run(ms(100));
+    pair.link(ms(30));
+    pair.run(ms(31));
+    pair.read(AGENT, channel);
+    assert_eq!(pair.ends[AGENT].streams[&channel].read, MESSAGE);
+    pair.run(ms(100));
+    assert_eq!(pair.ends[CLIENT].resumes, 2, "told once the peer was heard");
+}
+
+#[test]
+fn before_the_peers_hello_a_later_leg_is_given_no_more_than_a_first_flight() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let old = pair.link(ms(30));
+    let channel = pair.open(CLIENT).unwrap();
+    pair.write(CLIENT, channel, MESSAGE);
+    pair.run(ms(200));
+    pair.write(CLIENT, channel, 200_000);
+    [CLIENT, AGENT].into_iter().for_each(|end| pair.cut(old, end));
+    let before = pair.carried;
+    pair.link(ms(30));
+    pair.run(ms(29));
+    let early = pair.carried - before;
+    assert!((50_000..=64 * 1024 + 20_000).contains(&early), "{early}");
+    pair.run(ms(300));
+    pair.read(AGENT, channel);
+    assert_eq!(pair.ends[AGENT].streams[&channel].read, MESSAGE + 200_000);
+}

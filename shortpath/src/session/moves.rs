@@ -84,7 +84,8 @@ impl Session {
         else {
             return;
         };
-        if !leg.ready || self.course.announced.is_some_and(|(told, _)| told == id) {
+        let carries = leg.ready || leg.is_eager();
+        if !carries || self.course.announced.is_some_and(|(told, _)| told == id) {
             return;
         }
         let before = self.course.announced.replace((id, leg.kind));

@@ -49,7 +49,16 @@ pub(super) fn select(
             trusted().filter(|one| one.cost.is_some_and(|cost| cost <= least + margin(least) / 2));
         return tied.max_by_key(|one| (one.kind.rank(), one.leg)).map(|one| one.leg);
     };
-    let Some(cost) = current.cost else { return Some(current.leg) };
+    // Of the present one nothing is known yet: one that leads from end to end and was measured need not wait for that.
+    let Some(cost) = current.cost else {
+        let shorter = |one: &&Candidate| {
+            let rank = one.kind.rank();
+            rank >= LegKind::UdpManaged.rank() && rank > current.kind.rank() && one.cost.is_some()
+        };
+        let known = trusted().filter(shorter);
+        let best = known.max_by_key(|one| (one.kind.rank(), one.leg));
+        return Some(best.unwrap_or(current).leg);
+    };
     let beats = |one: &&Candidate| {
         one.cost.is_some_and(|other| {
             let preferred = one.kind.rank() > current.kind.rank();
@@ -109,6 +118,8 @@ mod tests {
             ("and stays there", 2, &[(1, Tcp, Well, Some(40)), (2, Direct, Well, Some(44))], Some(2)),
             ("direct is no dogma", 2, &[(1, Relay, Well, Some(40)), (2, Direct, Well, Some(80))], Some(1)),
             ("the best of two better ones", 1, &[(1, Tcp, Well, Some(90)), (2, Relay, Well, Some(50)), (3, Direct, Well, Some(30))], Some(3)),
+            ("an unknown one yields to a direct one that is known", 1, &[(1, Tcp, Well, None), (2, Direct, Well, Some(40))], Some(2)),
+            ("but to no other", 1, &[(1, Tcp, Well, None), (2, Relay, Well, Some(40))], Some(1)),
             ("an unknown one waits for its first sample", 1, &[(1, Tcp, Well, Some(90)), (2, Direct, Well, None)], Some(1)),
             ("trust before speed", 0, &[(1, Tcp, Well, Some(90)), (2, Direct, Quarantined, Some(10))], Some(1)),
             ("a demoted one before a doubtful one", 2, &[(1, Tcp, Demoted, Some(90)), (2, Direct, Doubtful, Some(10))], Some(1)),
@@ -124,6 +135,10 @@ mod tests {
     fn a_fresh_session_uses_a_leg_before_its_hello_but_prefers_one_that_has_begun() {
         assert_eq!(choose(0, &[(1, Tcp, Unready, None)], true), Some(1));
         assert_eq!(choose(2, &[(1, Tcp, Well, None), (2, Direct, Unready, None)], true), Some(1));
+        assert_eq!(
+            choose(1, &[(1, Tcp, Unready, None), (2, Direct, Unready, Some(50))], true),
+            Some(2)
+        );
     }
 
     #[test]

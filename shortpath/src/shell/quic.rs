@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use quinn::{Connection, VarInt};
+use quinn::{Connection, ConnectionStats, PathStats, VarInt};
 use tokio::task::JoinSet;
 
 use super::lanes::Lanes;
@@ -46,6 +46,8 @@ pub(super) fn attach(shared: &Arc<Shared>, connection: Connection, kind: LegKind
         connection.close(GONE, b"session over");
         return leg;
     }
+    // What the handshake has measured: the session need not wait for a PING to choose the leg.
+    note(shared, leg, &connection, &connection.stats());
     tokio::spawn(close_when_gone(connection.clone(), port.clone()));
     let run = run(Arc::clone(shared), leg, port.clone(), connection);
     tokio::spawn(leg::until_gone(Arc::clone(shared), leg, port, run));
@@ -187,23 +189,29 @@ fn take_urgent(state: &mut State, now: std::time::Instant, leg: LegId, frames: &
 const REPORT: Duration = Duration::from_millis(100);
 const REPORT_IDLE: Duration = Duration::from_millis(500);
 
+/// Tells the session what the connection knows of its path.
+fn note(shared: &Arc<Shared>, leg: LegId, connection: &Connection, stats: &ConnectionStats) {
+    let PathStats {
+        rtt,
+        sent_packets: sent,
+        lost_packets: lost,
+        black_holes_detected: black_holes,
+        ..
+    } = stats.path;
+    let datagram_max = connection.max_datagram_size().unwrap_or(0);
+    shared.with(|state, now| {
+        state.session.note_path(now, leg, PathFigures { rtt, sent, lost, black_holes });
+        state.session.set_datagram_max(leg, datagram_max);
+    });
+}
+
 async fn report(shared: Arc<Shared>, leg: LegId, connection: Connection) -> io::Result<()> {
     let mut seen = 0;
     loop {
         let stats = connection.stats();
-        let figures = PathFigures {
-            rtt: stats.path.rtt,
-            sent: stats.path.sent_packets,
-            lost: stats.path.lost_packets,
-            black_holes: stats.path.black_holes_detected,
-        };
-        let datagram_max = connection.max_datagram_size().unwrap_or(0);
         let moved = stats.udp_tx.datagrams + stats.udp_rx.datagrams;
         if moved != seen {
-            shared.with(|state, now| {
-                state.session.note_path(now, leg, figures);
-                state.session.set_datagram_max(leg, datagram_max);
-            });
+            note(&shared, leg, &connection, &stats);
         }
         let pause = if moved == seen { REPORT_IDLE } else { REPORT };
         seen = moved;

@@ -251,9 +251,7 @@ impl Driver {
             while let Some(event) = search.finder.poll_event() {
                 let Some((route, send)) = search.handle(event) else { continue };
                 let slot = search.slot;
-                self.inner.wire.paths(|paths| {
-                    if send { paths.direct(slot, route) } else { paths.admit(slot, route) }
-                });
+                self.inner.wire.admit(slot, route, send);
                 if let RelayStage::Asked(id, relay, _) = &self.relay
                     && route.local == *id
                 {
@@ -262,7 +260,7 @@ impl Driver {
             }
             if let Some(route) = search.follow() {
                 let slot = search.slot;
-                self.inner.wire.paths(|paths| paths.direct(slot, route));
+                self.inner.wire.admit(slot, route, true);
             }
             if search.wants_dial(now) {
                 search.stage = Stage::Dialling;

@@ -7,7 +7,7 @@
 //!                  virtual addresses ◄──────────────────────────────────────── shell::quic
 //! ```
 //! * `sockets`, `interfaces`: what the machine has. `wire`: all of it as one socket, for quinn.
-//! * `demux`, `paths`: what a datagram is, and whom it is for; pure.
+//! * `demux`, `paths`, `early`: what a datagram is, whom it is for, and what came a moment too soon; pure.
 //! * `exchange`: which task a STUN message is for. `relay`: a TURN allocation at work.
 //! * `endpoint`: quinn. `driver`, `search`: one session's search, and what `view` shows of it.
 //! * `keeping`: candidates, fresh before any session needs them. `mapping`: a port at the router.
@@ -17,6 +17,7 @@
 //! check, a QUIC peer by its key. What fails is counted in [`Ignored`].
 mod demux;
 mod driver;
+mod early;
 mod endpoint;
 mod exchange;
 mod interfaces;

@@ -49,6 +49,8 @@ pub(super) enum Refusal {
     /// A connection id of ours, by a route that no check has proved: the peer's NAT may have rebound. The slot, if the id
     /// names one.
     Stranger(Option<SlotId>),
+    /// A first packet with the slot's token, by a route that no check has proved: the check may be a moment behind it.
+    Early(SlotId),
 }
 
 /// Where a QUIC packet belongs.
@@ -183,10 +185,10 @@ impl Paths {
         if admitted.contains(&id) {
             return Ok(Arrival::Slot(id));
         }
-        Err(if self.slots.contains_key(&id) {
-            Refusal::Stranger(Some(id))
-        } else {
-            Refusal::UnknownId
+        Err(match self.slots.contains_key(&id) {
+            true if cid.len() == TOKEN_CID_LEN => Refusal::Early(id),
+            true => Refusal::Stranger(Some(id)),
+            false => Refusal::UnknownId,
         })
     }
 }
@@ -302,6 +304,8 @@ mod tests {
         let id = paths.open(Some(token)).unwrap();
         assert!(paths.open(Some(token)).is_none(), "a token names one slot");
         let other = token_of(&[3; 16], LegKind::UdpRelay);
+        let early = paths.arrive(&ids, paths.admitted(route(1)), &first_packet(token));
+        assert_eq!(early, Err(Refusal::Early(id)), "not before its route is proved");
         paths.admit(id, route(1));
         let arrive = |token| paths.arrive(&ids, paths.admitted(route(1)), &first_packet(token));
         assert_eq!(arrive(token), Ok(Arrival::Slot(id)));

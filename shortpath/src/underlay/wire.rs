@@ -11,8 +11,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 use quinn::udp::{RecvMeta, Transmit};
@@ -22,6 +23,7 @@ use tokio::io::Interest;
 use tokio::sync::mpsc;
 
 use super::demux::{Kind, compact, kind, segments};
+use super::early::Early;
 use super::exchange::{Ear, Exchange};
 use super::paths::{Arrival, ConnectionIds, Paths, Refusal, SlotId, slot_at, virtual_address};
 use super::relay::Relay;
@@ -85,6 +87,7 @@ pub(super) struct Wire {
     pub(super) ids: ConnectionIds,
     pub(super) counters: Counters,
     paths: RwLock<Paths>,
+    early: Mutex<Early>,
     relays: RwLock<HashMap<LocalId, Arc<Relay>>>,
     /// Who wants to know of QUIC packets by routes that are not proved.
     strangers: Mutex<HashMap<SlotId, mpsc::Sender<(SlotId, Route)>>>,
@@ -119,6 +122,7 @@ impl Wire {
             ids: ConnectionIds::default(),
             counters: Counters::default(),
             paths: RwLock::default(),
+            early: Mutex::default(),
             relays: RwLock::default(),
             strangers: Mutex::default(),
             inbox: Mutex::default(),
@@ -130,6 +134,17 @@ impl Wire {
     /// Changes the paths.
     pub(super) fn paths<T>(&self, act: impl FnOnce(&mut Paths) -> T) -> T {
         act(&mut self.paths.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Lets in what comes by a route that is proved, also what came a moment ago; sends by it from now on if `send`.
+    pub(super) fn admit(&self, slot: SlotId, route: Route, send: bool) {
+        self.paths(|paths| if send { paths.direct(slot, route) } else { paths.admit(slot, route) });
+        let early = self.early().take(Instant::now(), slot, route);
+        early.iter().for_each(|packet| self.set_aside(slot, packet));
+    }
+
+    fn early(&self) -> MutexGuard<'_, Early> {
+        self.early.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `ear` is told when packets of the slot come by routes that are not proved.
@@ -181,7 +196,7 @@ impl Wire {
                     Ok(Arrival::AnyAdmitted) => {
                         admitted.iter().for_each(|slot| self.set_aside(*slot, datagram));
                     }
-                    Err(refusal) => self.refuse(route, refusal),
+                    Err(refusal) => self.refuse(route, refusal, datagram),
                 }
             }
             Kind::Other => count(&self.counters.garbage),
@@ -194,19 +209,25 @@ impl Wire {
         }
     }
 
-    fn refuse(&self, route: Route, refusal: Refusal) {
+    fn refuse(&self, route: Route, refusal: Refusal, datagram: &[u8]) {
         match refusal {
             Refusal::UnknownId => count(&self.counters.quic_unknown_id),
             Refusal::UnknownToken => count(&self.counters.quic_unknown_token),
-            Refusal::Stranger(slot) => {
-                count(&self.counters.quic_stranger);
-                let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-                let all = strangers.iter().filter(|(id, _)| slot.is_none_or(|slot| slot == **id));
-                for (id, ear) in all {
-                    // A full ear knows already.
-                    let _ = ear.try_send((*id, route));
-                }
+            Refusal::Early(slot) => {
+                self.early().keep(Instant::now(), slot, route, datagram);
+                self.tell_stranger(route, Some(slot));
             }
+            Refusal::Stranger(slot) => self.tell_stranger(route, slot),
+        }
+    }
+
+    fn tell_stranger(&self, route: Route, slot: Option<SlotId>) {
+        count(&self.counters.quic_stranger);
+        let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = strangers.iter().filter(|(id, _)| slot.is_none_or(|slot| slot == **id));
+        for (id, ear) in all {
+            // A full ear knows already.
+            let _ = ear.try_send((*id, route));
         }
     }
 
@@ -302,7 +323,7 @@ impl Wire {
                 Ok(Arrival::Slot(slot)) => &[slot][..],
                 Ok(Arrival::AnyAdmitted) => admitted,
                 Err(Some(refusal)) => {
-                    self.refuse(route, refusal);
+                    self.refuse(route, refusal, datagram);
                     continue;
                 }
                 Err(None) if matches!(kind(datagram), Kind::Stun) => {

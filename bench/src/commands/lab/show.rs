@@ -23,7 +23,8 @@ pub(super) fn topologies() -> String {
         let _ = writeln!(text, "  {name:<21} {explicit:<24} {what}");
     }
     text += "\nLink presets, and items may follow, as in 4g,loss=2%,up.rate=1mbit; items are delay,\n\
-             jitter, loss, burst, rate, queue, reorder, duplicate, corrupt, mtu, blackhole:\n\n";
+             jitter, loss, burst, rate, queue, reorder, duplicate, corrupt, mtu, udp-delay,\n\
+             blackhole:\n\n";
     text + &presets::help()
 }
 

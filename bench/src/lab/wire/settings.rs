@@ -31,7 +31,7 @@ const BURST_MAX: u32 = 10_000;
 
 /// The keys of the text, for messages.
 const KEYS: &str = "delay, jitter, loss, burst, rate, queue, reorder, duplicate, corrupt, mtu, \
-                    blackhole";
+                    udp-delay, blackhole";
 
 /// A probability in millionths, so that its text is exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,6 +105,8 @@ pub struct LinkSettings {
     pub corrupt: Chance,
     /// Largest packet.
     pub mtu: Option<MtuLimit>,
+    /// Added to the delay of UDP: a network that serves other traffic first, or leads UDP another way.
+    pub udp_delay: Duration,
     /// Nothing comes out.
     pub blackhole: bool,
 }
@@ -162,6 +164,7 @@ impl LinkSettings {
             "duplicate" => self.duplicate = chance(value)?,
             "corrupt" => self.corrupt = chance(value)?,
             "mtu" => self.mtu = unless_off(value, mtu)?,
+            "udp-delay" => self.udp_delay = delay(value)?,
             "blackhole" => self.blackhole = switch(value)?,
             _ => return Err(format!("unknown; the keys are {KEYS}")),
         }
@@ -206,6 +209,7 @@ impl LinkSettings {
         if let Some(limit) = self.mtu {
             add(true, "mtu", format!("{}{}", limit.mtu, if limit.silent { "/silent" } else { "" }));
         }
+        add(!self.udp_delay.is_zero(), "udp-delay", duration_text(self.udp_delay));
         if self.blackhole {
             items.push("blackhole".into());
         }

@@ -74,6 +74,17 @@ fn delay_is_exact() {
 }
 
 #[test]
+fn udp_alone_is_delayed_further_and_holds_up_nothing_else() {
+    let (from, to) = ("10.0.0.1:5".parse().unwrap(), "192.0.2.1:6".parse().unwrap());
+    let mut wire = wire("delay=20ms,udp-delay=15ms");
+    let udp = samples::udp(from, to, &[1]);
+    wire.push(ms(0), udp.clone());
+    wire.push(ms(1), numbered(1, 40));
+    assert_eq!(wire.pop_due(ms(21)), Some(numbered(1, 40)));
+    assert_eq!((wire.pop_due(ms(34)), wire.pop_due(ms(35))), (None, Some(udp)));
+}
+
+#[test]
 fn a_packet_is_not_there_before_its_time() {
     let mut wire = wire("delay=20ms");
     wire.push(ms(5), numbered(1, 40));
@@ -288,10 +299,16 @@ fn settings() -> impl Strategy<Value = LinkSettings> {
         prop::option::of(300u64..=1_000_000_000_000),
         prop::option::of(1u64..=64_000_000),
         prop::option::of((68u16.., any::<bool>())),
-        any::<bool>(),
+        (time(), any::<bool>()),
     )
         .prop_map(
-            |((delay, jitter, loss, reorder, duplicate, corrupt), rate, queue, mtu, hole)| {
+            |(
+                (delay, jitter, loss, reorder, duplicate, corrupt),
+                rate,
+                queue,
+                mtu,
+                (udp_delay, hole),
+            )| {
                 LinkSettings {
                     delay,
                     jitter,
@@ -303,6 +320,7 @@ fn settings() -> impl Strategy<Value = LinkSettings> {
                     duplicate,
                     corrupt,
                     mtu: mtu.map(|(mtu, silent)| MtuLimit { mtu, silent }),
+                    udp_delay,
                     blackhole: hole,
                 }
             },
@@ -316,9 +334,9 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_settings_or_a_message(text in "[a-z0-9.%=,/]{0,30}", key in 0usize..11) {
+    fn any_text_is_settings_or_a_message(text in "[a-z0-9.%=,/]{0,30}", key in 0usize..12) {
         let keys = ["delay", "jitter", "loss", "burst", "rate", "queue", "reorder", "duplicate",
-            "corrupt", "mtu", "blackhole"];
+            "corrupt", "mtu", "udp-delay", "blackhole"];
         let _ = text.parse::<LinkSettings>();
         let _ = format!("{}={text}", keys[key]).parse::<LinkSettings>();
     }
