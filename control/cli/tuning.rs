@@ -33,7 +33,8 @@ the gateway, over the gateway's own --tuning:
       require              only a direct UDP path; without one the session ends
       relay-only           UDP through the gateway, never direct: the ends do not learn each other's addresses
       off                  TCP only
-  standby=warm|cold        keep TCP ready beside UDP (warm, the default); cold does not end it yet
+  standby=warm|cold        keep TCP and a relay ready beside UDP (warm, the default), or (cold) dial TCP anew, and ask
+                           for a relay, when UDP falls silent: one pause of some RTTs, and no place at the gateway
   proxy=v2                 send the PROXY protocol's header, so that the service sees the client's address
   congestion=NAME          congestion control, e.g. cubic; in the kernels of both machines
   dscp=NAME|0-63           ef, af11 to af43, cs0 to cs7, le, va, default

@@ -14,6 +14,11 @@ pub struct Meaning {
     pub remedy: &'static str,
 }
 
+/// Of an end whose candidates the broker did not pass on: the twin of [`crate::Code::CandidateRefused`].
+pub const CANDIDATE_REFUSED: &str = "candidate_refused";
+/// Of both ends, when each reports `hard_nat`.
+pub const HARD_NAT_BOTH_SIDES: &str = "hard_nat_both_sides";
+
 /// Every known code.
 pub const TABLE: &[Meaning] = &[
     of("policy_no_udp", "The resource's policy allows TCP only.", "Offer it with udp=prefer."),
@@ -29,11 +34,6 @@ pub const TABLE: &[Meaning] = &[
         "Firewall: allow outbound UDP to the gateway's port, and replies.",
     ),
     of(
-        "stun_unanswered",
-        "The gateway's STUN does not answer, so this end does not know its public address.",
-        "Firewall: allow UDP to the gateway's port, at both ends and on the gateway's host.",
-    ),
-    of(
         "no_local_candidates",
         "This end has no address that policy lets it offer.",
         "Widen --udp-networks, or look at the machine's interfaces.",
@@ -44,19 +44,9 @@ pub const TABLE: &[Meaning] = &[
         "Run `switchback netcheck` there.",
     ),
     of(
-        "checks_unanswered",
-        "No packet of either end reached the other.",
-        "Firewall: allow outbound UDP to any port at both ends, or forward the agent's --managed-port.",
-    ),
-    of(
-        "hard_nat_both_sides",
+        HARD_NAT_BOTH_SIDES,
         "Both ends are behind NATs that give each destination another port; nobody can guess both.",
         "Firewall: endpoint-independent mapping (\"full cone\") at one end, or forward a port of --udp-ports to it.",
-    ),
-    of(
-        "firewall_drops_inbound",
-        "Packets leave, and none comes in.",
-        "Firewall: allow inbound UDP that answers outbound (state ESTABLISHED).",
     ),
     of(
         "consent_expired",
@@ -75,15 +65,31 @@ pub const TABLE: &[Meaning] = &[
     ),
     of(
         "relay_refused",
-        "The relay (TURN) refused its credentials or its quota is used up.",
-        "Compare the clocks of broker and relay; raise the relay's limits.",
+        "The relay (TURN) answers with an error.",
+        "Look into the relay's log; it must be a TURN server (RFC 8656) that serves UDP.",
+    ),
+    of(
+        "relay_unauthorized",
+        "The relay (TURN) does not accept the credentials.",
+        "Compare the clocks of broker and relay, and the secret they share.",
+    ),
+    of("relay_full", "The relay (TURN) has no place left.", "Raise the relay's limits."),
+    of(
+        "relay_mismatch",
+        "The relay (TURN) has forgotten the allocation: it was started anew.",
+        "Nothing: another is asked for within 30 s.",
+    ),
+    of(
+        "relay_forbids_peer",
+        "The relay (TURN) may not send to the other end's address.",
+        "Offer an address of the other end that the relay allows.",
+    ),
+    of(
+        "relay_no_socket",
+        "This end has no socket left for a relay.",
+        "Widen --udp-ports, or raise the limit of open files.",
     ),
     of("no_relay", "The gateway offers no relay.", "Start it without --no-turn."),
-    of(
-        "pmtu",
-        "Packets of 1200 bytes do not pass.",
-        "Firewall: allow ICMP \"fragmentation needed\" and \"packet too big\"; raise the tunnel's MTU to 1280.",
-    ),
     of(
         "throttled",
         "UDP passes, but slower or with more loss than the other way.",
@@ -93,9 +99,19 @@ pub const TABLE: &[Meaning] = &[
     of("quarantined", "The path failed lately and is being watched before it is used again.", ""),
     of("searching", "The search is under way.", ""),
     of(
+        "local_removed",
+        "The address in use is gone from this end: its network has changed.",
+        "Nothing: the search has begun anew.",
+    ),
+    of(
+        CANDIDATE_REFUSED,
+        "Some addresses that this end offered are none that a peer may be sent to (loopback, multicast, the gateway itself).",
+        "Keep them out with --udp-networks, or look at the machine's interfaces.",
+    ),
+    of(
         "peer_silent",
         "The other end's checks do not arrive.",
-        "Run `switchback netcheck` there; allow outbound UDP at both ends.",
+        "Firewall: allow outbound UDP to any port, and replies, at both ends, or forward the agent's --managed-port.",
     ),
     of("bad_key", "The other end's key is malformed.", "Update both ends to the same version."),
     of(
@@ -143,6 +159,29 @@ pub fn meaning(code: &str) -> Option<&'static Meaning> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_the_search_reports_has_a_meaning() {
+        for code in switchback_shortpath::underlay::REASONS {
+            assert!(meaning(code).is_some(), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_blocked_path_is_told_with_the_firewall_rule_that_would_mend_it() {
+        for code in [
+            "udp_egress_blocked",
+            HARD_NAT_BOTH_SIDES,
+            "consent_expired",
+            "quic_failed",
+            "relay_unreachable",
+            "hard_nat",
+            "peer_silent",
+        ] {
+            let remedy = meaning(code).unwrap().remedy;
+            assert!(remedy.starts_with("Firewall: "), "{code}: {remedy}");
+        }
+    }
 
     #[test]
     fn every_code_is_there_once_and_is_told_in_whole_sentences() {

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use switchback_engine::Tuning;
 
 pub use udp::{
-    CANDIDATES_MAX, Candidate, CandidateKind, IceCredentials, LossCounts, PathLeg, PathMove,
-    PathPair, PathReport, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX, REPORT_REASONS_MAX,
-    RelayAccess, SessionPurpose, Standby, TransportPolicy, UdpAccess, UdpUse,
+    AboutSession, CANDIDATES_MAX, Candidate, CandidateKind, IceCredentials, LossCounts, PathLeg,
+    PathMove, PathPair, PathReport, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX,
+    REPORT_REASONS_MAX, RelayAccess, SessionPurpose, Standby, TransportPolicy, UdpAccess, UdpUse,
 };
 
 use crate::code::Code;
@@ -237,25 +237,9 @@ pub enum ToAgent {
         /// Why.
         code: Code,
     },
-    /// The client can also be reached here.
-    Candidates {
-        /// Which session.
-        session: SessionId,
-        /// New ones.
-        candidates: Vec<Candidate>,
-    },
-    /// The right to use the relay, renewed.
-    Relay {
-        /// Which session.
-        session: SessionId,
-        /// In place of the one before.
-        relay: RelayAccess,
-    },
-    /// Asks for `paths`.
-    Explain {
-        /// Which session.
-        session: SessionId,
-    },
+    /// What either end may be told.
+    #[serde(untagged)]
+    About(AboutSession),
 }
 
 /// A session as its agent must know it.
@@ -448,25 +432,9 @@ pub enum ToClient {
         /// Why.
         code: Code,
     },
-    /// The agent can also be reached here.
-    Candidates {
-        /// Which session.
-        session: SessionId,
-        /// New ones.
-        candidates: Vec<Candidate>,
-    },
-    /// The right to use the relay, renewed.
-    Relay {
-        /// Which session.
-        session: SessionId,
-        /// In place of the one before.
-        relay: RelayAccess,
-    },
-    /// Asks for `paths`.
-    Explain {
-        /// Which session.
-        session: SessionId,
-    },
+    /// What either end may be told.
+    #[serde(untagged)]
+    About(AboutSession),
 }
 
 /// An endpoint's view of a session.

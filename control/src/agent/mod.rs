@@ -30,8 +30,8 @@ use crate::link::{self, Doubt, LinkEvent};
 use crate::udp::reach::Reach;
 use crate::udp::{self, UdpOptions};
 use crate::wire::{
-    AGENT_LINK, AgentLeg, FromAgent, LegTicket, PROTOCOL, Resource, SessionId, SessionOffer,
-    ToAgent,
+    AGENT_LINK, AboutSession, AgentLeg, Candidate, FromAgent, LegTicket, PROTOCOL, Resource,
+    SessionId, SessionOffer, ToAgent,
 };
 use legs::{Purpose, WarmGone};
 use pool::WarmPool;
@@ -168,6 +168,7 @@ pub async fn run_with(
             Some(news) = news.recv() => match news {
                 News::Begun(session) => agent.session_begun(session),
                 News::Over(over) => agent.session_over(over),
+                News::Relayed(session, relayed) => agent.tell_relayed(session, relayed),
             },
             _ = tick.tick() => agent.report(),
             () = udp::changed(&mut network) => agent.tell_network(),
@@ -245,13 +246,13 @@ impl Agent {
             }
             LinkEvent::Message(ToAgent::WarmTickets { tickets }) => self.warm_up(tickets),
             LinkEvent::Message(ToAgent::Offer { session, leg }) => self.offered(*session, leg),
-            LinkEvent::Message(ToAgent::Explain { session }) => self.explain(session),
-            LinkEvent::Message(ToAgent::Candidates { session, candidates }) => {
-                self.sessions.add_candidates(&session, candidates);
-            }
-            LinkEvent::Message(ToAgent::Relay { session, relay }) => {
-                self.sessions.renew(&session, relay);
-            }
+            LinkEvent::Message(ToAgent::About(about)) => match about {
+                AboutSession::Explain { session } => self.explain(session),
+                AboutSession::Candidates { session, candidates } => {
+                    self.sessions.add_candidates(&session, candidates);
+                }
+                AboutSession::Relay { session, relay } => self.sessions.renew(&session, relay),
+            },
             LinkEvent::Message(ToAgent::Begun { session }) => {
                 self.sessions.begin(&session);
             }
@@ -277,6 +278,9 @@ impl Agent {
         self.pool.registered();
         self.link.catch_up();
         self.report();
+        for (session, relayed) in self.sessions.relayed() {
+            self.tell_relayed(session.clone(), relayed);
+        }
         self.state.send_if_modified(|state| {
             state.registered = true;
             state.fault = None;
@@ -385,9 +389,11 @@ impl Agent {
 
     fn report(&mut self) {
         self.link.report(&self.sessions);
-        for (session, candidates) in self.sessions.relayed() {
-            self.link.say(FromAgent::Candidates { session, candidates });
-        }
+    }
+
+    /// The client of a session is told where its relay is.
+    fn tell_relayed(&self, session: SessionId, relayed: Candidate) {
+        self.link.say(FromAgent::Candidates { session, candidates: vec![relayed] });
     }
 
     fn show(&self) {

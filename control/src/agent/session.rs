@@ -16,7 +16,7 @@ use crate::link::Doubt;
 use crate::link::report::figures;
 use crate::reason;
 use crate::udp::reach::Reach;
-use crate::udp::session::{SessionUdp, SessionWatch, Wanted, renewed, under};
+use crate::udp::session::{SessionUdp, SessionWatch, Wanted, under};
 use crate::wire::{
     Candidate, ClientAddress, PathReport, PublicKey, RelayAccess, Resource, SealedGrant, SessionId,
     SessionOffer, SessionPurpose, SessionReport, UdpUse,
@@ -39,6 +39,8 @@ pub(super) enum News {
     Begun(SessionId),
     /// It is over.
     Over(SessionOver),
+    /// Its relay is here.
+    Relayed(SessionId, Candidate),
 }
 
 /// The live sessions.
@@ -152,8 +154,8 @@ impl Sessions {
         if transport.udp == UdpUse::Require {
             tokio::spawn(udp.clone().enforce(SessionWatch(handle.clone())));
         }
-        let _paths = Paths { udp: udp.clone() };
-        let service = Service { target: target.clone(), client, purpose, ready, _paths };
+        let paths = Paths { udp: udp.clone() };
+        let service = Service { target: target.clone(), client, purpose, ready, paths };
         tokio::spawn(follow(id, events, service, self.news.clone(), self.doubt.clone()));
         Ok(Live { handle, tls, client_key, grant, target, client_address, udp, wanted })
     }
@@ -168,15 +170,13 @@ impl Sessions {
     /// A session's right to use the relay was renewed.
     pub(super) fn renew(&self, id: &SessionId, relay: RelayAccess) {
         if let Some(live) = self.live.get(id) {
-            renewed(&live.udp, relay);
+            live.udp.renew(relay);
         }
     }
 
-    /// Relays that came to be since the last look, by session.
-    pub(super) fn relayed(&self) -> Vec<(SessionId, Vec<Candidate>)> {
-        let untold = self.live.iter().map(|(id, live)| (id, live.udp.untold()));
-        let some = untold.filter(|(_, candidates)| !candidates.is_empty());
-        some.map(|(id, candidates)| (id.clone(), candidates)).collect()
+    /// Where sessions have relays of ours.
+    pub(super) fn relayed(&self) -> impl Iterator<Item = (&SessionId, Candidate)> {
+        self.live.iter().filter_map(|(id, live)| Some((id, (*live.udp.relayed().borrow())?)))
     }
 
     /// What this agent sees of a session's paths.
@@ -263,7 +263,7 @@ struct Service {
     /// Its use is yet to be told.
     ready: bool,
     /// Dropped with the rest.
-    _paths: Paths,
+    paths: Paths,
 }
 
 /// A session's UDP, which ends with its events.
@@ -286,7 +286,20 @@ async fn follow(
     doubt: Doubt,
 ) {
     let mut fault = Fault::from(Code::SessionClosed);
-    while let Some(event) = events.recv().await {
+    let mut relayed = service.paths.udp.relayed();
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            Ok(()) = relayed.changed() => {
+                let relayed = *relayed.borrow_and_update();
+                if let Some(relayed) = relayed {
+                    // The agent is stopping.
+                    let _ = news.send(News::Relayed(id.clone(), relayed)).await;
+                }
+                continue;
+            }
+        };
+        let Some(event) = event else { break };
         match event {
             SessionEvent::Incoming(channel) if service.purpose == SessionPurpose::Echo => {
                 tokio::spawn(target::echo(channel));

@@ -35,8 +35,12 @@ impl Default for PerCode {
 
 impl PerCode {
     pub(crate) fn add(&self, code: Code) {
+        self.add_many(code, 1);
+    }
+
+    pub(crate) fn add_many(&self, code: Code, count: u64) {
         if let Some(counter) = Code::ALL.iter().position(|known| *known == code) {
-            self.0[counter].add();
+            self.0[counter].add_many(count);
         }
     }
 
@@ -101,8 +105,6 @@ pub(crate) struct Counters {
     pub(crate) handshakes_failed: Counter,
     /// Links closed because the peer did not drain them.
     pub(crate) links_overrun: Counter,
-    /// Candidates of ends that were not passed on.
-    pub(crate) candidates_refused: Counter,
     /// Moves of sessions between transports.
     pub(crate) moves: Moves,
     /// What ends of sessions count about loss.

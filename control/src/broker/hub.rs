@@ -21,8 +21,8 @@ use crate::broker::udp::UdpKeys;
 use crate::code::Fault;
 use crate::ticket::{TICKET_TTL, Ticket, TicketKey};
 use crate::wire::{
-    AgentLeg, Candidate, ClientAddress, LegTicket, ResourceKind, SessionId, SessionOffer, ToAgent,
-    ToClient, TransportPolicy, UdpAccess,
+    AboutSession, AgentLeg, Candidate, ClientAddress, LegTicket, ResourceKind, SessionId,
+    SessionOffer, ToAgent, ToClient, TransportPolicy, UdpAccess,
 };
 
 /// What an agent is told with an offer: its client's address, what may carry the session, the client's candidates, and
@@ -362,30 +362,17 @@ impl Hub {
         session: SessionId,
         notice: Notice,
     ) {
-        let relay = || self.udp.relay(&session, end, clock::unix_seconds());
-        match (end, notice) {
-            (LegSide::Client, Notice::Candidates(candidates)) => {
-                self.send(core, link, &ToClient::Candidates { session, candidates });
-            }
-            (LegSide::Agent, Notice::Candidates(candidates)) => {
-                self.send(core, link, &ToAgent::Candidates { session, candidates });
-            }
-            (LegSide::Client, Notice::Explain) => {
-                self.send(core, link, &ToClient::Explain { session });
-            }
-            (LegSide::Agent, Notice::Explain) => {
-                self.send(core, link, &ToAgent::Explain { session });
-            }
-            (LegSide::Client, Notice::Relay) => {
-                if let Some(relay) = relay() {
-                    self.send(core, link, &ToClient::Relay { session, relay });
-                }
-            }
-            (LegSide::Agent, Notice::Relay) => {
-                if let Some(relay) = relay() {
-                    self.send(core, link, &ToAgent::Relay { session, relay });
-                }
-            }
+        let about = match notice {
+            Notice::Candidates(candidates) => AboutSession::Candidates { session, candidates },
+            Notice::Explain => AboutSession::Explain { session },
+            Notice::Relay => match self.udp.relay(&session, end, clock::unix_seconds()) {
+                Some(relay) => AboutSession::Relay { session, relay },
+                None => return,
+            },
+        };
+        match end {
+            LegSide::Client => self.send(core, link, &ToClient::About(about)),
+            LegSide::Agent => self.send(core, link, &ToAgent::About(about)),
         }
     }
 

@@ -1,5 +1,5 @@
 //! A client's desk at the broker: one link, the requests in flight on it, and the sessions that live.
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,12 +17,16 @@ use crate::link::{self, Doubt, LinkEvent};
 use crate::udp;
 use crate::udp::reach::Reach;
 use crate::udp::session::SessionUdp;
-use crate::wire::{CLIENT_LINK, FromClient, PathMove, SealedGrant, SessionId, ToClient};
+use crate::wire::{
+    AboutSession, CLIENT_LINK, Candidate, FromClient, PathMove, SealedGrant, SessionId, ToClient,
+};
 
 /// A broker answers in one round trip; a slow one is asked again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests in flight: a thousand sessions that lost the same gateway ask at once.
 const REQUESTS_MAX: usize = 4096;
+/// Sessions whose candidates came before they were admitted: their grants are being unpacked.
+const EARLY_MAX: usize = 64;
 /// Events of the link that wait for the desk.
 const EVENTS_MAX: usize = 64;
 
@@ -68,6 +72,8 @@ pub(super) struct Desk {
     requests: Mutex<HashMap<u64, oneshot::Sender<Result<ToClient, Fault>>>>,
     next_request: AtomicU64,
     sessions: Mutex<HashMap<SessionId, Live>>,
+    /// Candidates for sessions that are not admitted yet; the oldest go.
+    early: Mutex<VecDeque<(SessionId, Vec<Candidate>)>>,
     /// Where the last ticket led, `HOST:PORT`.
     gateway: Mutex<String>,
 }
@@ -85,6 +91,7 @@ impl Desk {
             // 0 is the broker's for "no request".
             next_request: AtomicU64::new(1),
             sessions: Mutex::default(),
+            early: Mutex::default(),
         })
     }
 
@@ -163,7 +170,26 @@ impl Desk {
 
     /// A session begins to live.
     pub(super) fn admit(&self, id: SessionId, live: Live) {
-        lock(&self.sessions).insert(id, live);
+        let mut sessions = lock(&self.sessions);
+        let (udp, mut early) = (live.udp.clone(), lock(&self.early));
+        let (its, others) = std::mem::take(&mut *early).into_iter().partition(|(of, _)| *of == id);
+        *early = others;
+        sessions.insert(id, live);
+        let its: VecDeque<(SessionId, Vec<Candidate>)> = its;
+        its.into_iter().for_each(|(_, candidates)| udp.add(candidates));
+    }
+
+    /// The agent of a session can also be reached here.
+    fn add_candidates(&self, session: SessionId, candidates: Vec<Candidate>) {
+        let sessions = lock(&self.sessions);
+        if let Some(live) = sessions.get(&session) {
+            return live.udp.add(candidates);
+        }
+        let mut early = lock(&self.early);
+        if early.len() >= EARLY_MAX {
+            early.pop_front();
+        }
+        early.push_back((session, candidates));
     }
 
     /// A ready session is used from now on. If that cannot be said now, the agent says it.
@@ -212,10 +238,7 @@ impl Desk {
                     }
                     self.handle(event, &mut reporter);
                 }
-                _ = tick.tick() => {
-                    self.report(&mut reporter);
-                    self.tell_relayed();
-                }
+                _ = tick.tick() => self.report(&mut reporter),
                 () = udp::changed(&mut network) => self.tell_network(),
             }
         }
@@ -227,6 +250,7 @@ impl Desk {
                 reporter.link_up();
                 self.link.send_replace(LinkState::Up(queue));
                 self.report(reporter);
+                self.tell_relays();
             }
             LinkEvent::Down(fault) => {
                 self.link.send_replace(LinkState::Down(Some(fault.clone())));
@@ -241,17 +265,7 @@ impl Desk {
             LinkEvent::Message(ToClient::Refused { request, code, message }) => {
                 self.answer(request, Err(code.because(message)));
             }
-            LinkEvent::Message(ToClient::Explain { session }) => self.explain(session),
-            LinkEvent::Message(ToClient::Candidates { session, candidates }) => {
-                if let Some(live) = lock(&self.sessions).get(&session) {
-                    live.udp.add(candidates);
-                }
-            }
-            LinkEvent::Message(ToClient::Relay { session, relay }) => {
-                if let Some(live) = lock(&self.sessions).get(&session) {
-                    udp::session::renewed(&live.udp, relay);
-                }
-            }
+            LinkEvent::Message(ToClient::About(about)) => self.told_of(about),
             LinkEvent::Message(answer @ (ToClient::Granted { .. } | ToClient::Leg { .. })) => {
                 let (ToClient::Granted { request, ticket, .. }
                 | ToClient::Leg { request, ticket, .. }) = &answer
@@ -260,6 +274,20 @@ impl Desk {
                 };
                 self.note_gateway(ticket.gateway.as_deref());
                 self.answer(*request, Ok(answer));
+            }
+        }
+    }
+
+    fn told_of(&self, about: AboutSession) {
+        match about {
+            AboutSession::Explain { session } => self.explain(session),
+            AboutSession::Candidates { session, candidates } => {
+                self.add_candidates(session, candidates);
+            }
+            AboutSession::Relay { session, relay } => {
+                if let Some(live) = lock(&self.sessions).get(&session) {
+                    live.udp.renew(relay);
+                }
             }
         }
     }
@@ -302,13 +330,18 @@ impl Desk {
         }
     }
 
-    /// Relays of sessions that came to be since the last look.
-    fn tell_relayed(&self) {
+    /// The agent of this session is told where its relay is, if there is one.
+    pub(super) fn tell_relayed(&self, session: &SessionId, relayed: Option<Candidate>) {
+        if let Some(relayed) = relayed {
+            let (session, candidates) = (session.clone(), vec![relayed]);
+            self.tell(FromClient::Candidates { session, candidates });
+        }
+    }
+
+    /// What could not be told while the link was down.
+    fn tell_relays(&self) {
         for (session, live) in lock(&self.sessions).iter() {
-            let candidates = live.udp.untold();
-            if !candidates.is_empty() {
-                self.tell(FromClient::Candidates { session: session.clone(), candidates });
-            }
+            self.tell_relayed(session, *live.udp.relayed().borrow());
         }
     }
 

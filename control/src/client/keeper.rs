@@ -19,10 +19,15 @@ use crate::code::{Code, Fault};
 use crate::dial::leg::{self, Ahead};
 use crate::reason;
 use crate::udp::session::{SessionUdp, Wanted};
-use crate::wire::{Candidate, FromClient, LegTicket, SealedGrant, SessionId, ToClient, UdpAccess};
+use crate::wire::{
+    Candidate, FromClient, LegTicket, SealedGrant, SessionId, Standby, ToClient, UdpAccess,
+};
 
 /// From our close to the session layer's last word: it gives its own CLOSE 2 s.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A session without standby lets its TCP legs go after so long on UDP: what fails at once does so before.
+const COLD_AFTER: Duration = Duration::from_secs(5);
 
 /// How far a session is.
 #[derive(Clone, Debug)]
@@ -49,6 +54,8 @@ pub(super) struct Keeper {
     pub(super) udp: Arc<SessionUdp>,
     /// To look for the agent by UDP again.
     pub(super) wanted: Wanted,
+    /// When legs that are not needed are let go, in a session without standby.
+    pub(super) cold_at: Option<Instant>,
 }
 
 type Attempt = Pin<Box<dyn Future<Output = Result<TlsStream<TcpStream>, Fault>> + Send>>;
@@ -73,6 +80,7 @@ impl Keeper {
         let mut plan = LegPlan::new(Instant::now(), start_by);
         let mut first = Some(first);
         let mut attempt: Option<Attempt> = None;
+        let mut relayed = self.udp.relayed();
         let end = loop {
             let wake = match plan.poll(Instant::now()) {
                 Action::GiveUp(fault) => break End { fault, tell_broker: true, close: true },
@@ -100,7 +108,12 @@ impl Keeper {
                         End { fault: Code::SessionClosed.into(), tell_broker: true, close: true }
                     }
                 },
-                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+                Ok(()) = relayed.changed() => {
+                    let relayed = *relayed.borrow_and_update();
+                    self.desk.tell_relayed(&self.id, relayed);
+                }
+                () = at(wake) => {}
+                () = at(self.cold_at) => self.let_go(),
             }
         };
         self.end(end, events).await;
@@ -137,6 +150,7 @@ impl Keeper {
                     session = %self.id, to = moved.to, cause = moved.cause, stall_us = moved.stall_us, "session moved"
                 );
                 self.desk.moved(self.id.clone(), moved);
+                self.cool(to);
             }
             Some(SessionEvent::Closed(why)) => return Some(reason::of_session(&why)),
             None => return Some(Code::SessionClosed.into()),
@@ -171,6 +185,9 @@ impl Keeper {
                 let leg = self.handle.attach(stream, LegKind::TcpReverse);
                 tracing::debug!(session = %self.id, %leg, "leg attached");
                 self.legs.insert(leg);
+                if let Some(carrier) = self.handle.stats().leg {
+                    self.cool(carrier);
+                }
                 plan.attached(Instant::now());
                 self.phase.send_replace(Phase::Up);
             }
@@ -179,6 +196,19 @@ impl Keeper {
                 plan.failed(Instant::now(), rand::random(), fault);
             }
         }
+    }
+
+    /// Without standby, the legs that are dialled here are for sessions that UDP does not carry.
+    fn cool(&mut self, carrier: LegKind) {
+        let cold = self.udp.transport().standby == Standby::Cold && carrier.is_udp();
+        self.cold_at = cold.then(|| Instant::now() + COLD_AFTER);
+    }
+
+    fn let_go(&mut self) {
+        let handle = &self.handle;
+        self.legs.retain(|leg| !handle.let_go(*leg));
+        // Those that still have something on their way are looked at again.
+        self.cold_at = (!self.legs.is_empty()).then(|| Instant::now() + COLD_AFTER);
     }
 
     fn attempt(&self, first: Option<(LegTicket, Ahead)>) -> Attempt {
@@ -235,6 +265,13 @@ async fn ask_ticket(
     match desk.ask(|request| FromClient::Leg { request, grant, udp }).await? {
         ToClient::Leg { ticket, udp, .. } => Ok((ticket, udp)),
         _ => Err(Code::MessageMalformed.because("the broker answered another question")),
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -251,6 +251,7 @@ impl Client {
             legs: BTreeSet::new(),
             udp: udp.clone(),
             wanted,
+            cold_at: None,
         };
         tokio::spawn(keeper.run((ticket, ahead), start_by, events, ordered));
         let held = session::Held { id, agent, kind, handle, udp };

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::UdpOptions;
 use crate::code::{Code, Fault};
-use crate::wire::{Candidate, RelayAccess, TransportPolicy, UdpAccess, UdpUse};
+use crate::wire::{Candidate, RelayAccess, Standby, TransportPolicy, UdpAccess, UdpUse};
 
 /// A name that takes longer is asked for again when it is next needed.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -137,11 +137,13 @@ impl Reach {
             token,
             policy: policy(transport),
             dscp: who.dscp,
+            standby: transport.standby == Standby::Warm,
         };
         Ok(self.underlay.connect(plan, session))
     }
 
-    async fn relay(&self, access: RelayAccess) -> Option<PathRelay> {
+    /// The relay as the underlay wants it: with its address.
+    pub(crate) async fn relay(&self, access: RelayAccess) -> Option<PathRelay> {
         let known = || self.home.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let servers = match &access.server {
             Some(server) => resolve(server).await,

@@ -1,21 +1,22 @@
 //! One session's UDP at one of its ends: the search, the moves, and what is told about them.
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use switchback_shortpath::path::PairState;
 use switchback_shortpath::underlay::{LegView, Shortpath, ShortpathView};
 use switchback_shortpath::{
-    LegKind, MoveCause, MoveStats, SessionConfig, SessionHandle, SessionKey,
+    LegKind, LegState, LegStats, MoveCause, MoveStats, SessionConfig, SessionHandle, SessionKey,
+    SessionStats,
 };
-use tokio::sync::broadcast;
-use tokio::time::sleep;
+use tokio::sync::{broadcast, watch};
+use tokio::time::{Instant, sleep};
 
 use super::reach::{Identity, Reach};
 use crate::code::Code;
 use crate::link::report::path_legs;
 use crate::reason;
 use crate::wire::{
-    Candidate, CandidateKind, PathMove, PathPair, PathReport, REPORT_PAIRS_MAX, RelayAccess,
+    Candidate, PathMove, PathPair, PathReport, REPORT_PAIRS_MAX, RelayAccess, Standby,
     TransportPolicy, UdpAccess, UdpUse,
 };
 
@@ -25,6 +26,8 @@ const MOVES_WAITING: usize = 32;
 /// (12 tries, RFC 8445 section 14), and one more round may follow a change of network.
 pub(crate) const DIRECT_WITHIN: Duration = Duration::from_secs(15);
 const DIRECT_LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Silence after which a session without standby has another leg dialled: nothing helps it until that is there.
+const COLD_SUSPECT_AFTER: Duration = Duration::from_millis(300);
 
 /// What an end knows and does about a session's UDP.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub(crate) struct SessionUdp {
     started: Instant,
     search: Mutex<Search>,
     moves: broadcast::Sender<PathMove>,
+    /// Our address at this session's relay, for the other end.
+    relayed: watch::Sender<Option<Candidate>>,
 }
 
 #[derive(Debug, Default)]
@@ -43,8 +48,7 @@ enum Search {
     None,
     /// It is being started; these came meanwhile.
     Starting(Vec<Candidate>),
-    /// It runs; the other end was told of these relayed addresses of ours.
-    Running { shortpath: Shortpath, told: Vec<Candidate> },
+    Running(Shortpath),
     /// The session is over.
     Over,
 }
@@ -64,7 +68,8 @@ impl SessionUdp {
     /// Of a session that begins; `reach`: `None` if this end does without UDP.
     pub(crate) fn new(transport: TransportPolicy, reach: Option<Reach>) -> Arc<Self> {
         let (moves, search) = (broadcast::Sender::new(MOVES_WAITING), Mutex::default());
-        Arc::new(Self { transport, reach, started: Instant::now(), search, moves })
+        let (started, relayed) = (Instant::now(), watch::Sender::new(None));
+        Arc::new(Self { transport, reach, started, search, moves, relayed })
     }
 
     /// What may carry the session.
@@ -106,7 +111,11 @@ impl SessionUdp {
             let Wanted { role, key, peer_key, dscp } = wanted;
             let who = Identity { role, key: &key, peer_key, dscp };
             match reach.connect(who, access, this.transport, &session).await {
-                Ok(shortpath) => this.running(shortpath),
+                Ok(shortpath) => {
+                    let relayed = shortpath.relayed();
+                    this.running(shortpath);
+                    this.follow_relay(relayed).await;
+                }
                 Err(fault) => {
                     tracing::warn!(%fault, "no UDP for this session");
                     *lock(&this.search) = Search::None;
@@ -121,8 +130,36 @@ impl SessionUdp {
             if !waiting.is_empty() {
                 shortpath.add_remote_candidates(std::mem::take(waiting));
             }
-            *search = Search::Running { shortpath, told: Vec::new() };
+            *search = Search::Running(shortpath);
         }
+    }
+
+    /// Passes on where our relay is, until the search ends.
+    async fn follow_relay(&self, mut relayed: watch::Receiver<Option<Candidate>>) {
+        loop {
+            let now = *relayed.borrow_and_update();
+            self.relayed.send_replace(now);
+            if relayed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Our address at this session's relay, once there is one: to be told to the other end at once.
+    pub(crate) fn relayed(&self) -> watch::Receiver<Option<Candidate>> {
+        self.relayed.subscribe()
+    }
+
+    /// The right to use the relay was renewed.
+    pub(crate) fn renew(self: &Arc<Self>, relay: RelayAccess) {
+        let Some(reach) = self.reach.clone() else { return };
+        let this = self.clone();
+        tokio::spawn(async move {
+            let Some(access) = reach.relay(relay).await else { return };
+            if let Search::Running(shortpath) = &*lock(&this.search) {
+                shortpath.renew_relay(access);
+            }
+        });
     }
 
     /// The other end can also be reached here.
@@ -131,7 +168,7 @@ impl SessionUdp {
             Search::Starting(waiting) if waiting.len() < crate::wire::CANDIDATES_MAX => {
                 waiting.extend(candidates);
             }
-            Search::Running { shortpath, .. } if !candidates.is_empty() => {
+            Search::Running(shortpath) if !candidates.is_empty() => {
                 shortpath.add_remote_candidates(candidates);
             }
             _ => {}
@@ -145,19 +182,7 @@ impl SessionUdp {
 
     /// Whether the other end is to hear when this end's network changes.
     pub(crate) fn is_searching(&self) -> bool {
-        matches!(*lock(&self.search), Search::Starting(_) | Search::Running { .. })
-    }
-
-    /// Relayed addresses of ours that the other end has not been told of.
-    pub(crate) fn untold(&self) -> Vec<Candidate> {
-        let mut search = lock(&self.search);
-        let Search::Running { shortpath, told } = &mut *search else { return Vec::new() };
-        let relayed = |candidate: &Candidate| candidate.kind == CandidateKind::Relayed;
-        let local = shortpath.view().local;
-        let fresh: Vec<_> =
-            local.into_iter().filter(|it| relayed(it) && !told.contains(it)).collect();
-        told.extend(&fresh);
-        fresh
+        matches!(*lock(&self.search), Search::Starting(_) | Search::Running(_))
     }
 
     /// The session layer moved to another transport.
@@ -192,15 +217,16 @@ impl SessionUdp {
     pub(crate) fn report(&self, session: &SessionHandle) -> PathReport {
         let stats = session.stats();
         let view = match &*lock(&self.search) {
-            Search::Running { shortpath, .. } => Some(shortpath.view()),
+            Search::Running(shortpath) => Some(shortpath.view()),
             _ => None,
         };
         let pairs = view.as_ref().map(pairs).unwrap_or_default();
         let moves = stats.moves.iter().map(|moved| self.in_words(moved)).collect();
-        PathReport { legs: path_legs(&stats), pairs, reasons: self.reasons(view.as_ref()), moves }
+        let reasons = self.reasons(view.as_ref(), unused(&stats));
+        PathReport { legs: path_legs(&stats), pairs, reasons, moves }
     }
 
-    fn reasons(&self, view: Option<&ShortpathView>) -> Vec<String> {
+    fn reasons(&self, view: Option<&ShortpathView>, unused: Option<&'static str>) -> Vec<String> {
         let own = match (self.transport.udp, &self.reach) {
             (UdpUse::Off, _) => Some("policy_no_udp"),
             (_, None) => Some("udp_disabled"),
@@ -208,9 +234,10 @@ impl SessionUdp {
             (UdpUse::Prefer | UdpUse::Require, Some(_)) => None,
         };
         let mut reasons: Vec<String> = own.into_iter().map(str::to_owned).collect();
-        for reason in view.iter().flat_map(|view| &view.reasons) {
+        let searched = view.into_iter().flat_map(|view| view.reasons.iter().copied());
+        for reason in searched.chain(unused) {
             if !reasons.iter().any(|known| known == reason) {
-                reasons.push((*reason).to_owned());
+                reasons.push(reason.to_owned());
             }
         }
         reasons
@@ -252,6 +279,30 @@ pub(crate) const fn is_direct(kind: LegKind) -> bool {
     matches!(kind, LegKind::UdpDirect | LegKind::UdpManaged)
 }
 
+/// A leg as [`why_unused`] sees it, with its smoothed round trip in microseconds.
+type Seen = (LegKind, LegState, Option<u32>);
+
+fn unused(stats: &SessionStats) -> Option<&'static str> {
+    let seen = |leg: &LegStats| (leg.kind, leg.state, leg.rtt.map(|rtt| rtt.smoothed_us));
+    let legs: Vec<Seen> = stats.legs.iter().map(seen).collect();
+    why_unused(&legs, stats.moves.last().map(|moved| (moved.from, moved.cause)))
+}
+
+/// Why a direct leg that is there does not carry the session.
+fn why_unused(legs: &[Seen], moved: Option<(Option<LegKind>, MoveCause)>) -> Option<&'static str> {
+    let (_, state, rtt) = legs.iter().find(|(kind, ..)| is_direct(*kind))?;
+    let carrier = legs.iter().find(|(_, state, _)| *state == LegState::Selected);
+    let (_, _, carriers_rtt) = carrier.filter(|(kind, ..)| !is_direct(*kind))?;
+    let throttled = moved
+        .is_some_and(|(from, cause)| cause == MoveCause::Throttled && from.is_some_and(is_direct));
+    match state {
+        LegState::Quarantined | LegState::Suspect => Some("quarantined"),
+        LegState::Standby if throttled => Some("throttled"),
+        LegState::Standby if rtt > carriers_rtt => Some("slower"),
+        LegState::Standby | LegState::Starting | LegState::Selected => None,
+    }
+}
+
 /// A session's configuration under its policy: what may not carry it only stands by.
 pub(crate) fn under(transport: TransportPolicy, config: &SessionConfig) -> SessionConfig {
     let allowed = |kind: &LegKind| match transport.udp {
@@ -261,7 +312,11 @@ pub(crate) fn under(transport: TransportPolicy, config: &SessionConfig) -> Sessi
         UdpUse::Off => *kind == LegKind::TcpReverse,
     };
     let allowed = config.allowed.iter().copied().filter(allowed).collect();
-    SessionConfig { allowed, ..config.clone() }
+    let suspect_after = match transport.standby {
+        Standby::Warm => config.suspect_after,
+        Standby::Cold => config.suspect_after.min(COLD_SUSPECT_AFTER),
+    };
+    SessionConfig { allowed, suspect_after, ..config.clone() }
 }
 
 fn pairs(view: &ShortpathView) -> Vec<PathPair> {
@@ -288,15 +343,6 @@ const fn state(state: PairState) -> &'static str {
     }
 }
 
-/// Notes that relay rights were renewed: a search that runs keeps its allocations, which outlive their credentials.
-pub(crate) fn renewed(udp: &SessionUdp, relay: RelayAccess) {
-    tracing::debug!(
-        username = relay.username,
-        searching = udp.is_searching(),
-        "relay rights renewed"
-    );
-}
-
 fn saturated(value: u128) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
@@ -307,6 +353,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use switchback_shortpath::{Role, SessionEvent};
+
     use super::*;
 
     #[test]
@@ -325,9 +373,76 @@ mod tests {
     fn an_end_without_udp_says_why_it_has_none() {
         let reasons = |udp| {
             let transport = TransportPolicy { udp, ..TransportPolicy::default() };
-            SessionUdp::new(transport, None).reasons(None)
+            SessionUdp::new(transport, None).reasons(None, None)
         };
         assert_eq!(reasons(UdpUse::Off), ["policy_no_udp"]);
         assert_eq!(reasons(UdpUse::Prefer), ["udp_disabled"]);
+    }
+
+    #[test]
+    fn a_direct_leg_that_does_not_carry_is_told_with_its_reason() {
+        use LegState::{Quarantined, Selected, Standby, Starting};
+        let (tcp, direct) = (LegKind::TcpReverse, LegKind::UdpDirect);
+        let throttled = Some((Some(direct), MoveCause::Throttled));
+        for (carrier, state, rtt, moved, expected) in [
+            (tcp, Standby, 40, throttled, Some("throttled")),
+            (tcp, Standby, 90, Some((Some(direct), MoveCause::Better)), Some("slower")),
+            (tcp, Quarantined, 20, throttled, Some("quarantined")),
+            (tcp, Standby, 20, None, None),
+            (tcp, Starting, 90, None, None),
+            (LegKind::UdpManaged, Standby, 90, None, None),
+        ] {
+            let legs = [(carrier, Selected, Some(50)), (direct, state, Some(rtt))];
+            let legs = if is_direct(carrier) { [legs[1], legs[0]] } else { legs };
+            assert_eq!(why_unused(&legs, moved), expected, "{legs:?} {moved:?}");
+        }
+        assert_eq!(why_unused(&[(tcp, Selected, None)], throttled), None);
+    }
+
+    #[test]
+    fn without_standby_silence_has_another_leg_dialled_soon() {
+        let of = |standby| {
+            let transport = TransportPolicy { standby, ..TransportPolicy::default() };
+            under(transport, &SessionConfig::default()).suspect_after
+        };
+        assert_eq!(of(Standby::Warm), SessionConfig::default().suspect_after);
+        assert_eq!(of(Standby::Cold), COLD_SUSPECT_AFTER);
+    }
+
+    /// Two ends of a session that may use direct paths only, over a TCP leg in memory.
+    fn required() -> [(SessionHandle, tokio::sync::mpsc::Receiver<SessionEvent>); 2] {
+        let transport = TransportPolicy { udp: UdpUse::Require, ..TransportPolicy::default() };
+        let config = under(transport, &SessionConfig::default());
+        let ends = [Role::Client, Role::Agent].map(|role| {
+            let (session, events) = SessionHandle::start(role, "s", config.clone());
+            let udp = SessionUdp::new(transport, None);
+            tokio::spawn(udp.enforce(SessionWatch(session.clone())));
+            (session, events)
+        });
+        let (one, two) = tokio::io::duplex(64 * 1024);
+        ends[0].0.attach(one, LegKind::TcpReverse);
+        ends[1].0.attach(two, LegKind::TcpReverse);
+        ends
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_must_be_direct_ends_in_time_and_never_carries_data_over_tcp() {
+        let started = Instant::now();
+        let [(client, mut told), (_agent, mut heard)] = required();
+        let mut channel = client.open().unwrap();
+        let write = channel.write(bytes::Bytes::from_static(b"not over tcp")).await;
+        assert_eq!(write, Ok(()));
+        let mut ends = Vec::new();
+        for events in [&mut told, &mut heard] {
+            while let Some(event) = events.recv().await {
+                assert!(!matches!(event, SessionEvent::Incoming(_)), "it was carried");
+                if let SessionEvent::Closed(why) = event {
+                    ends.push(reason::of_session(&why).code);
+                }
+            }
+        }
+        assert_eq!(ends, [Code::DirectUnavailable, Code::DirectUnavailable]);
+        assert!((DIRECT_WITHIN..DIRECT_WITHIN * 2).contains(&started.elapsed()));
+        assert_eq!(channel.read().await, Err(switchback_shortpath::ChannelError::Closed));
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 pub use switchback_shortpath::path::{Candidate, CandidateKind, IceCredentials};
 
 use crate::secret::Secret;
+use crate::wire::SessionId;
 
 /// Candidates of one end that are kept and passed on; as many addresses as an end with a dozen interfaces has.
 pub const CANDIDATES_MAX: usize = 32;
@@ -38,6 +39,31 @@ pub struct RelayAccess {
     pub username: String,
     /// Goes with the username.
     pub password: Secret,
+}
+
+/// From the broker to either end, about a session of its.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum AboutSession {
+    /// The other end can also be reached here.
+    Candidates {
+        /// Which session.
+        session: SessionId,
+        /// New ones.
+        candidates: Vec<Candidate>,
+    },
+    /// The right to use the relay, renewed.
+    Relay {
+        /// Which session.
+        session: SessionId,
+        /// In place of the one before.
+        relay: RelayAccess,
+    },
+    /// Asks for `paths`.
+    Explain {
+        /// Which session.
+        session: SessionId,
+    },
 }
 
 /// What may carry a resource's sessions.

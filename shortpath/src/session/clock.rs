@@ -94,9 +94,7 @@ impl Session {
 
     /// Tells the owner to make another leg, unless a UDP leg fell silent that others stand in for.
     fn alarm(&mut self, id: LegId) {
-        let sound = |(other, leg): (&LegId, &super::leg::Leg)| {
-            *other != id && leg.ready && !leg.is_doubtful() && !leg.alarmed
-        };
+        let sound = |(other, leg): (&LegId, &super::leg::Leg)| *other != id && leg.is_well();
         let udp = self.legs.get(&id).is_some_and(|leg| leg.kind.is_udp());
         if !udp || !self.legs.iter().any(sound) {
             self.events.push_back(Event::LegSuspect(id));

@@ -109,6 +109,8 @@ pub struct Session {
     pub(super) dup_won: u64,
     pub(super) saved: Duration,
     pub(super) black_holes: u64,
+    /// When a leg that is gone last left no doubt that the peer lives.
+    alive_at: Instant,
     /// Since when no leg carries the session.
     pub(super) down_since: Option<Instant>,
     /// A HELLO has come on some leg, ever.
@@ -172,6 +174,7 @@ impl Session {
             dup_won: 0,
             saved: Duration::ZERO,
             black_holes: 0,
+            alive_at: now,
             down_since: Some(now),
             begun: false,
             channels: BTreeMap::new(),
@@ -238,12 +241,30 @@ impl Session {
         if let Some((code, _)) = gone.closing {
             return self.end(CloseReason::ByPeer(code), None);
         }
+        self.alive_at = self.alive_at.max(gone.silent_since().unwrap_or(now));
+        self.legs.values_mut().for_each(|leg| leg.deserted(now));
         self.choose(now);
         self.reclaim(leg);
         if self.down_since.is_none() && !self.legs.values().any(|leg| leg.ready) {
-            self.down_since = Some(now);
+            let least = now.checked_sub(self.config.resume_window / 2);
+            self.down_since = Some(least.map_or(now, |least| self.alive_at.max(least)));
             self.events.push_back(Event::Down);
         }
+    }
+
+    /// Removes a leg that the session does without, in silence: another that is well carries it, and nothing is on its way
+    /// on this one. False otherwise. The peer sees a leg break.
+    pub fn let_go(&mut self, now: Instant, leg: LegId) -> bool {
+        let well = |id: &LegId| *id != leg && self.legs.get(id).is_some_and(Leg::is_well);
+        let spare = self.selected().as_ref().is_some_and(well);
+        if !spare || self.is_closed() || !self.legs.get(&leg).is_some_and(Leg::is_quiet) {
+            return false;
+        }
+        self.course.leaves(leg, MoveCause::Lost, None);
+        self.legs.remove(&leg);
+        self.choose(now);
+        self.reclaim(leg);
+        true
     }
 
     /// Ends the session once queued frames have left, at the latest after [`SessionConfig::close_within`].

@@ -20,6 +20,8 @@ pub(super) const EARLY_SEND: u64 = 64 * 1024;
 /// What an overtaken HELLO may leave waiting, in bytes and frames: more than any peer sends.
 const EARLY_HOLD: u64 = 256 * 1024;
 const EARLY_FRAMES: usize = 2048;
+/// What comes within this after another leg broke may have been on its way by then, and says nothing of the peer's life.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Copies waiting to leave on one leg. One more is not made: the original is on its way, and is re-sent at worst.
 const COPIES_MAX: usize = 1024;
 
@@ -86,6 +88,8 @@ pub(super) struct Leg {
     moved: bool,
     beside: bool,
     heard_at: Instant,
+    /// When another leg of the session broke last.
+    deserted_at: Option<Instant>,
     pub(super) bytes_received: u64,
 }
 
@@ -130,6 +134,7 @@ impl Leg {
             moved: false,
             beside: false,
             heard_at: now,
+            deserted_at: None,
             bytes_received: 0,
         }
     }
@@ -152,6 +157,12 @@ impl Leg {
         self.heard_at = now;
         self.forsaken = false;
         self.alarmed = false;
+    }
+
+    /// Another leg broke: does the peer still live?
+    pub(super) fn deserted(&mut self, now: Instant) {
+        self.deserted_at = Some(now);
+        self.wants_ping();
     }
 
     /// A counted frame has arrived; the peer is to hear of it by `at`.
@@ -324,7 +335,9 @@ impl Leg {
                 "the peer sent no HELLO in time",
             ));
         }
-        Some((self.silent_since()? + config.silent_after, "the leg fell silent"))
+        let deserted = self.deserted_at.is_some_and(|at| self.heard_at <= at + LAST_WORDS);
+        let patience = if deserted { config.deserted_after } else { config.silent_after };
+        Some((self.silent_since()? + patience, "the leg fell silent"))
     }
 
     /// The leg has shown since `since` that it carries both ways.
@@ -336,6 +349,16 @@ impl Leg {
     /// Suspect, given up by the peer, or in quarantine.
     pub(super) fn is_doubtful(&self) -> bool {
         self.forsaken || self.health.suspicion.is_some() || self.health.is_quarantined()
+    }
+
+    /// It has begun, and nothing speaks against it.
+    pub(super) fn is_well(&self) -> bool {
+        self.ready && !self.is_doubtful() && !self.alarmed
+    }
+
+    /// Nothing is on its way on it, but for PINGs.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.meter.outstanding() == 0 && self.copies.is_empty() && self.closing.is_none()
     }
 
     pub(super) fn candidate(&self, now: Instant, leg: LegId, selected: bool) -> Candidate {
@@ -356,7 +379,7 @@ impl Leg {
     }
 
     /// Since when the leg owes an answer and nothing has come.
-    fn silent_since(&self) -> Option<Instant> {
+    pub(super) fn silent_since(&self) -> Option<Instant> {
         let ping = self.ping.map(|(_, sent)| sent);
         let since = self.meter.oldest().into_iter().chain(ping).min()?;
         Some(since.max(self.heard_at))

@@ -163,6 +163,85 @@ fn a_rebinding_gap_stalls_no_longer_than_a_death_and_the_session_comes_back() {
 }
 
 #[test]
+fn a_killed_peers_session_pauses_soon_and_ends_with_its_resume_window() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let tcp = pair.link_of(TcpReverse, jittery(30), NOW);
+    let udp = pair.link_of(UdpDirect, jittery(20), NOW);
+    let mut echo = Echo::new(pair, ms(20));
+    echo.run(Duration::from_secs(2));
+    let mut pair = echo.pair;
+    // Nothing moves any more; the kernel closes its TCP connections, and its UDP just ends.
+    pair.run(Duration::from_secs(20));
+    [CLIENT, AGENT].into_iter().for_each(|end| pair.blackhole(udp, end));
+    pair.cut(tcp, AGENT);
+    pair.run(Duration::from_secs(9));
+    let end = &pair.ends[AGENT];
+    assert!(end.downs == 1 && !end.session.figures(pair.now).connected, "not noticed in time");
+    pair.run(Duration::from_secs(50));
+    assert_eq!(pair.ends[AGENT].closed, None, "it may come back");
+    pair.run(Duration::from_secs(2));
+    assert_eq!(pair.ends[AGENT].closed, Some(CloseReason::Lost));
+}
+
+#[test]
+fn a_broken_leg_costs_no_other_that_answers() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let tcp = pair.link_of(TcpReverse, jittery(30), NOW);
+    pair.link_of(UdpDirect, jittery(20), NOW);
+    pair.run(Duration::from_secs(20));
+    [CLIENT, AGENT].into_iter().for_each(|end| pair.cut(tcp, end));
+    pair.run(Duration::from_secs(600));
+    for end in &pair.ends {
+        assert_eq!((end.lost.len(), end.downs, end.closed.is_none()), (1, 0, true));
+    }
+}
+
+#[test]
+fn a_leg_is_let_go_only_while_another_does_well_and_nothing_is_on_its_way() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let tcp = pair.link_of(TcpReverse, Weather::fair(ms(30)), NOW);
+    let mut echo = Echo::new(pair, ms(5));
+    echo.run(ms(500));
+    let leg = echo.pair.leg(tcp, CLIENT).unwrap();
+    let now = echo.pair.now;
+    assert!(!echo.pair.ends[CLIENT].session.let_go(now, leg), "it carries the session");
+    let udp = echo.pair.link_of(UdpDirect, Weather::fair(ms(20)), NOW);
+    echo.run(ms(1_500));
+    assert_eq!(echo.leg(), Some(UdpDirect));
+    let carrier = echo.pair.leg(udp, CLIENT).unwrap();
+    let now = echo.pair.now;
+    let session = &mut echo.pair.ends[CLIENT].session;
+    assert!(!session.let_go(now, carrier) && session.let_go(now, leg) && !session.let_go(now, leg));
+    echo.pair.cut(tcp, AGENT);
+    let told = &echo.pair.ends[CLIENT].lost;
+    assert!(told.is_empty(), "{told:?}");
+    let cut = echo.pair.now;
+    echo.run(ms(1_000));
+    assert!(echo.stall(cut) <= ms(50), "{:?}", echo.stall(cut));
+    // Without a spare the owner hears of silence soon, if it wants to.
+    [CLIENT, AGENT].into_iter().for_each(|end| echo.pair.blackhole(udp, end));
+    echo.run(ms(2_500));
+    assert_eq!(echo.pair.ends[CLIENT].suspects, [carrier]);
+}
+
+#[test]
+fn what_the_resume_window_leaves_is_at_least_its_half() {
+    let resume_window = Duration::from_secs(10);
+    let config = SessionConfig { resume_window, ..SessionConfig::default() };
+    let mut pair = Pair::new(&config);
+    let link = pair.link_of(UdpDirect, jittery(20), NOW);
+    pair.run(ms(500));
+    [CLIENT, AGENT].into_iter().for_each(|end| pair.blackhole(link, end));
+    while pair.ends[CLIENT].downs == 0 {
+        pair.run(ms(100));
+    }
+    pair.run(ms(4_800));
+    assert_eq!(pair.ends[CLIENT].closed, None);
+    pair.run(ms(400));
+    assert_eq!(pair.ends[CLIENT].closed, Some(CloseReason::Lost));
+}
+
+#[test]
 fn legs_that_lose_and_delay_are_not_left_for_silence() {
     for seed in 0..12 {
         let mut pair = Pair::seeded(&SessionConfig::default(), seed);

@@ -48,8 +48,9 @@ impl Default for Redundancy {
 /// What a session holds and how long it waits.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
-    /// How long a session without a leg waits for one before it is lost. Default 60 s. Longer keeps applications'
-    /// sockets and replay bytes for peers that may never return.
+    /// How long a session without a leg waits for one before it is lost, from the last sign of life; at least half of it
+    /// from the loss of the last leg. Default 60 s. Longer keeps applications' sockets and replay bytes for peers that may
+    /// never return.
     pub resume_window: Duration,
     /// Channels each end may have open at once, one value for both ends, 1 to [`CHANNELS_MAX`]. Default 512.
     pub channels_max: usize,
@@ -69,6 +70,9 @@ pub struct SessionConfig {
     /// Silence with something outstanding after which a leg is given up. Default 30 s: by then the owner, told at the
     /// first suspicion, has had many tries to replace it.
     pub silent_after: Duration,
+    /// The same for a leg that has not been heard of since another one broke: an end that dies takes its TCP connections
+    /// along at once, while its UDP just falls silent. Default 8 s; one that lives has answered a PING by then.
+    pub deserted_after: Duration,
     /// From attaching a leg to the peer's HELLO on it. Default 10 s.
     pub hello_within: Duration,
     /// Between PINGs on an idle leg. Default 15 s, the ICE keepalive interval (RFC 8445 section 11).
@@ -99,6 +103,7 @@ impl Default for SessionConfig {
             ack_delay: Duration::from_millis(5),
             suspect_after: Duration::from_secs(2),
             silent_after: Duration::from_secs(30),
+            deserted_after: Duration::from_secs(8),
             hello_within: Duration::from_secs(10),
             ping_idle: Duration::from_secs(15),
             ping_active: Duration::from_secs(1),

@@ -162,6 +162,18 @@ impl SessionHandle {
         leg::attach(&self.0.0, stream, kind)
     }
 
+    /// Closes a leg that the session does without: another that is well carries it, and nothing is on its way on this one.
+    /// False, and nothing happens, otherwise. No [`SessionEvent::LegLost`] tells of it.
+    pub fn let_go(&self, leg: LegId) -> bool {
+        self.0.0.with(|state, now| {
+            let gone = state.session.let_go(now, leg);
+            if gone && let Some(port) = state.ports.remove(&leg) {
+                port.gone.cancel();
+            }
+            gone
+        })
+    }
+
     /// For those who add legs and must not keep the session open.
     pub(crate) fn reference(&self) -> SessionRef {
         SessionRef(Arc::clone(&self.0.0))

@@ -1,4 +1,5 @@
 //! The task that finds UDP paths for one session, and makes legs of them.
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use super::paths::{SlotId, token_of};
 use super::relay::Relay;
 use super::search::{Search, Stage};
 use super::view::ShortpathView;
-use super::{Inner, ShortpathPlan, UdpPolicy, UnderlayConfig};
+use super::{Inner, RelayAccess, ShortpathPlan, UdpPolicy, UnderlayConfig};
 use crate::LegKind;
 use crate::path::{
     Candidate, CandidateKind, Finder, FinderConfig, LocalId, Route, TurnConfig, TurnEvent,
@@ -26,6 +27,15 @@ use crate::tls::KeyError;
 enum Outcome {
     Dialled(SlotId, Result<Connection, String>),
     Closed(SlotId, usize, String),
+}
+
+/// What the owner tells the driver.
+#[derive(Debug)]
+pub(super) enum Signal {
+    /// More candidates of the peer.
+    Candidates(Vec<Candidate>),
+    /// Credentials for the relay in place of those before.
+    Relay(RelayAccess),
 }
 
 /// See the module.
@@ -41,11 +51,15 @@ pub(super) struct Driver {
     connected: mpsc::Receiver<(SlotId, Connection)>,
     tell: mpsc::Sender<Outcome>,
     told: mpsc::Receiver<Outcome>,
-    signalled: mpsc::Receiver<Vec<Candidate>>,
+    signalled: mpsc::Receiver<Signal>,
     known: watch::Receiver<Known>,
     network_changes: u64,
     remote: Vec<Candidate>,
     relay: RelayStage,
+    /// The allocation that will take the present one's place.
+    heir: Option<Asked>,
+    /// The one before, until packets have found their way through its heir.
+    retired: Option<(LocalId, Arc<Relay>, Instant)>,
     relay_reason: Option<&'static str>,
     relayed: watch::Sender<Option<Candidate>>,
     view: watch::Sender<ShortpathView>,
@@ -53,12 +67,19 @@ pub(super) struct Driver {
     stop: CancellationToken,
 }
 
+/// An allocation, asked for or there.
+struct Asked {
+    id: LocalId,
+    relay: Arc<Relay>,
+    events: mpsc::Receiver<TurnEvent>,
+}
+
 enum RelayStage {
     /// Policy or the broker gives none.
     Never,
     /// Asked for at this time, if it is needed by then.
     At(Instant),
-    Asked(LocalId, Arc<Relay>, mpsc::Receiver<TurnEvent>),
+    Asked(Asked),
 }
 
 /// Head start of direct paths before a relay is asked for: most are there within two RTT of signalling.
@@ -69,6 +90,8 @@ const RELAY_STANDBY: Duration = Duration::from_secs(2);
 const RELAY_SECOND: Duration = Duration::from_secs(3);
 /// After a relay failed.
 const RELAY_RETRY: Duration = Duration::from_secs(30);
+/// An allocation stays beside its heir for so long: by then the heir's pairs are checked and used.
+const RELAY_HANDOVER: Duration = Duration::from_secs(10);
 /// Between two views.
 const VIEW: Duration = Duration::from_millis(100);
 /// The peer's candidates kept: what its finder takes, for each kind.
@@ -83,7 +106,7 @@ const FAREWELL: Duration = Duration::from_millis(200);
 
 /// What the owner keeps of a driver.
 pub(super) struct Reins {
-    pub(super) signalled: mpsc::Sender<Vec<Candidate>>,
+    pub(super) signalled: mpsc::Sender<Signal>,
     pub(super) relayed: watch::Receiver<Option<Candidate>>,
     pub(super) view: watch::Receiver<ShortpathView>,
     pub(super) stop: CancellationToken,
@@ -117,6 +140,8 @@ impl Driver {
             client: None,
             remote: Vec::new(),
             searches: Vec::new(),
+            heir: None,
+            retired: None,
             relay_reason: None,
             relayed,
             view_at: Some(now()),
@@ -155,7 +180,8 @@ impl Driver {
             let token = token_of(&self.plan.token, kind);
             let Some(slot) = self.inner.wire.paths(|paths| paths.open((!dials).then_some(token)))
             else {
-                self.relay_reason = Some("token_in_use");
+                // Only a search of the same session that has just ended may have it: the next offer starts another.
+                tracing::warn!(kind = kind.as_str(), "the session's token is in use");
                 continue;
             };
             self.inner.wire.paths(|paths| paths.mark(slot, self.plan.dscp));
@@ -213,12 +239,16 @@ impl Driver {
             Some((slot, route)) = self.strangers.recv() => self.meet_stranger(slot, route),
             Some((slot, connection)) = self.connected.recv() => self.up(slot, connection),
             Some(outcome) = self.told.recv() => self.take_outcome(outcome),
-            Some(candidates) = self.signalled.recv() => self.take_signalled(candidates),
+            Some(signal) = self.signalled.recv() => match signal {
+                Signal::Candidates(candidates) => self.take_signalled(candidates),
+                Signal::Relay(access) => self.renew_relay(access),
+            },
             changed = self.known.changed() => match changed {
                 Ok(()) => self.take_known(),
                 Err(_) => return false,
             },
             event = relay_event(&mut self.relay) => self.take_relay(event),
+            event = heir_event(&mut self.heir) => self.take_heir(event),
             () = sleep_until(due) => {
                 for search in self.searches.iter_mut().filter(|search| search.is_started()) {
                     search.finder.handle_timeout(now());
@@ -233,10 +263,11 @@ impl Driver {
     fn due(&self) -> Option<Instant> {
         let relay = match self.relay {
             RelayStage::At(at) => Some(at),
-            RelayStage::Never | RelayStage::Asked(..) => None,
+            RelayStage::Never | RelayStage::Asked(_) => None,
         };
+        let retired = self.retired.as_ref().map(|(_, _, until)| *until);
         let searches = self.searches.iter().filter_map(Search::poll_timeout).min();
-        [relay, self.view_at, searches].into_iter().flatten().min()
+        [relay, retired, self.view_at, searches].into_iter().flatten().min()
     }
 
     /// Does what the searches and the clock ask for. Routes are admitted before answers leave, so that the packets which
@@ -246,13 +277,16 @@ impl Driver {
         if matches!(self.relay, RelayStage::At(at) if at <= now) {
             self.ask_relay(now);
         }
+        if self.retired.as_ref().is_some_and(|(_, _, until)| *until <= now) {
+            self.retire_relay();
+        }
         for at in 0..self.searches.len() {
             let search = &mut self.searches[at];
             while let Some(event) = search.finder.poll_event() {
                 let Some((route, send)) = search.handle(event) else { continue };
                 let slot = search.slot;
                 self.inner.wire.admit(slot, route, send);
-                if let RelayStage::Asked(id, relay, _) = &self.relay
+                if let RelayStage::Asked(Asked { id, relay, .. }) = &self.relay
                     && route.local == *id
                 {
                     relay.permit(route.remote);
@@ -414,60 +448,122 @@ impl Driver {
             self.relay = RelayStage::At(now + RELAY_RETRY);
             return;
         }
-        if self.relay_reason.is_none() && self.searches.iter().any(up) {
+        if self.searches.iter().any(up) && (self.relay_reason.is_none() || !self.plan.standby) {
+            let pause = if self.plan.standby { RELAY_STANDBY } else { RELAY_RETRY };
             self.relay_reason = Some("standby");
-            self.relay = RelayStage::At(now + RELAY_STANDBY);
+            self.relay = RelayStage::At(now + pause);
             return;
         }
-        let Some(access) = &self.plan.relay else { return self.relay = RelayStage::Never };
-        let config =
-            TurnConfig::new(access.server, access.username.clone(), access.password.clone());
-        let own = &self.inner.config;
-        let own = UnderlayConfig { dscp: self.plan.dscp.or(own.dscp), ..own.clone() };
-        match Relay::open(&self.inner.wire, config, &own) {
-            Ok((id, relay, events)) => {
+        if self.plan.relay.is_none() {
+            return self.relay = RelayStage::Never;
+        }
+        match self.open_relay() {
+            Some(asked) => {
                 self.relay_reason = None;
-                self.relay = RelayStage::Asked(id, relay, events);
+                self.relay = RelayStage::Asked(asked);
             }
-            Err(error) => {
-                tracing::warn!(%error, "no socket for a relay");
+            None => {
                 self.relay_reason = Some("relay_no_socket");
                 self.relay = RelayStage::At(now + RELAY_RETRY);
             }
         }
     }
 
-    fn take_relay(&mut self, event: Option<TurnEvent>) {
-        let RelayStage::Asked(id, relay, _) = &self.relay else { return };
-        let id = *id;
-        let failed = match event {
-            Some(TurnEvent::Allocated { relayed, .. }) => {
-                let candidate = Candidate::new(CandidateKind::Relayed, relayed);
-                self.relayed.send_replace(Some(candidate));
-                let relays = |search: &&mut Search| search.kind == LegKind::UdpRelay;
-                if let Some(search) = self.searches.iter_mut().find(relays) {
-                    search.start();
-                    search.finder.add_local(now(), candidate, id);
-                }
-                self.give_candidates();
-                return self.permit_peers();
+    fn open_relay(&self) -> Option<Asked> {
+        let access = self.plan.relay.as_ref()?;
+        let config =
+            TurnConfig::new(access.server, access.username.clone(), access.password.clone());
+        let own = &self.inner.config;
+        let own = UnderlayConfig { dscp: self.plan.dscp.or(own.dscp), ..own.clone() };
+        match Relay::open(&self.inner.wire, config, &own) {
+            Ok((id, relay, events)) => Some(Asked { id, relay, events }),
+            Err(error) => {
+                tracing::warn!(%error, "no socket for a relay");
+                None
             }
+        }
+    }
+
+    fn take_relay(&mut self, event: Option<TurnEvent>) {
+        let RelayStage::Asked(Asked { id, relay, .. }) = &self.relay else { return };
+        let (id, relay) = (*id, Arc::clone(relay));
+        let failed = match event {
+            Some(TurnEvent::Allocated { relayed, .. }) => return self.use_relay(id, relayed),
             Some(TurnEvent::Bound(_) | TurnEvent::PeerRefused(..)) => return,
             Some(TurnEvent::Failed(failure)) => failure.as_str(),
             None => "relay_unreachable",
         };
-        relay.close();
         self.relayed.send_replace(None);
-        let relays = |search: &&mut Search| search.kind == LegKind::UdpRelay;
-        if let Some(search) = self.searches.iter_mut().find(relays) {
-            search.finder.remove_local(now(), id);
-        }
+        self.drop_relay(id, &relay);
         self.relay_reason = Some(failed);
         self.relay = RelayStage::At(now() + RELAY_RETRY);
     }
 
+    /// An allocation is there: its address is a candidate of ours, and the peer's are let in.
+    fn use_relay(&mut self, id: LocalId, relayed: SocketAddr) {
+        let candidate = Candidate::new(CandidateKind::Relayed, relayed);
+        self.relayed.send_replace(Some(candidate));
+        if let Some(search) = self.relay_search() {
+            search.start();
+            search.finder.add_local(now(), candidate, id);
+        }
+        self.give_candidates();
+        self.permit_peers();
+    }
+
+    fn relay_search(&mut self) -> Option<&mut Search> {
+        self.searches.iter_mut().find(|search| search.kind == LegKind::UdpRelay)
+    }
+
+    fn drop_relay(&mut self, id: LocalId, relay: &Relay) {
+        relay.close();
+        if let Some(search) = self.relay_search() {
+            search.finder.remove_local(now(), id);
+        }
+    }
+
+    /// New credentials: an allocation that lives gets an heir, one that is to come is asked for with them.
+    fn renew_relay(&mut self, access: RelayAccess) {
+        let known = self.plan.relay.as_ref().is_none_or(|old| old.username == access.username);
+        if known || matches!(self.relay, RelayStage::Never) {
+            return;
+        }
+        self.plan.relay = Some(access);
+        if let (RelayStage::Asked(_), None) = (&self.relay, &self.heir) {
+            self.heir = self.open_relay();
+        }
+    }
+
+    /// The heir takes over once it is there; without one, the present allocation stays for as long as the server lets it.
+    fn take_heir(&mut self, event: Option<TurnEvent>) {
+        match event {
+            Some(TurnEvent::Bound(_) | TurnEvent::PeerRefused(..)) => {}
+            Some(TurnEvent::Allocated { relayed, .. }) => {
+                let Some(heir) = self.heir.take() else { return };
+                self.retire_relay();
+                let id = heir.id;
+                let before = std::mem::replace(&mut self.relay, RelayStage::Asked(heir));
+                if let RelayStage::Asked(Asked { id, relay, .. }) = before {
+                    self.retired = Some((id, relay, now() + RELAY_HANDOVER));
+                }
+                self.use_relay(id, relayed);
+            }
+            Some(TurnEvent::Failed(_)) | None => {
+                if let Some(heir) = self.heir.take() {
+                    heir.relay.close();
+                }
+            }
+        }
+    }
+
+    fn retire_relay(&mut self) {
+        if let Some((id, relay, _)) = self.retired.take() {
+            self.drop_relay(id, &relay);
+        }
+    }
+
     fn permit_peers(&self) {
-        let RelayStage::Asked(_, relay, _) = &self.relay else { return };
+        let RelayStage::Asked(Asked { relay, .. }) = &self.relay else { return };
         let reachable = self.remote.iter().filter(|candidate| {
             candidate.kind.serves(LegKind::UdpRelay) && !candidate.address.ip().is_loopback()
                 || self.inner.config.loopback
@@ -488,20 +584,43 @@ impl Driver {
                 .collect(),
             remote: self.remote.clone(),
         };
-        if self.searches.iter().any(Search::is_up) {
-            return view;
-        }
-        if self.searches.is_empty() {
-            view.reasons.push("policy_no_udp");
-        }
-        view.reasons.extend(known.nat_reasons());
-        view.reasons.extend(self.relay_reason.filter(|reason| *reason != "standby"));
-        view.reasons.extend(view.legs.iter().filter_map(|leg| leg.reason));
-        view.reasons.dedup();
-        if view.reasons.is_empty() {
-            view.reasons.push("searching");
-        }
+        view.reasons = self.reasons(&known, &view);
         view
+    }
+
+    /// Why no direct path is up.
+    fn reasons(&self, known: &Known, view: &ShortpathView) -> Vec<&'static str> {
+        let up = |search: &&Search| search.is_up();
+        if self.searches.iter().filter(up).any(|search| search.kind != LegKind::UdpRelay) {
+            return Vec::new();
+        }
+        let mut reasons = Vec::new();
+        let mut push = |reason| {
+            if !reasons.contains(&reason) {
+                reasons.push(reason);
+            }
+        };
+        if self.plan.policy == UdpPolicy::NONE {
+            push("policy_no_udp");
+        }
+        if view.local.is_empty() {
+            push("no_local_candidates");
+        }
+        if self.remote.is_empty() {
+            push("no_remote_candidates");
+        }
+        known.nat_reasons().for_each(&mut push);
+        view.legs.iter().filter_map(|leg| leg.reason).for_each(&mut push);
+        if !self.searches.iter().any(|search| search.is_up()) {
+            self.relay_reason.filter(|reason| *reason != "standby").into_iter().for_each(&mut push);
+            if self.plan.policy.relay && self.plan.relay.is_none() {
+                push("no_relay");
+            }
+            if reasons.is_empty() {
+                reasons.push("searching");
+            }
+        }
+        reasons
     }
 
     /// Closes what is left. Paths stay for a moment, by which the peer is told.
@@ -518,7 +637,13 @@ impl Driver {
         for search in &self.searches {
             self.inner.wire.paths(|paths| paths.close(search.slot));
         }
-        if let RelayStage::Asked(_, relay, _) = &self.relay {
+        if let RelayStage::Asked(Asked { relay, .. }) = &self.relay {
+            relay.close();
+        }
+        if let Some(heir) = &self.heir {
+            heir.relay.close();
+        }
+        if let Some((_, relay, _)) = &self.retired {
             relay.close();
         }
     }
@@ -555,8 +680,15 @@ fn serves_locally(leg: LegKind, role: Role, candidate: CandidateKind) -> bool {
 
 async fn relay_event(relay: &mut RelayStage) -> Option<TurnEvent> {
     match relay {
-        RelayStage::Asked(_, _, events) => events.recv().await,
+        RelayStage::Asked(asked) => asked.events.recv().await,
         RelayStage::Never | RelayStage::At(_) => std::future::pending().await,
+    }
+}
+
+async fn heir_event(heir: &mut Option<Asked>) -> Option<TurnEvent> {
+    match heir {
+        Some(heir) => heir.events.recv().await,
+        None => std::future::pending().await,
     }
 }
 

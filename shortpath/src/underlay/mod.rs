@@ -49,12 +49,12 @@ use crate::path::{Candidate, IceCredentials, KeeperView, MappingLifetime, Networ
 use crate::session::Role;
 use crate::shell::SessionHandle;
 use crate::tls::SessionKey;
-use driver::Driver;
+use driver::{Driver, Signal};
 use endpoint::Quic;
 use keeping::Known;
 pub use mapping::{MappingProbe, probe_port_mapping};
 pub use path_mtu::probe_path_mtu;
-pub use view::{LegState, LegView, ShortpathView};
+pub use view::{LegState, LegView, REASONS, ShortpathView};
 pub use wire::Ignored;
 use wire::Wire;
 
@@ -244,6 +244,8 @@ pub struct ShortpathPlan {
     pub policy: UdpPolicy,
     /// Differentiated services code point of the session's QUIC packets, 0 to 63.
     pub dscp: Option<u8>,
+    /// Have a relay ready beside a direct path. Without, one is asked for only while no other UDP path is up.
+    pub standby: bool,
 }
 
 /// A TURN server and time-limited credentials for it. `Debug` shows no secret.
@@ -284,7 +286,7 @@ impl UdpPolicy {
 /// One session's search for UDP paths. Dropped, it ends, and its legs with it.
 #[derive(Debug)]
 pub struct Shortpath {
-    signalled: mpsc::Sender<Vec<Candidate>>,
+    signalled: mpsc::Sender<Signal>,
     relayed: watch::Receiver<Option<Candidate>>,
     view: watch::Receiver<ShortpathView>,
     stop: CancellationToken,
@@ -293,8 +295,18 @@ pub struct Shortpath {
 impl Shortpath {
     /// Candidates of the peer that came to be known later. Beyond what a peer may signal at once they are dropped.
     pub fn add_remote_candidates(&self, candidates: Vec<Candidate>) {
-        if self.signalled.try_send(candidates).is_err() {
-            tracing::debug!("candidates for a search that is over, or flooded");
+        self.signal(Signal::Candidates(candidates));
+    }
+
+    /// The right to use the relay was renewed: allocations are made with it from now on, and one that lives is replaced
+    /// before it ends, as its credentials cannot change (RFC 8656 section 7.2 refuses that with 441).
+    pub fn renew_relay(&self, access: RelayAccess) {
+        self.signal(Signal::Relay(access));
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.signalled.try_send(signal).is_err() {
+            tracing::debug!("word for a search that is over, or flooded");
         }
     }
 

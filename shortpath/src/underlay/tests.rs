@@ -70,6 +70,7 @@ fn ends(client: &Underlay, agent: &Underlay, policy: UdpPolicy) -> Ends {
             token,
             policy,
             dscp: None,
+            standby: true,
         }
     };
     let client_plan =
@@ -530,7 +531,7 @@ async fn coturn() -> Option<(SocketAddr, tokio::process::Child)> {
     let child = tokio::process::Command::new("turnserver")
         .args(flags.split(' '))
         .args(["-L", "127.0.0.1", "-E", "127.0.0.1", "-p", &port, "-r", "switchback"])
-        .args(["-u", "name:secret", "--allow-loopback-peers"])
+        .args(["-u", "name:secret", "-u", "renewed:fresher", "--allow-loopback-peers"])
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .kill_on_drop(true)
@@ -575,6 +576,67 @@ async fn a_stock_turn_server_carries_a_session() {
     let tasks = transfer(&mut ends, 4, 500_000).await;
     all_done(&ends, tasks).await;
     assert!(!one.nats().is_empty() && one.nats()[0].servers[0].1.is_some(), "{:?}", one.nats());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewed_relay_credentials_take_over_without_a_gap() {
+    let Some((server, _turnserver)) = coturn().await else {
+        eprintln!("skipped: no turnserver (coturn) is installed");
+        return;
+    };
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy { relay: true, ..UdpPolicy::NONE });
+    ends.client.plan.as_mut().unwrap().relay = relay_access(server, "secret");
+    ends.client.search();
+    ends.agent.search();
+    ends.carried_by(LegKind::UdpRelay).await;
+    let shortpath = ends.client.shortpath.as_ref().unwrap();
+    let first = shortpath.relayed().borrow().unwrap();
+    let renewed = |username: &str| {
+        let (username, password) = (username.to_owned(), "fresher".to_owned());
+        RelayAccess { server, username, password }
+    };
+    shortpath.renew_relay(renewed("name"));
+    shortpath.renew_relay(renewed("renewed"));
+    let mut relayed = shortpath.relayed();
+    let fresh = relayed.wait_for(|it| it.is_some_and(|it| it != first));
+    let fresh = timeout(PATIENCE, fresh).await.unwrap().unwrap().unwrap();
+    let of_fresh = move |view: &ShortpathView| {
+        let pairs: Vec<_> = view.legs.iter().flat_map(|leg| &leg.pairs).collect();
+        let locals: std::collections::BTreeSet<_> = pairs.iter().map(|pair| pair.local).collect();
+        view.local.contains(&fresh) && locals.len() == 1 && pairs.iter().any(|pair| pair.selected)
+    };
+    let handed_over = async {
+        loop {
+            ends.echo().await;
+            if of_fresh(&ends.client.view()) {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, handed_over).await.expect("the old allocation stays");
+    for _ in 0..20 {
+        ends.echo().await;
+    }
+    let lost = [&ends.client, &ends.agent].map(|end| end.session.stats().legs_lost);
+    assert_eq!(lost, [0, 0]);
+}
+
+#[tokio::test]
+async fn without_standby_no_relay_is_asked_for_while_a_direct_path_is_up() {
+    let relay = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy::ALL);
+    for end in [&mut ends.client, &mut ends.agent] {
+        let plan = end.plan.as_mut().unwrap();
+        plan.relay = relay_access(relay.local_addr().unwrap(), "secret");
+        plan.standby = false;
+        end.search();
+    }
+    ends.carried_by(LegKind::UdpDirect).await;
+    let asked = timeout(Duration::from_secs(6), relay.recv(&mut [0; 500])).await;
+    assert!(asked.is_err(), "a relay was asked for");
 }
 
 #[tokio::test]

@@ -4,14 +4,35 @@ use serde::Serialize;
 use crate::LegKind;
 use crate::path::{Candidate, PairView};
 
+/// What [`ShortpathView::reasons`] may say.
+pub const REASONS: [&str; 19] = [
+    "policy_no_udp",
+    "udp_egress_blocked",
+    "hard_nat",
+    "no_local_candidates",
+    "no_remote_candidates",
+    "peer_silent",
+    "consent_expired",
+    "local_removed",
+    "quic_failed",
+    "no_relay",
+    "relay_unreachable",
+    "relay_unauthorized",
+    "relay_full",
+    "relay_forbids_peer",
+    "relay_mismatch",
+    "relay_refused",
+    "relay_no_socket",
+    "bad_key",
+    "searching",
+];
+
 /// The search for UDP paths of one session, as this end sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ShortpathView {
     /// Each kind of leg that policy allows.
     pub legs: Vec<LegView>,
-    /// Why no UDP path is in use; empty while one is. Symbolic: `policy_no_udp`, `udp_egress_blocked`,
-    /// `hard_nat_both_sides`, `relay_unreachable` and other words for relays, `quic_failed`, `peer_silent`,
-    /// `no_local_candidates`, `no_remote_candidates`, `searching`.
+    /// Why no direct path is up; empty while one is. Symbols, all of them in [`REASONS`].
     pub reasons: Vec<&'static str>,
     /// Our candidates that were used.
     pub local: Vec<Candidate>,

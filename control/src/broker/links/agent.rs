@@ -127,11 +127,11 @@ impl Agent {
                 self.app.hub.apply(Input::Ended { link, session, code });
             }
             (FromAgent::Network { candidates }, true) => {
-                let candidates = udp::admit(&self.app, udp::judge(&self.visitor), candidates);
+                let candidates = udp::admit(&self.app, link, &self.visitor, candidates);
                 self.app.hub.apply(Input::Network { link, candidates });
             }
             (FromAgent::Candidates { session, candidates }, true) => {
-                let candidates = udp::admit(&self.app, udp::judge(&self.visitor), candidates);
+                let candidates = udp::admit(&self.app, link, &self.visitor, candidates);
                 self.app.hub.apply(Input::Candidates { link, session, candidates });
             }
             (FromAgent::Paths { session, paths }, true) => {

@@ -114,7 +114,7 @@ impl Client {
                 self.answer(request, asked);
             }
             FromClient::Candidates { session, candidates } => {
-                let candidates = udp::admit(&self.app, udp::judge(&self.visitor), candidates);
+                let candidates = udp::admit(&self.app, link, &self.visitor, candidates);
                 self.app.hub.apply(Input::Candidates { link, session, candidates });
             }
             FromClient::Moved { session, moved } => {
@@ -150,7 +150,7 @@ impl Client {
 
     /// Candidates that may be passed on, of a client that does UDP.
     fn admit(&self, udp: Option<Vec<Candidate>>) -> Option<Vec<Candidate>> {
-        udp.map(|candidates| udp::admit(&self.app, udp::judge(&self.visitor), candidates))
+        udp.map(|candidates| udp::admit(&self.app, self.link, &self.visitor, candidates))
     }
 
     async fn open(&self, protocol: u32, asked: Asked) -> Result<(), Fault> {

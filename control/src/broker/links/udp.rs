@@ -3,6 +3,8 @@ use crate::broker::app::App;
 use crate::broker::candidates::Judge;
 use crate::broker::door::Visitor;
 use crate::broker::limits::is_label;
+use crate::broker::orchestrator::{Input, LinkId};
+use crate::code::Code;
 use crate::wire::{
     Candidate, PathMove, PathReport, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX,
     REPORT_REASONS_MAX,
@@ -10,16 +12,24 @@ use crate::wire::{
 
 /// Judges candidates of the end behind a link. One that came by a path we do not know the end of is far away, and its
 /// gateway has no address that it could be sent to.
-pub(super) fn judge(visitor: &Visitor) -> Judge {
+fn judge(visitor: &Visitor) -> Judge {
     let gateway = visitor.local.unwrap_or_else(|| ([0, 0, 0, 0], 0).into());
     Judge::new(visitor.address, gateway)
 }
 
-/// The candidates that may be passed on; the others are counted.
-pub(super) fn admit(app: &App, judge: Judge, candidates: Vec<Candidate>) -> Vec<Candidate> {
-    let (admitted, refused) = judge.admit(candidates);
+/// The candidates of a link's end that may be passed on; the others are counted, and remembered for `explain`.
+pub(super) fn admit(
+    app: &App,
+    link: LinkId,
+    visitor: &Visitor,
+    candidates: Vec<Candidate>,
+) -> Vec<Candidate> {
+    let (admitted, refused) = judge(visitor).admit(candidates);
     if refused > 0 {
-        app.counters.candidates_refused.add_many(refused as u64);
+        let code = Code::CandidateRefused;
+        tracing::debug!(link = link.0, peer = %visitor.address, refused, %code, "candidates refused");
+        app.counters.faults.add_many(code, refused as u64);
+        app.hub.apply(Input::CandidatesRefused { link });
     }
     admitted
 }

@@ -92,11 +92,6 @@ fn refusals(page: &mut Page, app: &App) {
             counters.links_overrun.get(),
         ),
         (
-            "switchback_candidates_refused_total",
-            "UDP candidates of agents and clients that no peer may be sent to.",
-            counters.candidates_refused.get(),
-        ),
-        (
             "switchback_replay_cache_full_total",
             "Legs refused because too many tickets were in use at once.",
             app.admission.overflow(),

@@ -94,6 +94,10 @@ pub(crate) enum Input {
         session: SessionId,
         candidates: Vec<Candidate>,
     },
+    /// Some of what an end offered are no addresses that a peer may be sent to.
+    CandidatesRefused {
+        link: LinkId,
+    },
     /// Someone wants to know how a session goes.
     Explain {
         session: SessionId,

@@ -63,6 +63,8 @@ struct Client {
     user: String,
     token: String,
     address: Option<ClientAddress>,
+    /// Some of its candidates were.
+    refused: bool,
 }
 
 /// Which end speaks.
@@ -93,7 +95,7 @@ impl Orchestrator {
     pub(crate) fn handle(&mut self, now: Instant, input: Input) -> Vec<Output> {
         match input {
             Input::ClientUp { link, user, token, address } => {
-                self.clients.insert(link, Client { user, token, address });
+                self.clients.insert(link, Client { user, token, address, refused: false });
             }
             Input::ClientDown { link } => self.client_down(now, link),
             Input::AgentUp { link, registration } => self.agent_up(now, link, registration),
@@ -111,6 +113,7 @@ impl Orchestrator {
             Input::Candidates { link, session, candidates } => {
                 self.candidates(now, link, &session, &candidates);
             }
+            Input::CandidatesRefused { link } => self.candidates_refused(link),
             Input::Moved { link, session, moved, direct } => {
                 self.moved(link, &session, moved, direct);
             }
@@ -181,7 +184,7 @@ impl Orchestrator {
             return;
         }
         for session in self.sessions.iter_mut().filter(|session| session.client == Some(link)) {
-            session.client = None;
+            session.client_gone();
         }
         self.end_ready_without_client(now);
     }

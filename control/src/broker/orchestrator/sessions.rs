@@ -153,6 +153,14 @@ impl Session {
         }
     }
 
+    /// The client's link is down. What it said of its transport is void: if it lives, its agent says the same.
+    pub(super) fn client_gone(&mut self) {
+        self.client = None;
+        if let Some(heard) = &mut self.from_client {
+            heard.report.transport = None;
+        }
+    }
+
     fn is_live(&self) -> bool {
         self.legs.iter().any(|leg| leg.live)
     }

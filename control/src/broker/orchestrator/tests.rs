@@ -117,20 +117,31 @@ impl World {
     }
 
     pub(super) fn report(&mut self, link: LinkId, grant: &Grant, with_grant: bool) -> Vec<Output> {
-        let report = SessionReport {
-            session: grant.session.clone(),
-            grant: None,
-            transport: Some("TCP (Reverse-Connect)".into()),
-            rtt: None,
-            client_to_target: 10,
-            target_to_client: 20,
-            channels: 3,
-            resumes: 1,
-            paths: vec![],
-            loss: LossCounts::default(),
-        };
+        let report =
+            SessionReport { transport: Some("TCP (Reverse-Connect)".into()), ..uncarried(grant) };
         let grant = with_grant.then(|| grant.clone());
         self.say(Input::Reports { link, reports: vec![Reported { report, grant }] })
+    }
+
+    /// An end reports that nothing carries the session.
+    fn report_uncarried(&mut self, link: LinkId, grant: &Grant) {
+        let reports = vec![Reported { report: uncarried(grant), grant: None }];
+        self.say(Input::Reports { link, reports });
+    }
+}
+
+fn uncarried(grant: &Grant) -> SessionReport {
+    SessionReport {
+        session: grant.session.clone(),
+        grant: None,
+        transport: None,
+        rtt: None,
+        client_to_target: 10,
+        target_to_client: 20,
+        channels: 3,
+        resumes: 1,
+        paths: vec![],
+        loss: LossCounts::default(),
     }
 }
 
@@ -222,6 +233,21 @@ fn a_dropped_link_ends_no_session() {
     world.say(Input::AgentDown { link: AGENT });
     world.after(3600);
     assert_eq!(world.state(&grant), Some(SessionState::Active));
+}
+
+#[test]
+fn a_session_on_udp_whose_client_is_gone_is_paused_as_soon_as_its_agent_says_so() {
+    let mut world = World::ready();
+    let (grant, pair) = world.open();
+    world.say(Input::PairStarted { pair });
+    world.say(Input::PairEnded { pair });
+    world.report(CLIENT, &grant, true);
+    world.report(AGENT, &grant, true);
+    assert_eq!(world.state(&grant), Some(SessionState::Active));
+    world.say(Input::ClientDown { link: CLIENT });
+    assert_eq!(world.state(&grant), Some(SessionState::Active), "the link alone says nothing");
+    world.report_uncarried(AGENT, &grant);
+    assert_eq!(world.state(&grant), Some(SessionState::Paused));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::broker::rate::{Bucket, Rate};
 use crate::broker::seal::Grant;
 use crate::broker::udp::RELAY_TTL;
 use crate::code::Code;
+use crate::path_reason::{CANDIDATE_REFUSED, HARD_NAT_BOTH_SIDES};
 use crate::wire::{Candidate, PathMove, PathReport, SessionId, TransportPolicy, UdpUse};
 
 /// Candidates messages of one end about one session: a relay, a mapped port and a few interfaces come one by one at the
@@ -52,11 +53,14 @@ pub(super) struct Network {
     candidates: Option<Vec<Candidate>>,
     untold: bool,
     telling: Bucket,
+    /// Some were refused.
+    refused: bool,
 }
 
 impl Network {
     pub(super) fn unknown(now: Instant) -> Self {
-        Self { candidates: None, untold: false, telling: Bucket::full(NETWORKS, now) }
+        let telling = Bucket::full(NETWORKS, now);
+        Self { candidates: None, untold: false, telling, refused: false }
     }
 }
 
@@ -152,6 +156,15 @@ impl Orchestrator {
         }
     }
 
+    /// Takes note that an end offers what no peer may be sent to.
+    pub(super) fn candidates_refused(&mut self, link: LinkId) {
+        if let Some(client) = self.clients.get_mut(&link) {
+            client.refused = true;
+        } else if let Some(agent) = self.agents.get_mut(link) {
+            agent.network.refused = true;
+        }
+    }
+
     /// Takes note of a move that a client tells of.
     pub(super) fn moved(
         &mut self,
@@ -192,14 +205,31 @@ impl Orchestrator {
     /// What both ends said last, and whether each has a link to be asked on: client's, agent's.
     pub(crate) fn explained(&self, id: &SessionId) -> Option<(Explained, [bool; 2])> {
         let session = self.sessions.get(id)?;
-        let said = session
+        let mut said = session
             .udp
             .paths
             .each_ref()
             .map(|paths| paths.as_ref().map(|(at, paths)| (*at, PathReport::clone(paths))));
-        let there = [LegSide::Client, LegSide::Agent]
-            .map(|end| self.link_of(&session.grant, end).is_some());
-        Some((said, there))
+        let links = [LegSide::Client, LegSide::Agent].map(|end| self.link_of(&session.grant, end));
+        for (said, link) in said.iter_mut().zip(links) {
+            if let (Some((_, paths)), true) = (said, link.is_some_and(|it| self.was_refused(it))) {
+                paths.reasons.push(CANDIDATE_REFUSED.to_owned());
+            }
+        }
+        let hard = |said: &Option<(Instant, PathReport)>| {
+            said.as_ref().is_some_and(|(_, paths)| paths.reasons.iter().any(|it| it == "hard_nat"))
+        };
+        if said.iter().all(hard) {
+            for (_, paths) in said.iter_mut().flatten() {
+                paths.reasons.push(HARD_NAT_BOTH_SIDES.to_owned());
+            }
+        }
+        Some((said, links.map(|link| link.is_some())))
+    }
+
+    fn was_refused(&self, link: LinkId) -> bool {
+        self.clients.get(&link).is_some_and(|client| client.refused)
+            || self.agents.get(link).is_some_and(|agent| agent.network.refused)
     }
 
     /// Renews the relay credentials that are due, a few at a time.

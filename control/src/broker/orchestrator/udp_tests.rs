@@ -197,6 +197,43 @@ fn both_ends_are_asked_and_their_answers_kept() {
 }
 
 #[test]
+fn hard_nats_at_both_ends_are_told_as_what_they_are_together() {
+    let mut world = world(UdpUse::Prefer);
+    let (_, _, grant) = told(&open(&mut world, None));
+    let session = grant.session;
+    let mut say = |link| {
+        let paths = PathReport { reasons: vec!["hard_nat".into()], ..Default::default() };
+        let paths = Box::new(paths);
+        world.say(Input::Paths { link, session: session.clone(), paths });
+        let (said, _) = world.orchestrator.explained(&session).unwrap();
+        said.map(|said| said.map(|(_, paths)| paths.reasons.join(" ")))
+    };
+    assert_eq!(say(AGENT), [None, Some("hard_nat".into())]);
+    let both = Some("hard_nat hard_nat_both_sides".to_owned());
+    assert_eq!(say(CLIENT), [both.clone(), both]);
+}
+
+#[test]
+fn an_end_whose_candidates_were_refused_is_told_so_by_explain() {
+    let mut world = world(UdpUse::Prefer);
+    let (_, _, grant) = told(&open(&mut world, None));
+    let session = grant.session;
+    for link in [CLIENT, AGENT] {
+        world.say(Input::Paths { link, session: session.clone(), paths: Box::default() });
+    }
+    let mut reasons = |world: &mut World| {
+        let (said, _) = world.orchestrator.explained(&session).unwrap();
+        said.map(|said| said.unwrap().1.reasons.join(" "))
+    };
+    assert_eq!(reasons(&mut world), ["", ""]);
+    world.say(Input::CandidatesRefused { link: CLIENT });
+    assert_eq!(reasons(&mut world), ["candidate_refused", ""]);
+    world.say(Input::CandidatesRefused { link: AGENT });
+    world.say(Input::CandidatesRefused { link: LinkId(77) });
+    assert_eq!(reasons(&mut world), ["candidate_refused", "candidate_refused"]);
+}
+
+#[test]
 fn a_client_counts_its_first_direct_move_once() {
     let mut world = world(UdpUse::Prefer);
     let (_, _, grant) = told(&open(&mut world, None));
