@@ -1,4 +1,6 @@
 //! What an end finds out about its network: a port at its router, and what `netcheck` tells of it.
+use switchback_bench::lab::packet::Protocol;
+
 use super::scene::{Scene, echo};
 
 #[test]
@@ -45,4 +47,33 @@ fn netcheck_tells_nat_mtu_port_and_round_trips() {
             assert_eq!(mapping["router"], "192.168.1.1");
         }
     }
+}
+
+#[test]
+fn udp_leaves_only_from_the_ports_that_both_ends_are_given() {
+    const PORTS: [(&str, &str); 1] = [("SWITCHBACK_UDP_PORTS", "50000-50009")];
+    let Some(scene) = Scene::with_ends("pair", &PORTS) else { return };
+    let session = scene.connect();
+    let mut stream = session.dial();
+    scene.expect_transport("UDP (Shortpath)");
+    echo(&mut stream, 100, 300);
+    for nat in ["client-nat", "agent-nat"] {
+        let mappings = scene.lab.nat(nat).mappings();
+        let udp = mappings.iter().filter(|it| it.protocol == Protocol::Udp);
+        let ports: Vec<_> = udp.map(|it| it.inside.port()).collect();
+        assert!(!ports.is_empty(), "{nat}");
+        assert!(ports.iter().all(|port| (50_000..=50_009).contains(port)), "{nat}: {ports:?}");
+    }
+}
+
+#[test]
+fn networks_that_policy_excludes_get_no_udp() {
+    const NETWORKS: [(&str, &str); 1] = [("SWITCHBACK_UDP_NETWORKS", "10.0.0.0/8")];
+    let Some(scene) = Scene::with_ends("routed", &NETWORKS) else { return };
+    let session = scene.connect();
+    let mut stream = session.dial();
+    echo(&mut stream, 100, 300);
+    let label = scene.transport_within("UDP (Shortpath)", std::time::Duration::from_secs(3));
+    assert_ne!(label.as_deref(), Some("UDP (Shortpath)"));
+    echo(&mut stream, 100, 20);
 }

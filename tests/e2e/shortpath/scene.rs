@@ -18,6 +18,8 @@ pub(super) struct Scene {
     _agent: Process,
     login: String,
     home: TempDir,
+    /// Environment of both ends.
+    ends: &'static [(&'static str, &'static str)],
     pub(super) lab: Lab,
 }
 
@@ -30,6 +32,22 @@ impl Scene {
 
     /// As [`Self::start`], with options on the resource (`;udp=off`).
     pub(super) fn with_resource(topology: &str, options: &str) -> Option<Self> {
+        Self::build(topology, options, &[])
+    }
+
+    /// As [`Self::start`], with these environment variables for agent and client.
+    pub(super) fn with_ends(
+        topology: &str,
+        ends: &'static [(&'static str, &'static str)],
+    ) -> Option<Self> {
+        Self::build(topology, "", ends)
+    }
+
+    fn build(
+        topology: &str,
+        options: &str,
+        ends: &'static [(&'static str, &'static str)],
+    ) -> Option<Self> {
         if lab::skip(lab::unavailable()) {
             return None;
         }
@@ -43,9 +61,11 @@ impl Scene {
         let agent = run(&lab, "agent", &home, |command| {
             command.args(["agent", "--name", "box", "--join", &text("join"), "--resource"]);
             command.arg(target.resource_with("echo", options));
+            command.envs(ends.iter().copied());
         });
         let login = text("login");
-        let scene = Self { server: Mutex::new(Some(server)), _agent: agent, login, home, lab };
+        let scene =
+            Self { server: Mutex::new(Some(server)), _agent: agent, login, home, ends, lab };
         eventually("the resource to be online", Duration::from_secs(20), || {
             let feed = scene.ask(&["resources"]).json();
             feed.as_array()?.iter().any(|line| line["online"] == true).then_some(())
@@ -67,6 +87,7 @@ impl Scene {
         let mut process = run(&self.lab, "client", &self.home, |command| {
             command.env("SWITCHBACK_LOGIN", &self.login);
             command.args(["connect", "echo", "--listen", "127.0.0.1:0", "--json"]);
+            command.envs(self.ends.iter().copied());
         });
         let ready = process.first_json();
         let listen = ready["listen"].as_str().expect("an address").parse().expect("an address");

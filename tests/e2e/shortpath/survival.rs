@@ -69,6 +69,14 @@ fn a_nat_with_a_mapping_timeout_of_two_seconds_loses_no_byte() {
 }
 
 #[test]
+fn a_nat_that_ends_mappings_at_an_age_however_busy_loses_no_byte() {
+    while_busy(
+        "pair:client-nat=port-restricted,lifetime=3s,agent-nat=port-restricted,lifetime=4s",
+        |_| thread::sleep(Duration::from_secs(5)),
+    );
+}
+
+#[test]
 fn a_client_that_roams_loses_no_byte() {
     while_busy(PAIR, |scene| {
         let client = scene.lab.host("client");
