@@ -356,6 +356,46 @@ async fn a_stranger_gets_no_answer_to_anything() {
     assert_eq!((ignored.quic_unknown_token, ignored.quic_unknown_id), (2, 1), "{ignored:?}");
 }
 
+/// A packet that begins as one of a connection between the two underlays would.
+fn packet_for(id: [u8; 9]) -> Vec<u8> {
+    let mut packet = vec![0x41];
+    packet.extend(id);
+    packet.resize(60, 7);
+    packet
+}
+
+#[tokio::test]
+async fn packets_of_relays_do_not_wait_for_a_busy_socket_to_rest() {
+    use quinn::AsyncUdpSocket;
+    let config = UnderlayConfig { loopback: true, ipv6: false, ..UnderlayConfig::default() };
+    let wire = super::wire::Wire::new(super::sockets::open_all(&config).unwrap());
+    let busy = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let to = SocketAddr::from(([127, 0, 0, 1], wire.sockets[0].port));
+    let (slot, relayed) =
+        wire.paths(|paths| (paths.open(None).unwrap(), paths.open(None).unwrap()));
+    let (id, from) = (wire.ids.make(Some(slot), 1), busy.local_addr().unwrap());
+    wire.paths(|paths| {
+        paths.admit(slot, crate::path::Route { local: wire.sockets[0].id, remote: from })
+    });
+    let far = crate::path::Route { local: crate::path::LocalId(9), remote: from };
+    wire.paths(|paths| paths.admit(relayed, far));
+    for _ in 0..64 {
+        busy.send_to(&packet_for(id), to).await.unwrap();
+    }
+    wire.unwrapped(far, &packet_for(wire.ids.make(Some(relayed), 2)));
+    let mut seen = Vec::new();
+    for _ in 0..16 {
+        let mut buffer = [0; 2048];
+        let mut metas = [quinn::udp::RecvMeta::default()];
+        let count = std::future::poll_fn(|cx| {
+            wire.poll_recv(cx, &mut [io::IoSliceMut::new(&mut buffer)], &mut metas)
+        });
+        assert_eq!(timeout(PATIENCE, count).await.unwrap().unwrap(), 1);
+        seen.push(super::paths::slot_at(metas[0].addr));
+    }
+    assert!(seen.contains(&Some(slot)) && seen.contains(&Some(relayed)), "{seen:?}");
+}
+
 /// A UDP relay between two ports that can change its own port, and fall silent for some or all.
 struct Middle {
     /// Where the client sends.
