@@ -2,7 +2,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::{ClientConfig, Connection};
+use quinn::Connection;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +34,7 @@ pub(super) struct Driver {
     plan: ShortpathPlan,
     session: SessionRef,
     searches: Vec<Search>,
-    client: Option<ClientConfig>,
+    client: Option<endpoint::Client>,
     ear: Ear,
     hears: mpsc::Receiver<Heard>,
     strangers: mpsc::Receiver<(SlotId, Route)>,
@@ -279,7 +279,8 @@ impl Driver {
         let Some(client) = &self.client else { return };
         let token = token_of(&self.plan.token, search.kind);
         let rtt = search.route.and_then(|route| search.finder.rtt(route));
-        let config = endpoint::attempt(client, token, rtt);
+        let end = (&self.inner.wire, search.slot);
+        let config = endpoint::attempt(client, end, token, rtt);
         let (slot, tell, inner) = (search.slot, self.tell.clone(), Arc::clone(&self.inner));
         let stop = self.stop.clone();
         tokio::spawn(async move {

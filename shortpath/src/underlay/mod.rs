@@ -9,7 +9,7 @@
 //! * `sockets`, `interfaces`: what the machine has. `wire`: all of it as one socket, for quinn.
 //! * `demux`, `paths`: what a datagram is, and whom it is for; pure.
 //! * `exchange`: which task a STUN message is for. `relay`: a TURN allocation at work.
-//! * `endpoint`: quinn. `driver`, `search`: one session's search, and what `view` shows of it.
+//! * `endpoint`: quinn. `witness`: whose its connection ids are. `driver`, `search`: one session's search, and what `view` shows of it.
 //! * `keeping`: candidates, fresh before any session needs them.
 //!
 //! Nothing that arrives is believed before it is authenticated: a STUN message by its signature, a route by an answered
@@ -26,6 +26,7 @@ mod search;
 mod sockets;
 mod view;
 mod wire;
+mod witness;
 
 #[cfg(test)]
 mod tests;

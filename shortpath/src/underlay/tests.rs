@@ -365,6 +365,48 @@ fn packet_for(id: [u8; 9]) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn nobody_makes_the_sessions_of_an_end_send_checks_to_a_victim() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut sessions = Vec::new();
+    for _ in 0..2 {
+        let mut ends = ends(&one, &two, UdpPolicy { direct: true, ..UdpPolicy::NONE });
+        ends.client.search();
+        ends.agent.search();
+        ends.carried_by(LegKind::UdpDirect).await;
+        sessions.push(ends);
+    }
+    // An id such as the agent gives to all its peers, in a packet that seems to come from the victim.
+    let victim = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let packet = packet_for(two.0.inner.wire.ids.make(None, 7));
+    victim.send_to(&packet, two.candidates()[0].address).await.unwrap();
+    let check = timeout(Duration::from_millis(300), victim.recv(&mut [0; 1500])).await;
+    assert!(check.is_err(), "{check:?}");
+    assert_eq!(two.ignored().quic_stranger, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_between_the_same_two_ends_get_their_packets_as_the_kernel_gives_them() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        let mut ends = ends(&one, &two, UdpPolicy { direct: true, ..UdpPolicy::NONE });
+        ends.client.search();
+        ends.agent.search();
+        ends.carried_by(LegKind::UdpDirect).await;
+        ends.echo().await;
+        sessions.push(ends);
+    }
+    // A server may still be about to change to another id.
+    sleep(Duration::from_millis(300)).await;
+    let before = [one.0.inner.wire.copied(), two.0.inner.wire.copied()];
+    for ends in &mut sessions {
+        let tasks = transfer(ends, 2, 500_000).await;
+        all_done(ends, tasks).await;
+    }
+    assert_eq!([one.0.inner.wire.copied(), two.0.inner.wire.copied()], before);
+}
+
+#[tokio::test]
 async fn packets_of_relays_do_not_wait_for_a_busy_socket_to_rest() {
     use quinn::AsyncUdpSocket;
     let config = UnderlayConfig { loopback: true, ipv6: false, ..UnderlayConfig::default() };
