@@ -71,7 +71,7 @@ const RELAY_SECOND: Duration = Duration::from_secs(3);
 const RELAY_RETRY: Duration = Duration::from_secs(30);
 /// Between two views.
 const VIEW: Duration = Duration::from_millis(100);
-/// The peer's candidates kept: what its finder takes, for each kind.
+/// The peer's candidates kept: more than it may signal at once, and its relay.
 const REMOTE_MAX: usize = 96;
 /// Messages of the driver's own helpers.
 const HELPERS: usize = 16;
@@ -346,11 +346,7 @@ impl Driver {
     }
 
     fn take_signalled(&mut self, candidates: Vec<Candidate>) {
-        for candidate in candidates {
-            if self.remote.len() < REMOTE_MAX && !self.remote.contains(&candidate) {
-                self.remote.push(candidate);
-            }
-        }
+        take_in(&mut self.remote, candidates);
         self.give_candidates();
         self.permit_peers();
     }
@@ -521,6 +517,23 @@ impl Driver {
     }
 }
 
+/// A message of the peer's holds all its addresses, or that of its relay: they take the place of those it named before. New
+/// ones come first, as the finder may have room for one only.
+fn take_in(known: &mut Vec<Candidate>, message: Vec<Candidate>) {
+    let relayed = |candidate: &Candidate| candidate.kind == CandidateKind::Relayed;
+    let named = |is_relayed| message.iter().any(|candidate| relayed(candidate) == is_relayed);
+    let replaced = [named(false), named(true)];
+    let kept = known.iter().filter(|old| !replaced[usize::from(relayed(old))]).copied();
+    let kept: Vec<_> = kept.collect();
+    let (old, new): (Vec<_>, Vec<_>) = message.into_iter().partition(|one| known.contains(one));
+    known.clear();
+    for candidate in new.into_iter().chain(kept).chain(old) {
+        if known.len() < REMOTE_MAX && !known.contains(&candidate) {
+            known.push(candidate);
+        }
+    }
+}
+
 fn relay_at_first(plan: &ShortpathPlan) -> RelayStage {
     if plan.relay.is_none() || !plan.policy.relay {
         return RelayStage::Never;
@@ -566,4 +579,33 @@ async fn sleep_until(at: Option<Instant>) {
 
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(kind: CandidateKind, port: u16) -> Candidate {
+        Candidate::new(kind, ([198, 51, 100, 7], port).into())
+    }
+
+    #[test]
+    fn the_newest_addresses_of_a_peer_that_moves_for_ever_are_the_first_to_be_tried() {
+        let host = |port| candidate(CandidateKind::Host, port);
+        let relayed = candidate(CandidateKind::Relayed, 9);
+        let mut known = vec![relayed];
+        for port in 1000..2000 {
+            take_in(&mut known, vec![host(1), host(port)]);
+            let expected: &[_] = if port == 1000 {
+                &[host(1), host(1000), relayed]
+            } else {
+                &[host(port), relayed, host(1)]
+            };
+            assert_eq!(known, expected);
+        }
+        take_in(&mut known, vec![candidate(CandidateKind::Relayed, 10)]);
+        assert_eq!(known, [candidate(CandidateKind::Relayed, 10), host(1999), host(1)]);
+        take_in(&mut known, (1..=1000).map(host).collect());
+        assert_eq!(known.len(), REMOTE_MAX);
+    }
 }
