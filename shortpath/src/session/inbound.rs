@@ -67,6 +67,7 @@ impl Session {
             }
         }
         self.finish_close(leg);
+        self.close_if_brought();
     }
 
     /// A CLOSE that overtook bytes takes effect once they have come.

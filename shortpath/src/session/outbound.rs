@@ -48,6 +48,7 @@ impl Session {
         if let Stage::Closing(code, _) = self.stage
             && self.selected() == Some(leg)
             && !self.has_transmit(leg)
+            && self.is_brought()
         {
             self.end(CloseReason::ByUs(code), Some(code));
             self.poll_transmit(now, leg, max_bytes, out);
