@@ -26,6 +26,24 @@ impl Session {
         self.events.push_back(Event::Closed(reason));
     }
 
+    /// Ends a session that is being closed once nothing holds its CLOSE back.
+    pub(super) fn close_if_brought(&mut self) {
+        if let Stage::Closing(code, _) = self.stage
+            && self.is_brought()
+            && !self.has_queued()
+            && self.selected().is_none_or(|leg| !self.has_transmit(leg))
+        {
+            self.end(CloseReason::ByUs(code), Some(code));
+        }
+    }
+
+    /// CLOSE may leave on every leg. Each keeps it behind its own bytes only, so where there are several, one that is idle
+    /// would cut off what is on its way on another.
+    pub(super) fn is_brought(&self) -> bool {
+        self.legs.len() < 2
+            || self.channels.values().all(|channel| !channel.is_live() || channel.send.is_brought())
+    }
+
     pub(super) fn fail(&mut self, error: ProtocolError) {
         self.end(CloseReason::Protocol(error.to_string()), Some(CLOSE_PROTOCOL));
     }
@@ -205,7 +223,7 @@ impl Session {
         assert!(self.legs.len() <= super::limits::LEGS_MAX);
         assert!(self.flows.len() <= self.channels.len());
         for leg in self.legs.values() {
-            leg.check_bounds(self.channels.len());
+            leg.check_bounds();
         }
     }
 }

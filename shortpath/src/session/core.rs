@@ -267,7 +267,8 @@ impl Session {
         true
     }
 
-    /// Ends the session once queued frames have left, at the latest after [`SessionConfig::close_within`].
+    /// Ends the session once queued frames have left (and, with several legs, have come), at the latest after
+    /// [`SessionConfig::close_within`].
     pub fn close(&mut self, now: Instant, code: u16) {
         if !matches!(self.stage, Stage::Open) {
             return;
@@ -276,7 +277,10 @@ impl Session {
         self.wake_all();
         if self.legs.is_empty() {
             self.end(CloseReason::ByUs(code), None);
-        } else if !self.has_queued() && self.legs.values().all(|leg| leg.hello_sent) {
+        } else if !self.has_queued()
+            && self.is_brought()
+            && self.legs.values().all(|leg| leg.hello_sent)
+        {
             self.end(CloseReason::ByUs(code), Some(code));
         }
     }

@@ -538,6 +538,70 @@ fn a_close_that_overtakes_bytes_waits_for_them() {
 }
 
 #[test]
+fn a_close_on_an_idle_leg_cuts_off_nothing_that_another_still_carries() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.link_of(TcpReverse, Weather::fair(ms(30)), NOW);
+    let direct = pair.link_of(UdpDirect, Weather::fair(ms(20)), NOW);
+    pair.run(ms(500));
+    assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpDirect));
+    let channel = pair.open(CLIENT).unwrap();
+    // The direct path grows a queue just now.
+    pair.links[direct].weather.delay = ms(150);
+    assert_eq!(pair.write(CLIENT, channel, 40_000), 40_000);
+    pair.finish(CLIENT, channel);
+    let now = pair.now;
+    pair.ends[CLIENT].session.close(now, 0);
+    pair.settle();
+    assert_eq!(pair.ends[CLIENT].closed, None, "bytes are on their way");
+    pair.run(ms(600));
+    pair.read(AGENT, channel);
+    assert_eq!(pair.ends[AGENT].streams[&channel].read, 40_000);
+    assert_eq!(pair.ends[CLIENT].closed, Some(CloseReason::ByUs(0)));
+    assert_eq!(pair.ends[AGENT].closed, Some(CloseReason::ByPeer(0)));
+}
+
+#[test]
+fn a_close_waits_no_longer_than_it_may_for_a_leg_that_is_deaf() {
+    let config = SessionConfig::default();
+    let mut pair = Pair::new(&config);
+    for kind in [TcpReverse, UdpDirect] {
+        pair.link_of(kind, Weather::fair(ms(20)), NOW);
+    }
+    pair.run(ms(500));
+    let channel = pair.open(CLIENT).unwrap();
+    (0..2).for_each(|link| pair.blackhole(link, CLIENT));
+    pair.write(CLIENT, channel, 1000);
+    let now = pair.now;
+    pair.ends[CLIENT].session.close(now, 0);
+    pair.settle();
+    pair.run(config.close_within);
+    assert_eq!(pair.ends[CLIENT].closed, Some(CloseReason::ByUs(0)));
+}
+
+#[test]
+fn the_first_flight_on_a_leg_that_never_begins_leaves_again_on_the_first_that_does() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.link_of(UdpDirect, Weather::fair(ms(10)), NOW);
+    (0..2).for_each(|end| pair.blackhole(0, end));
+    let channel = pair.open(CLIENT).unwrap();
+    assert_eq!(pair.write(CLIENT, channel, 1000), 1000);
+    pair.finish(CLIENT, channel);
+    pair.run(ms(5));
+    pair.link_of(TcpReverse, Weather::fair(ms(20)), NOW);
+    pair.run(ms(100));
+    pair.read(AGENT, channel);
+    assert_eq!(pair.ends[AGENT].streams[&channel].read, 1000);
+}
+
+#[test]
+fn a_leg_that_cannot_write_remembers_few_of_the_channels_that_come_and_go() {
+    let mut leg = super::leg::Leg::new(Instant::now(), TcpReverse);
+    (1..100_000).for_each(|n| leg.echoes(id(n)));
+    leg.check_bounds();
+    assert!(leg.take_echo().contains(&id(99_999)), "the newest are kept");
+}
+
+#[test]
 fn word_that_a_channel_is_over_goes_back_where_it_was_asked_for() {
     // Found by the random story: the agent takes a leg that is deaf on its way back for the newest there is.
     let mut pair = Pair::new(&SessionConfig::default());

@@ -48,6 +48,7 @@ impl Session {
         if let Stage::Closing(code, _) = self.stage
             && self.selected() == Some(leg)
             && !self.has_transmit(leg)
+            && self.is_brought()
         {
             self.end(CloseReason::ByUs(code), Some(code));
             self.poll_transmit(now, leg, max_bytes, out);
@@ -264,7 +265,7 @@ impl Session {
         if !due && batch.out.len() == first {
             return;
         }
-        let echo = std::mem::take(&mut leg.echo);
+        let echo = leg.take_echo();
         let seen = leg.take_seen();
         for id in echo {
             let state = self.channels.get_mut(&id).map(|channel| channel.state(id));

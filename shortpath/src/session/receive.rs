@@ -176,7 +176,7 @@ impl ReceiveHalf {
             advance(&mut bytes, before_end - offset);
             offset = before_end.min(end);
         }
-        while let Some((at, run)) = self.runs.range(offset + 1..).next()
+        while let Some((at, run)) = self.runs.range(offset..).next()
             && *at < end
             && offset < end
         {
@@ -246,6 +246,18 @@ mod tests {
         }
         assert_eq!(text(&mut half), all);
         assert_eq!(half.held(), 0);
+    }
+
+    #[test]
+    fn runs_that_overlap_on_both_sides_hold_no_byte_twice() {
+        let all: Vec<u8> = (0..30).collect();
+        let mut half = half();
+        for (from, to) in [(20, 30), (10, 20), (15, 25), (12, 28), (5, 30)] {
+            half.data(from as u64, Bytes::copy_from_slice(&all[from..to])).unwrap();
+        }
+        assert_eq!(half.held(), 25);
+        half.data(0, Bytes::copy_from_slice(&all[..6])).unwrap();
+        assert_eq!((half.held(), text(&mut half)), (30, all));
     }
 
     #[test]

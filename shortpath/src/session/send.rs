@@ -200,6 +200,11 @@ impl SendHalf {
         self.fin == Fin::Wanted || self.fresh < self.end || !self.again.is_empty()
     }
 
+    /// The peer has every byte, and knows of the end if there is one.
+    pub(super) fn is_brought(&self) -> bool {
+        self.acked == self.end && matches!(self.fin, Fin::None | Fin::Acked)
+    }
+
     /// Number of bytes ever written.
     pub(super) fn end(&self) -> u64 {
         self.end

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::{ClientConfig, Connection};
+use quinn::Connection;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +44,7 @@ pub(super) struct Driver {
     plan: ShortpathPlan,
     session: SessionRef,
     searches: Vec<Search>,
-    client: Option<ClientConfig>,
+    client: Option<endpoint::Client>,
     ear: Ear,
     hears: mpsc::Receiver<Heard>,
     strangers: mpsc::Receiver<(SlotId, Route)>,
@@ -94,7 +94,7 @@ const RELAY_RETRY: Duration = Duration::from_secs(30);
 const RELAY_HANDOVER: Duration = Duration::from_secs(10);
 /// Between two views.
 const VIEW: Duration = Duration::from_millis(100);
-/// The peer's candidates kept: what its finder takes, for each kind.
+/// The peer's candidates kept: more than it may signal at once, and its relay.
 const REMOTE_MAX: usize = 96;
 /// Messages of the driver's own helpers.
 const HELPERS: usize = 16;
@@ -216,14 +216,7 @@ impl Driver {
         self.take_signalled(signalled);
         loop {
             self.step();
-            if self.session.is_closed() {
-                tokio::select! {
-                    () = self.stop.cancelled() => {}
-                    () = tokio::time::sleep(GOODBYE) => {}
-                }
-                break;
-            }
-            if !self.wait().await {
+            if self.session.is_closed() || !self.wait().await {
                 break;
             }
         }
@@ -315,7 +308,8 @@ impl Driver {
         let Some(client) = &self.client else { return };
         let token = token_of(&self.plan.token, search.kind);
         let rtt = search.route.and_then(|route| search.finder.rtt(route));
-        let config = endpoint::attempt(client, token, rtt);
+        let end = (&self.inner.wire, search.slot);
+        let config = endpoint::attempt(client, end, token, rtt);
         let (slot, tell, inner) = (search.slot, self.tell.clone(), Arc::clone(&self.inner));
         let stop = self.stop.clone();
         tokio::spawn(async move {
@@ -381,11 +375,7 @@ impl Driver {
     }
 
     fn take_signalled(&mut self, candidates: Vec<Candidate>) {
-        for candidate in candidates {
-            if self.remote.len() < REMOTE_MAX && !self.remote.contains(&candidate) {
-                self.remote.push(candidate);
-            }
-        }
+        take_in(&mut self.remote, candidates);
         self.give_candidates();
         self.permit_peers();
     }
@@ -623,8 +613,24 @@ impl Driver {
         reasons
     }
 
+    /// The legs of a session that is over close by themselves, once the peer has read their last bytes and words.
+    async fn let_legs_end(&self) {
+        let all = async {
+            for search in &self.searches {
+                if let Stage::Up { connection, .. } = &search.stage {
+                    connection.closed().await;
+                }
+            }
+        };
+        // Some peers do not answer any more.
+        let _ = tokio::time::timeout(GOODBYE, all).await;
+    }
+
     /// Closes what is left. Paths stay for a moment, by which the peer is told.
     async fn end(&mut self) {
+        if self.session.is_closed() {
+            self.let_legs_end().await;
+        }
         for search in &self.searches {
             if let Stage::Up { connection, .. } = &search.stage {
                 connection.close(quinn::VarInt::from_u32(0), b"shortpath over");
@@ -645,6 +651,23 @@ impl Driver {
         }
         if let Some((_, relay, _)) = &self.retired {
             relay.close();
+        }
+    }
+}
+
+/// A message of the peer's holds all its addresses, or that of its relay: they take the place of those it named before. New
+/// ones come first, as the finder may have room for one only.
+fn take_in(known: &mut Vec<Candidate>, message: Vec<Candidate>) {
+    let relayed = |candidate: &Candidate| candidate.kind == CandidateKind::Relayed;
+    let named = |is_relayed| message.iter().any(|candidate| relayed(candidate) == is_relayed);
+    let replaced = [named(false), named(true)];
+    let kept = known.iter().filter(|old| !replaced[usize::from(relayed(old))]).copied();
+    let kept: Vec<_> = kept.collect();
+    let (old, new): (Vec<_>, Vec<_>) = message.into_iter().partition(|one| known.contains(one));
+    known.clear();
+    for candidate in new.into_iter().chain(kept).chain(old) {
+        if known.len() < REMOTE_MAX && !known.contains(&candidate) {
+            known.push(candidate);
         }
     }
 }
@@ -701,4 +724,33 @@ async fn sleep_until(at: Option<Instant>) {
 
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(kind: CandidateKind, port: u16) -> Candidate {
+        Candidate::new(kind, ([198, 51, 100, 7], port).into())
+    }
+
+    #[test]
+    fn the_newest_addresses_of_a_peer_that_moves_for_ever_are_the_first_to_be_tried() {
+        let host = |port| candidate(CandidateKind::Host, port);
+        let relayed = candidate(CandidateKind::Relayed, 9);
+        let mut known = vec![relayed];
+        for port in 1000..2000 {
+            take_in(&mut known, vec![host(1), host(port)]);
+            let expected: &[_] = if port == 1000 {
+                &[host(1), host(1000), relayed]
+            } else {
+                &[host(port), relayed, host(1)]
+            };
+            assert_eq!(known, expected);
+        }
+        take_in(&mut known, vec![candidate(CandidateKind::Relayed, 10)]);
+        assert_eq!(known, [candidate(CandidateKind::Relayed, 10), host(1999), host(1)]);
+        take_in(&mut known, (1..=1000).map(host).collect());
+        assert_eq!(known.len(), REMOTE_MAX);
+    }
 }

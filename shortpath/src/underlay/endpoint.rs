@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
+use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
     ClientConfig, Connecting, Connection, ConnectionId, ConnectionIdGenerator, Endpoint,
     EndpointConfig, IdleTimeout, Incoming, ServerConfig, TokioRuntime, TransportConfig, VarInt,
@@ -17,6 +18,7 @@ use tokio::time::timeout;
 use super::demux::{CID_LEN, TOKEN_CID_LEN};
 use super::paths::{SlotId, Token, slot_at, virtual_address};
 use super::wire::Wire;
+use super::witness::Witnessed;
 use crate::shell::STREAMS_MAX;
 use crate::tls::{KeyError, SessionKey, quic_client_config, quic_server_config};
 
@@ -52,7 +54,8 @@ const INCOMING: usize = 256;
 
 thread_local! {
     /// The slot that connection ids are made for. quinn asks for the first within `connect_with` and `accept_with`; those it
-    /// asks for later are of nobody. quinn's servers use such a one (RFC 9000 section 10.3: only they have reset tokens).
+    /// asks for later are of nobody. quinn's servers use such a one (RFC 9000 section 10.3: only they have reset tokens),
+    /// and [`Witnessed`] learns whose it is.
     static SLOT: Cell<Option<SlotId>> = const { Cell::new(None) };
 }
 
@@ -71,6 +74,9 @@ struct Ids {
 impl ConnectionIdGenerator for Ids {
     fn generate_cid(&mut self) -> ConnectionId {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
+        if SLOT.get().is_none() {
+            self.wire.paths(|paths| paths.forget_id(number));
+        }
         ConnectionId::new(&self.wire.ids.make(SLOT.get(), number))
     }
 
@@ -214,17 +220,26 @@ pub(super) fn server(own: &SessionKey, peer: &[u8]) -> Result<ServerConfig, KeyE
     Ok(config)
 }
 
-/// What makes a session's QUIC client: the first packet shows the token, and a number that tells attempts apart.
+/// What makes a session's QUIC client.
+pub(super) type Client = Arc<QuicClientConfig>;
+
+/// See [`Client`].
 ///
 /// # Errors
 /// See [`KeyError`].
-pub(super) fn client(own: &SessionKey, peer: &[u8]) -> Result<ClientConfig, KeyError> {
-    Ok(ClientConfig::new(quic_client_config(own, peer)?))
+pub(super) fn client(own: &SessionKey, peer: &[u8]) -> Result<Client, KeyError> {
+    quic_client_config(own, peer)
 }
 
-/// [`client`] for one attempt.
-pub(super) fn attempt(client: &ClientConfig, token: Token, rtt: Option<Duration>) -> ClientConfig {
-    let mut config = client.clone();
+/// [`client`] for one attempt behind a slot: the first packet shows the token, and a number that tells attempts apart.
+pub(super) fn attempt(
+    client: &Client,
+    (wire, slot): (&Arc<Wire>, SlotId),
+    token: Token,
+    rtt: Option<Duration>,
+) -> ClientConfig {
+    let crypto = Witnessed::new(Arc::clone(client) as _, Arc::clone(wire), slot);
+    let mut config = ClientConfig::new(Arc::new(crypto));
     let mut id = [0; TOKEN_CID_LEN];
     id[..token.len()].copy_from_slice(&token);
     id[token.len()..].copy_from_slice(&rand::random::<[u8; TOKEN_CID_LEN - 17]>());

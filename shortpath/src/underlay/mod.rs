@@ -9,7 +9,8 @@
 //! * `sockets`, `interfaces`: what the machine has. `wire`: all of it as one socket, for quinn.
 //! * `demux`, `paths`, `early`: what a datagram is, whom it is for, and what came a moment too soon; pure.
 //! * `exchange`: which task a STUN message is for. `relay`: a TURN allocation at work.
-//! * `endpoint`: quinn. `driver`, `search`: one session's search, and what `view` shows of it.
+//! * `endpoint`: quinn. `witness`: whose its connection ids are.
+//! * `driver`, `search`: one session's search, and what `view` shows of it.
 //! * `keeping`: candidates, fresh before any session needs them. `mapping`: a port at the router.
 //!   `spare`: how long idle mappings last.
 //!
@@ -32,6 +33,7 @@ mod sockets;
 mod spare;
 mod view;
 mod wire;
+mod witness;
 
 #[cfg(test)]
 mod tests;
@@ -222,7 +224,6 @@ async fn count_changes(mut known: watch::Receiver<Known>, version: watch::Sender
 }
 
 /// What a session's search needs, most of it from the broker. `Debug` shows no secrets.
-#[derive(Debug)]
 pub struct ShortpathPlan {
     /// The client dials and controls.
     pub role: Role,
@@ -246,6 +247,19 @@ pub struct ShortpathPlan {
     pub dscp: Option<u8>,
     /// Have a relay ready beside a direct path. Without, one is asked for only while no other UDP path is up.
     pub standby: bool,
+}
+
+impl fmt::Debug for ShortpathPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShortpathPlan")
+            .field("role", &self.role)
+            .field("local", &self.local)
+            .field("remote", &self.remote)
+            .field("remote_candidates", &self.remote_candidates)
+            .field("relay", &self.relay)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A TURN server and time-limited credentials for it. `Debug` shows no secret.

@@ -23,6 +23,9 @@ const NOBODY: SlotId = SlotId(SLOTS_MAX);
 /// Routes admitted per slot; the oldest goes. A session has a few pairs that answer (the finder holds 96 in all).
 const ROUTES_MAX: usize = 16;
 
+/// Ids learnt per slot; the oldest goes. A peer uses one at a time, of five that quinn gives it.
+const LEARNT_MAX: usize = 8;
+
 /// What a peer presents in its first packet: the broker's token for the session, and the leg kind.
 pub(super) type Token = [u8; 17];
 
@@ -46,8 +49,8 @@ pub(super) enum Refusal {
     UnknownId,
     /// A first packet with a token nobody announced.
     UnknownToken,
-    /// A connection id of ours, by a route that no check has proved: the peer's NAT may have rebound. The slot, if the id
-    /// names one.
+    /// A connection id of ours, by a route that no check has proved: the peer's NAT may have rebound. The slot, if that is
+    /// known.
     Stranger(Option<SlotId>),
     /// A first packet with the slot's token, by a route that no check has proved: the check may be a moment behind it.
     Early(SlotId),
@@ -71,6 +74,8 @@ struct Slot {
     token: Option<Token>,
     /// Code point of its packets.
     dscp: Option<u8>,
+    /// Numbers of ids that were made for nobody and turned out to be of this slot, oldest first.
+    learnt: Vec<u16>,
 }
 
 /// See the module.
@@ -79,6 +84,8 @@ pub(super) struct Paths {
     slots: HashMap<SlotId, Slot>,
     routes: HashMap<Route, Vec<SlotId>>,
     tokens: HashMap<Token, SlotId>,
+    /// Whose ids are that were made for nobody, by number.
+    learnt: HashMap<u16, SlotId>,
     next: u32,
 }
 
@@ -106,6 +113,25 @@ impl Paths {
             self.tokens.remove(&token);
         }
         slot.admitted.iter().for_each(|route| self.dismiss(id, *route));
+        self.learnt.retain(|_, known| *known != id);
+    }
+
+    /// A connection of the slot has proved that the id of this number is its own.
+    pub(super) fn learn(&mut self, id: SlotId, number: u16) {
+        self.forget_id(number);
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        if slot.learnt.len() == LEARNT_MAX {
+            self.learnt.remove(&slot.learnt.remove(0));
+        }
+        slot.learnt.push(number);
+        self.learnt.insert(number, id);
+    }
+
+    /// The number is given to a new id.
+    pub(super) fn forget_id(&mut self, number: u16) {
+        if let Some(slot) = self.learnt.remove(&number).and_then(|id| self.slots.get_mut(&id)) {
+            slot.learnt.retain(|known| *known != number);
+        }
     }
 
     /// Lets in QUIC packets that come by this route.
@@ -177,8 +203,11 @@ impl Paths {
             *token.and_then(|token| self.tokens.get(&token)).ok_or(Refusal::UnknownToken)?
         } else {
             match ids.slot_of(cid).ok_or(Refusal::UnknownId)? {
-                NOBODY if admitted.is_empty() => return Err(Refusal::Stranger(None)),
-                NOBODY => return Ok(Arrival::AnyAdmitted),
+                NOBODY => match self.learnt.get(&number_of(cid)) {
+                    Some(id) => *id,
+                    None if admitted.is_empty() => return Err(Refusal::Stranger(None)),
+                    None => return Ok(Arrival::AnyAdmitted),
+                },
                 id => id,
             }
         };
@@ -211,6 +240,11 @@ impl ConnectionIds {
         id
     }
 
+    /// The number of an id that was made for nobody.
+    pub(super) fn number_of_nobodys(&self, id: &[u8]) -> Option<u16> {
+        (self.slot_of(id) == Some(NOBODY)).then(|| number_of(id))
+    }
+
     /// The slot an id was made for.
     pub(super) fn slot_of(&self, id: &[u8]) -> Option<SlotId> {
         let id: &[u8; CID_LEN] = id.try_into().ok()?;
@@ -223,6 +257,11 @@ impl ConnectionIds {
         let [a, b, c, d, ..] = self.key.hash_one((slot, number)).to_be_bytes();
         [a, b, c, d]
     }
+}
+
+/// The number in an id of [`CID_LEN`] bytes.
+pub(super) fn number_of(id: &[u8]) -> u16 {
+    id.get(3..5).map_or(0, |number| u16::from_be_bytes([number[0], number[1]]))
 }
 
 /// Prefix of virtual addresses: unique local (RFC 4193), never seen outside this process.
@@ -332,6 +371,28 @@ mod tests {
         paths.admit(id, route(1));
         let arrived = paths.arrive(&ids, paths.admitted(route(1)), &cid);
         assert_eq!(arrived, Ok(Arrival::AnyAdmitted));
+    }
+
+    #[test]
+    fn an_id_of_nobody_is_its_owners_alone_once_that_is_known() {
+        let (mut paths, ids) = (Paths::default(), ConnectionIds::default());
+        let (one, two) = (paths.open(None).unwrap(), paths.open(None).unwrap());
+        paths.admit(one, route(1));
+        paths.admit(two, route(1));
+        let cid = ids.make(None, 3);
+        let number = ids.number_of_nobodys(&cid).unwrap();
+        assert_eq!(ids.number_of_nobodys(&ids.make(Some(one), 3)), None);
+        paths.learn(two, number);
+        let at = |paths: &Paths, port| paths.arrive(&ids, paths.admitted(route(port)), &cid);
+        assert_eq!(at(&paths, 1), Ok(Arrival::Slot(two)));
+        assert_eq!(at(&paths, 2), Err(Refusal::Stranger(Some(two))), "only its owner looks there");
+        // The number comes around, for another connection.
+        paths.forget_id(number);
+        assert_eq!(at(&paths, 1), Ok(Arrival::AnyAdmitted));
+        (0..1000).for_each(|number| paths.learn(one, number));
+        assert_eq!((paths.learnt.len(), paths.slots[&one].learnt.len()), (LEARNT_MAX, LEARNT_MAX));
+        paths.close(one);
+        assert!(paths.learnt.is_empty());
     }
 
     #[test]

@@ -358,6 +358,88 @@ async fn a_stranger_gets_no_answer_to_anything() {
     assert_eq!((ignored.quic_unknown_token, ignored.quic_unknown_id), (2, 1), "{ignored:?}");
 }
 
+/// A packet that begins as one of a connection between the two underlays would.
+fn packet_for(id: [u8; 9]) -> Vec<u8> {
+    let mut packet = vec![0x41];
+    packet.extend(id);
+    packet.resize(60, 7);
+    packet
+}
+
+#[tokio::test]
+async fn nobody_makes_the_sessions_of_an_end_send_checks_to_a_victim() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut sessions = Vec::new();
+    for _ in 0..2 {
+        let mut ends = ends(&one, &two, UdpPolicy { direct: true, ..UdpPolicy::NONE });
+        ends.client.search();
+        ends.agent.search();
+        ends.carried_by(LegKind::UdpDirect).await;
+        sessions.push(ends);
+    }
+    // An id such as the agent gives to all its peers, in a packet that seems to come from the victim.
+    let victim = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let packet = packet_for(two.0.inner.wire.ids.make(None, 7));
+    victim.send_to(&packet, two.candidates()[0].address).await.unwrap();
+    let check = timeout(Duration::from_millis(300), victim.recv(&mut [0; 1500])).await;
+    assert!(check.is_err(), "{check:?}");
+    assert_eq!(two.ignored().quic_stranger, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_between_the_same_two_ends_get_their_packets_as_the_kernel_gives_them() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        let mut ends = ends(&one, &two, UdpPolicy { direct: true, ..UdpPolicy::NONE });
+        ends.client.search();
+        ends.agent.search();
+        ends.carried_by(LegKind::UdpDirect).await;
+        ends.echo().await;
+        sessions.push(ends);
+    }
+    // A server may still be about to change to another id.
+    sleep(Duration::from_millis(300)).await;
+    let before = [one.0.inner.wire.copied(), two.0.inner.wire.copied()];
+    for ends in &mut sessions {
+        let tasks = transfer(ends, 2, 500_000).await;
+        all_done(ends, tasks).await;
+    }
+    assert_eq!([one.0.inner.wire.copied(), two.0.inner.wire.copied()], before);
+}
+
+#[tokio::test]
+async fn packets_of_relays_do_not_wait_for_a_busy_socket_to_rest() {
+    use quinn::AsyncUdpSocket;
+    let config = UnderlayConfig { loopback: true, ipv6: false, ..UnderlayConfig::default() };
+    let wire = super::wire::Wire::new(super::sockets::open_all(&config).unwrap());
+    let busy = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let to = SocketAddr::from(([127, 0, 0, 1], wire.sockets[0].port));
+    let (slot, relayed) =
+        wire.paths(|paths| (paths.open(None).unwrap(), paths.open(None).unwrap()));
+    let (id, from) = (wire.ids.make(Some(slot), 1), busy.local_addr().unwrap());
+    wire.paths(|paths| {
+        paths.admit(slot, crate::path::Route { local: wire.sockets[0].id, remote: from })
+    });
+    let far = crate::path::Route { local: crate::path::LocalId(9), remote: from };
+    wire.paths(|paths| paths.admit(relayed, far));
+    for _ in 0..64 {
+        busy.send_to(&packet_for(id), to).await.unwrap();
+    }
+    wire.unwrapped(far, &packet_for(wire.ids.make(Some(relayed), 2)));
+    let mut seen = Vec::new();
+    for _ in 0..16 {
+        let mut buffer = [0; 2048];
+        let mut metas = [quinn::udp::RecvMeta::default()];
+        let count = std::future::poll_fn(|cx| {
+            wire.poll_recv(cx, &mut [io::IoSliceMut::new(&mut buffer)], &mut metas)
+        });
+        assert_eq!(timeout(PATIENCE, count).await.unwrap().unwrap(), 1);
+        seen.push(super::paths::slot_at(metas[0].addr));
+    }
+    assert!(seen.contains(&Some(slot)) && seen.contains(&Some(relayed)), "{seen:?}");
+}
+
 /// A UDP relay between two ports that can change its own port, and fall silent for some or all.
 struct Middle {
     /// Where the client sends.
@@ -506,6 +588,29 @@ async fn a_session_that_ends_on_udp_says_so_to_its_peer() {
 }
 
 #[tokio::test]
+async fn what_was_queued_at_the_close_arrives_though_the_search_is_let_go_at_once() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy { direct: true, ..UdpPolicy::NONE });
+    ends.client.search();
+    ends.agent.search();
+    ends.carried_by(LegKind::UdpDirect).await;
+    let mut channel = ends.client.session.open().unwrap();
+    channel.write(vec![5; 60_000].into()).await.unwrap();
+    channel.finish();
+    ends.client.session.close(0);
+    while !matches!(ends.client.events.recv().await, Some(SessionEvent::Closed(_))) {}
+    ends.client.shortpath = None;
+    let mut theirs = timeout(PATIENCE, ends.agent.incoming()).await.unwrap();
+    let (mut came, mut read) = (0, true);
+    while read {
+        let bytes = timeout(PATIENCE, theirs.read()).await.unwrap().unwrap_or_default();
+        came += bytes.as_ref().map_or(0, Bytes::len);
+        read = bytes.is_some();
+    }
+    assert_eq!(came, 60_000);
+}
+
+#[tokio::test]
 async fn secrets_stay_out_of_debug() {
     let access = RelayAccess {
         server: "192.0.2.1:3478".parse().unwrap(),
@@ -520,7 +625,23 @@ async fn secrets_stay_out_of_debug() {
     )
     .client
     .plan;
-    assert!(!format!("{plan:?}").contains("pppp"));
+    let plan = plan.unwrap();
+    let token = format!("{:?}", plan.token);
+    assert!(!format!("{plan:?}").contains("pppp") && !format!("{plan:?}").contains(&token[1..40]));
+
+    use crate::path::{Finder, FinderConfig, TurnClient, TurnConfig};
+    use stun_types::message::{IntegrityKey, ShortTermCredentials};
+    let shown = |key: &IntegrityKey| format!("{key:?}");
+    let key = ShortTermCredentials::new(plan.local.password.clone()).make_key();
+    let bytes = shown(&key);
+    let (at, to) = (bytes.find('[').unwrap(), bytes.rfind(']').unwrap());
+    let now = std::time::Instant::now();
+    let config = FinderConfig::new(LegKind::UdpDirect, true, plan.local.clone(), plan.remote);
+    let finder = format!("{:?}", Finder::new(now, config));
+    assert!(!finder.contains(&bytes[at..to]) && !finder.contains("key") && finder.len() < 1000);
+    let config = TurnConfig::new(access.server, access.username, access.password);
+    let turn = format!("{:?}", TurnClient::new(now, config));
+    assert!(!turn.contains("hunter2") && !turn.contains("key"), "{turn}");
 }
 
 /// A stock TURN server on loopback, which ends with the test; `None` where none is installed.

@@ -1,0 +1,173 @@
+//! Which connection ids are a dialled connection's: those that packets which it could decrypt were addressed to.
+//!
+//! quinn asks for most ids without saying for whom, and its servers prefer such a one to the first, which names its slot.
+//! Where several sessions share a route, nothing in a packet tells whose such an id is, but the keys do. So the keys for
+//! packets that arrive are wrapped: after a success they tell the [`Wire`] whose id that was.
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::BytesMut;
+use quinn::crypto::{
+    ClientConfig, CryptoError, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey,
+    Session,
+};
+use quinn::{ConnectError, ConnectionId, Side};
+use quinn_proto::TransportError;
+use quinn_proto::transport_parameters::TransportParameters;
+
+use super::demux::CID_LEN;
+use super::paths::{SlotId, number_of};
+use super::wire::Wire;
+
+/// A client's TLS whose sessions tell which ids are theirs.
+pub(super) struct Witnessed {
+    inner: Arc<dyn ClientConfig>,
+    witness: Arc<Witness>,
+}
+
+impl Witnessed {
+    pub(super) fn new(inner: Arc<dyn ClientConfig>, wire: Arc<Wire>, slot: SlotId) -> Self {
+        let witness = Witness { wire, slot, last: AtomicU32::new(NONE) };
+        Self { inner, witness: Arc::new(witness) }
+    }
+}
+
+struct Witness {
+    wire: Arc<Wire>,
+    slot: SlotId,
+    /// Number of the id seen last: all but a few packets of a connection come to the same.
+    last: AtomicU32,
+}
+
+/// No id has this number: they are of 16 bits.
+const NONE: u32 = u32::MAX;
+
+impl Witness {
+    /// A packet with this header was decrypted. Only short headers have ids of ours, and those alone repeat.
+    fn saw(&self, header: &[u8]) {
+        if header.first().is_none_or(|first| first & 0x80 != 0) {
+            return;
+        }
+        let Some(id) = header.get(1..=CID_LEN) else { return };
+        let number = number_of(id);
+        if self.last.load(Ordering::Relaxed) != u32::from(number) {
+            self.last.store(u32::from(number), Ordering::Relaxed);
+            self.wire.learn(self.slot, id);
+        }
+    }
+}
+
+impl ClientConfig for Witnessed {
+    fn start_session(
+        self: Arc<Self>,
+        version: u32,
+        server_name: &str,
+        params: &TransportParameters,
+    ) -> Result<Box<dyn Session>, ConnectError> {
+        let inner = Arc::clone(&self.inner).start_session(version, server_name, params)?;
+        Ok(Box::new(WitnessedSession { inner, witness: Arc::clone(&self.witness) }))
+    }
+}
+
+struct WitnessedSession {
+    inner: Box<dyn Session>,
+    witness: Arc<Witness>,
+}
+
+impl WitnessedSession {
+    fn wrap(&self, key: Box<dyn PacketKey>) -> Box<dyn PacketKey> {
+        Box::new(WitnessedKey { inner: key, witness: Arc::clone(&self.witness) })
+    }
+}
+
+impl Session for WitnessedSession {
+    fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
+        self.inner.initial_keys(dst_cid, side)
+    }
+
+    fn handshake_data(&self) -> Option<Box<dyn Any>> {
+        self.inner.handshake_data()
+    }
+
+    fn peer_identity(&self) -> Option<Box<dyn Any>> {
+        self.inner.peer_identity()
+    }
+
+    fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
+        self.inner.early_crypto()
+    }
+
+    fn early_data_accepted(&self) -> Option<bool> {
+        self.inner.early_data_accepted()
+    }
+
+    fn is_handshaking(&self) -> bool {
+        self.inner.is_handshaking()
+    }
+
+    fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
+        self.inner.read_handshake(buf)
+    }
+
+    fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
+        self.inner.transport_parameters()
+    }
+
+    fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
+        let Keys { header, packet: KeyPair { local, remote } } = self.inner.write_handshake(buf)?;
+        Some(Keys { header, packet: KeyPair { local, remote: self.wrap(remote) } })
+    }
+
+    fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
+        let KeyPair { local, remote } = self.inner.next_1rtt_keys()?;
+        Some(KeyPair { local, remote: self.wrap(remote) })
+    }
+
+    fn is_valid_retry(&self, orig_dst_cid: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
+        self.inner.is_valid_retry(orig_dst_cid, header, payload)
+    }
+
+    fn export_keying_material(
+        &self,
+        output: &mut [u8],
+        label: &[u8],
+        context: &[u8],
+    ) -> Result<(), ExportKeyingMaterialError> {
+        self.inner.export_keying_material(output, label, context)
+    }
+}
+
+struct WitnessedKey {
+    inner: Box<dyn PacketKey>,
+    witness: Arc<Witness>,
+}
+
+impl PacketKey for WitnessedKey {
+    fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
+        self.inner.encrypt(packet, buf, header_len);
+    }
+
+    fn decrypt(
+        &self,
+        packet: u64,
+        header: &[u8],
+        payload: &mut BytesMut,
+    ) -> Result<(), CryptoError> {
+        self.inner.decrypt(packet, header, payload)?;
+        self.witness.saw(header);
+        Ok(())
+    }
+
+    fn tag_len(&self) -> usize {
+        self.inner.tag_len()
+    }
+
+    fn confidentiality_limit(&self) -> u64 {
+        self.inner.confidentiality_limit()
+    }
+
+    fn integrity_limit(&self) -> u64 {
+        self.inner.integrity_limit()
+    }
+}
