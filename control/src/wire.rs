@@ -13,8 +13,8 @@ use switchback_engine::Tuning;
 
 pub use udp::{
     CANDIDATES_MAX, Candidate, CandidateKind, IceCredentials, PathLeg, PathMove, PathPair,
-    PathReport, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX, REPORT_REASONS_MAX,
-    RelayAccess, SessionPurpose, Standby, TransportPolicy, UdpAccess, UdpUse,
+    PathReport, REPORT_IGNORED_MAX, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX,
+    REPORT_REASONS_MAX, RelayAccess, SessionPurpose, Standby, TransportPolicy, UdpAccess, UdpUse,
 };
 
 use crate::code::Code;

@@ -12,7 +12,7 @@ use super::keeping::Known;
 use super::paths::{SlotId, token_of};
 use super::relay::Relay;
 use super::search::{Search, Stage};
-use super::view::ShortpathView;
+use super::view::{ShortpathView, sums};
 use super::{Inner, ShortpathPlan, UdpPolicy};
 use crate::LegKind;
 use crate::path::{
@@ -483,6 +483,7 @@ impl Driver {
                 .chain(*self.relayed.borrow())
                 .collect(),
             remote: self.remote.clone(),
+            ignored: sums(self.searches.iter().flat_map(Search::ignored)),
         };
         if self.searches.iter().any(Search::is_up) {
             return view;
