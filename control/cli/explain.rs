@@ -85,7 +85,14 @@ fn show(name: &str, end: Option<&EndView>) -> Result<(), Fault> {
         paths.moves.iter().for_each(|moved| moves.row(move_row(moved)));
         moves.print("")?;
     }
+    if !paths.ignored.is_empty() {
+        output::line(&format!("ignored: {}", ignored(paths.ignored.iter())))?;
+    }
     Ok(())
+}
+
+fn ignored<'a>(counts: impl Iterator<Item = (&'a String, &'a u64)>) -> String {
+    counts.map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
 }
 
 fn figure(rtt_us: Option<u32>) -> String {
@@ -137,6 +144,13 @@ mod tests {
         assert!(said.contains("\n  → Firewall: allow outbound UDP"), "{said}");
         assert_eq!(in_words("agent", "sunspots"), "agent: sunspots");
         assert_eq!(in_words("agent", "searching").lines().count(), 1);
+    }
+
+    #[test]
+    fn what_was_ignored_is_told_by_name() {
+        let counts = [("check_forged".to_owned(), 3), ("quic_stranger".to_owned(), 1)];
+        let counts = std::collections::BTreeMap::from(counts);
+        assert_eq!(ignored(counts.iter()), "check_forged 3, quic_stranger 1");
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "SWITCHBACK_TURN_SECRET", requires = "turn_server")]
     turn_secret: Option<PathBuf>,
     /// Another address or port to answer STUN on, so that `netcheck` can tell kinds of NAT (RFC 5780); three in all: other
-    /// port, other address, both
+    /// port, other address, both. Default: the last free one of --turn-ports
     #[arg(
         long,
         value_name = "ADDRESS:PORT",

@@ -13,8 +13,9 @@ use switchback_engine::Tuning;
 
 pub use udp::{
     AboutSession, CANDIDATES_MAX, Candidate, CandidateKind, IceCredentials, LossCounts, PathLeg,
-    PathMove, PathPair, PathReport, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX,
-    REPORT_REASONS_MAX, RelayAccess, SessionPurpose, Standby, TransportPolicy, UdpAccess, UdpUse,
+    PathMove, PathPair, PathReport, REPORT_IGNORED_MAX, REPORT_LEGS_MAX, REPORT_MOVES_MAX,
+    REPORT_PAIRS_MAX, REPORT_REASONS_MAX, RelayAccess, SessionPurpose, Standby, TransportPolicy,
+    UdpAccess, UdpUse,
 };
 
 use crate::code::Code;

@@ -319,6 +319,66 @@ fn wrong_credentials_quotas_and_second_allocations_are_refused() {
 }
 
 #[test]
+fn a_client_that_is_gone_harms_nobody_and_its_allocation_goes_when_it_is_revoked() {
+    let (service, server) = service(|_| {});
+    let (mut gone, mut stays) = (Client::new(server, "gone"), Client::new(server, "stays"));
+    let (peer, relayed) = (socket(), [gone.allocate(), stays.allocate()]);
+    for client in [&mut gone, &mut stays] {
+        assert_eq!(client.bind(0x4000, peer.local_addr().unwrap()), 0);
+    }
+    // From now on the kernel answers what the gateway sends there with ICMP errors.
+    drop(gone);
+    for round in 0..20 {
+        for address in relayed {
+            peer.send_to(&[round; 100], address).unwrap();
+        }
+        assert_eq!(stays.receive()[4..], [round; 100]);
+    }
+    assert_eq!(service.metrics().allocations, 2, "it might come back");
+    service.revoke("gone");
+    service.revoke("never seen");
+    wait_for(&service, |service| service.metrics().allocations == 1);
+    UdpSocket::bind(relayed[0]).expect("the port is free");
+    peer.send_to(b"still there", relayed[1]).unwrap();
+    assert_eq!(stays.receive()[4..15], *b"still there");
+    assert_eq!(Client::new(server, "gone").code(ALLOCATE, &[UDP]), 403);
+    assert_eq!(service.metrics().refused(UdpRefusal::Revoked), 1);
+}
+
+#[test]
+fn what_is_sent_for_others_or_to_others_is_dropped_and_counted() {
+    let (service, server) = service(|_| {});
+    let (mut owner, thief, peer) = (Client::new(server, "a"), Client::new(server, "b"), socket());
+    let relayed = owner.allocate();
+    let address = peer.local_addr().unwrap();
+    // A peer that nobody permitted, data on a channel that nobody bound, and on one of somebody else's.
+    peer.send_to(b"unasked", relayed).unwrap();
+    owner.send_channel(0x4000, b"unbound");
+    assert_eq!(owner.bind(0x4000, address), 0);
+    thief.send_channel(0x4000, b"stolen");
+    thief.send_indication(address, b"stolen");
+    // A success response, as a reflected one would be, and an oversized request.
+    let mut reflected = vec![1, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
+    reflected.resize(20, 9);
+    thief.socket.send(&reflected).unwrap();
+    let mut oversized = vec![0, 1, 0x0f, 0xa0, 0x21, 0x12, 0xa4, 0x42];
+    oversized.resize(20 + 4000, 0);
+    thief.socket.send(&oversized).unwrap();
+    let drops = [
+        (UdpDrop::NoPermission, 1),
+        (UdpDrop::NoChannel, 1),
+        (UdpDrop::NoAllocation, 2),
+        (UdpDrop::Malformed, 1),
+        (UdpDrop::Oversized, 1),
+    ];
+    let counted = |service: &UdpService| drops.map(|(why, _)| service.metrics().dropped(why));
+    wait_for(&service, |service| counted(service) == drops.map(|(_, count)| count));
+    assert_eq!(service.metrics().to_peers.packets, 0);
+    peer.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    assert!(peer.recv(&mut [0; 100]).is_err(), "nothing came through");
+}
+
+#[test]
 fn an_allocation_that_is_over_frees_its_port() {
     let second = Duration::from_secs(1);
     let (service, server) = service(|config| config.lifetime_default = second);

@@ -57,7 +57,7 @@ pub struct ServeConfig {
     /// Ports of this gateway's relay. Default: 49152 to 65535.
     pub turn_ports: Option<RangeInclusive<u16>>,
     /// More addresses to answer STUN on, so that ends can tell what kind of NAT they are behind (RFC 5780): another port,
-    /// another address, and both.
+    /// another address, and both. Default: one of the relay's ports.
     pub stun_alternates: Vec<SocketAddr>,
 }
 

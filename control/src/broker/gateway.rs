@@ -73,6 +73,13 @@ impl DataPlane {
         }
     }
 
+    /// Ends the allocations of these users of the relay, within a second or two, and admits none of theirs any more.
+    pub(crate) fn end_relay(&self, users: &[String]) {
+        if let Some(stun) = &*read(&self.stun) {
+            users.iter().for_each(|user| stun.service.revoke(user));
+        }
+    }
+
     pub(crate) fn metrics(&self) -> Option<Metrics> {
         read(&self.gateway).as_ref().map(Gateway::metrics)
     }
@@ -231,7 +238,10 @@ pub(crate) fn start(
     let gateway = Gateway::start(listeners, engine(config), admission, foreign, events);
     DataPlane::set(&hub.data_plane.gateway, gateway.map_err(refused)?);
     if let Some(socket) = stun {
-        let alternate = alternates(&config.stun_alternates)?;
+        let alternate = match &*config.stun_alternates {
+            [] => another_port(config).into_iter().collect(),
+            alternates => bind_alternates(alternates)?,
+        };
         let start = |primary| {
             let sockets = UdpSockets { primary: vec![primary], alternate };
             UdpService::start(sockets, udp(config), hub.relay_credentials())
@@ -243,7 +253,26 @@ pub(crate) fn start(
     Ok(())
 }
 
-fn alternates(addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>, Fault> {
+/// A socket on one of the relay's ports, which firewalls let through, from the last one down: ends that ask there too learn
+/// how their NAT gives ports. `None`, after a warning, if there is none to be had.
+fn another_port(config: &ServeConfig) -> Option<UdpSocket> {
+    let ports = config.turn_ports.clone().unwrap_or_else(|| UdpConfig::default().relay_ports);
+    if ports.len() < 2 {
+        // The relay needs it more.
+        return None;
+    }
+    let bind = |port| UdpSocket::bind((config.listen.ip(), port)).ok();
+    let bound = ports.rev().take(PORTS_TRIED).find_map(bind);
+    if bound.is_none() {
+        tracing::warn!("no second port for STUN: ends behind some NATs will need the relay");
+    }
+    bound
+}
+
+/// Ports tried for a second STUN port; another gateway of this machine, or an old one that drains, has a few of them.
+const PORTS_TRIED: usize = 64;
+
+fn bind_alternates(addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>, Fault> {
     let bind = |address: &SocketAddr| {
         UdpSocket::bind(address).map_err(|error| {
             Code::AddressUnavailable.because(format!("alternate STUN address {address}: {error}"))

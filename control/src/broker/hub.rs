@@ -17,7 +17,7 @@ use crate::broker::orchestrator::{
 };
 use crate::broker::seal::{Grant, SealKey};
 use crate::broker::tuning::Tunings;
-use crate::broker::udp::UdpKeys;
+use crate::broker::udp::{UdpKeys, relay_users};
 use crate::code::Fault;
 use crate::ticket::{TICKET_TTL, Ticket, TicketKey};
 use crate::wire::{
@@ -305,6 +305,7 @@ impl Hub {
             }
             Output::Close { link } => self.queue(core, link, Outgoing::Close),
             Output::EndPair { pair } => self.data_plane.end_pair(pair),
+            Output::EndRelay { session } => self.data_plane.end_relay(&relay_users(&session)),
             Output::Began { grant } => {
                 self.counters.sessions_granted.add();
                 let Grant { session, user, resource, agent, .. } = *grant;

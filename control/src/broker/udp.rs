@@ -75,7 +75,7 @@ impl UdpKeys {
             Relay::Foreign { address, .. } => Some(address.clone()),
             Relay::Off => return None,
         };
-        let username = format!("{}:{session}-{}", now + RELAY_TTL, side.as_str());
+        let username = format!("{}:{}", now + RELAY_TTL, relay_user(session, side));
         let password = Secret::new(relay_password(self.turn.reveal().as_bytes(), &username));
         Some(RelayAccess { server, username, password })
     }
@@ -102,6 +102,16 @@ impl UdpKeys {
         hash.copy_from_slice(tag.as_ref());
         hash
     }
+}
+
+/// An end of a session, as the relay knows it.
+fn relay_user(session: &SessionId, side: LegSide) -> String {
+    format!("{session}-{}", side.as_str())
+}
+
+/// Both ends of a session, as the relay knows them.
+pub(crate) fn relay_users(session: &SessionId) -> [String; 2] {
+    [LegSide::Client, LegSide::Agent].map(|side| relay_user(session, side))
 }
 
 impl std::fmt::Debug for UdpKeys {
@@ -155,6 +165,7 @@ mod tests {
         assert_eq!(relay.username, format!("{}:s-client", NOW + RELAY_TTL));
         let user = keys(1).believer().user(&relay.username, NOW).unwrap();
         assert_eq!((&*user.password, &*user.name), (relay.password.reveal(), "s-client"));
+        assert_eq!(relay_users(&SessionId("s".into())), ["s-client", "s-agent"]);
         assert_eq!(keys(2).believer().user(&relay.username, NOW + RELAY_TTL), None);
         assert_ne!(keys(2).believer().user(&relay.username, NOW), Some(user));
         let (address, secret) = ("turn.example:3478".to_owned(), Secret::new("north"));

@@ -96,6 +96,12 @@ impl Reach {
         self.underlay.candidates()
     }
 
+    /// What all UDP of this process ignored or refused so far, by name.
+    pub(crate) fn ignored(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let refused = ("quic_peer_refused", self.underlay.refused_peers());
+        self.underlay.ignored().by_name().into_iter().chain([refused])
+    }
+
     /// Changes when the candidates do.
     pub(crate) fn changed(&self) -> watch::Receiver<u64> {
         self.underlay.changed()

@@ -1,4 +1,5 @@
 //! One session's UDP at one of its ends: the search, the moves, and what is told about them.
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -222,8 +223,9 @@ impl SessionUdp {
         };
         let pairs = view.as_ref().map(pairs).unwrap_or_default();
         let moves = stats.moves.iter().map(|moved| self.in_words(moved)).collect();
+        let ignored = self.ignored(view.as_ref());
         let reasons = self.reasons(view.as_ref(), unused(&stats));
-        PathReport { legs: path_legs(&stats), pairs, reasons, moves }
+        PathReport { legs: path_legs(&stats), pairs, reasons, moves, ignored }
     }
 
     fn reasons(&self, view: Option<&ShortpathView>, unused: Option<&'static str>) -> Vec<String> {
@@ -241,6 +243,13 @@ impl SessionUdp {
             }
         }
         reasons
+    }
+
+    fn ignored(&self, view: Option<&ShortpathView>) -> BTreeMap<String, u64> {
+        let of_session = view.into_iter().flat_map(|view| view.ignored.iter().copied());
+        let of_process = self.reach.iter().flat_map(Reach::ignored);
+        let all = of_session.chain(of_process).filter(|(_, count)| *count > 0);
+        all.map(|(name, count)| (name.to_owned(), count)).collect()
     }
 
     /// Ends the session if it must be direct and was not for too long. Runs as long as the session.

@@ -2,6 +2,8 @@
 //!
 //! An agent keeps its candidates known at the broker, a client sends its own with the request for a session; so the grant
 //! and the offer carry everything, and looking for a path costs no further round trip.
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 pub use switchback_shortpath::path::{Candidate, CandidateKind, IceCredentials};
 
@@ -207,6 +209,10 @@ pub struct PathReport {
     pub reasons: Vec<String>,
     /// The last moves, oldest first.
     pub moves: Vec<PathMove>,
+    /// What was ignored or refused of the other end and of strangers, by name: `check_*` and `candidate*` of this session, the
+    /// others of all UDP of this end's process.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub ignored: BTreeMap<String, u64>,
 }
 
 /// Legs, reasons, pairs and moves that a [`PathReport`] holds at most: eight legs is what a session has, and a screen of
@@ -216,6 +222,8 @@ pub const REPORT_LEGS_MAX: usize = 8;
 pub const REPORT_PAIRS_MAX: usize = 48;
 /// See [`REPORT_LEGS_MAX`].
 pub const REPORT_REASONS_MAX: usize = 16;
+/// See [`REPORT_LEGS_MAX`].
+pub const REPORT_IGNORED_MAX: usize = 32;
 /// See [`REPORT_LEGS_MAX`].
 pub const REPORT_MOVES_MAX: usize = 32;
 

@@ -53,7 +53,23 @@ pub(crate) fn answer(
     }
     let own =
         if own.ip().is_unspecified() { SocketAddr::new(reached.ip(), own.port()) } else { own };
-    Answer::Success(success(request, source, own, other(at, sites)), from)
+    let other = match (other(at, sites), request.word(attribute::OTHER_PORT)) {
+        (Some(address), _) => Other::Address(address),
+        (None, Some(_)) => {
+            sites[Site(at.0 ^ 1).index()].map_or(Other::None, |site| Other::Port(site.port()))
+        }
+        (None, None) => Other::None,
+    };
+    Answer::Success(success(request, source, own, other), from)
+}
+
+/// Where else this server answers, as far as it is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Other {
+    None,
+    /// Only to who asks for it: stock clients would take it for more than it is.
+    Port(u16),
+    Address(SocketAddr),
 }
 
 /// Comprehension-required attributes that a Binding request may carry. Credentials mean nothing here, and RFC 8489 section
@@ -78,29 +94,29 @@ fn other(at: Site, sites: &Sites) -> Option<SocketAddr> {
     sites[Site(at.0 ^ 3).index()]
 }
 
-fn success(
-    request: &Stun<'_>,
-    source: SocketAddr,
-    own: SocketAddr,
-    other: Option<SocketAddr>,
-) -> Vec<u8> {
+fn success(request: &Stun<'_>, source: SocketAddr, own: SocketAddr, other: Other) -> Vec<u8> {
     let source = SocketAddr::new(source.ip().to_canonical(), source.port());
     let mut out = Writer::new(kind::BINDING + kind::SUCCESS, request.transaction())
         .put_xor(attribute::XOR_MAPPED_ADDRESS, source);
-    if let Some(other) = other {
-        out = out
-            .put_plain(
-                attribute::RESPONSE_ORIGIN,
-                SocketAddr::new(own.ip().to_canonical(), own.port()),
-            )
-            .put_plain(attribute::OTHER_ADDRESS, other);
+    match other {
+        Other::None => {}
+        Other::Port(port) => {
+            let [high, low] = port.to_be_bytes();
+            out = out.put(attribute::OTHER_PORT, &[high, low, 0, 0]);
+        }
+        Other::Address(other) => {
+            let own = SocketAddr::new(own.ip().to_canonical(), own.port());
+            out = out
+                .put_plain(attribute::RESPONSE_ORIGIN, own)
+                .put_plain(attribute::OTHER_ADDRESS, other);
+        }
     }
     if let Some(padding) = request.get(attribute::PADDING) {
         let spare = request.length().saturating_sub(out.length() + 4) / 4 * 4;
         out = out.put(attribute::PADDING, &vec![0; padding.len().min(spare).min(PADDING_MAX)]);
     }
     // A reply that is over the size rule already is not made longer without need.
-    if other.is_none() || request.has_fingerprint() {
+    if !matches!(other, Other::Address(_)) || request.has_fingerprint() {
         out.finish_with_fingerprint()
     } else {
         out.finish()
@@ -214,6 +230,22 @@ mod tests {
     }
 
     #[test]
+    fn the_alternate_port_is_told_to_who_asks_for_it() {
+        let mut sites = one();
+        let wish: (u16, &[u8]) = (attribute::OTHER_PORT, &[0; 4]);
+        let told = |sites: &Sites, attributes: &[(u16, &[u8])], at| {
+            let (reply, _) = success(ask(&request(attributes), V4, at, sites));
+            Stun::parse(&reply).unwrap().word(attribute::OTHER_PORT)
+        };
+        assert_eq!(told(&sites, &[wish], 0), None, "there is none");
+        sites[1] = site("203.0.113.1:444");
+        assert_eq!(told(&sites, &[wish], 0), Some([1, 188, 0, 0]));
+        assert_eq!(told(&sites, &[wish], 1), Some([1, 187, 0, 0]));
+        assert_eq!(told(&sites, &[], 0), None, "nobody asked");
+        assert_eq!(told(&four(), &[wish], 0), None, "OTHER-ADDRESS says it");
+    }
+
+    #[test]
     fn a_wildcard_socket_tells_the_address_that_was_reached() {
         let sites =
             [site("0.0.0.0:443"), site("0.0.0.0:444"), site("0.0.0.0:445"), site("0.0.0.0:446")];
@@ -244,14 +276,17 @@ mod tests {
     proptest! {
         #[test]
         fn replies_never_amplify(
-            kinds in proptest::collection::vec((any::<u16>(), 0usize..40), 0..8), v6: bool, many: bool,
+            mut kinds in proptest::collection::vec((any::<u16>(), 0usize..40), 0..8),
+            v6: bool, many: bool, wish: Option<bool>,
         ) {
+            kinds.extend(wish.map(|whole| (attribute::OTHER_PORT, if whole { 4 } else { 0 })));
             let values: Vec<_> = kinds.iter().map(|&(kind, length)| (kind, vec![7u8; length])).collect();
             let borrowed: Vec<_> = values.iter().map(|(kind, value)| (*kind, value.as_slice())).collect();
             let bytes = request(&borrowed);
             if let Some(message) = Stun::parse(&bytes) {
                 let (source, headers) = if v6 { (V6, 48) } else { (V4, 28) };
-                let sites = if many { four() } else { one() };
+                let mut sites = if many { four() } else { one() };
+                sites[1] = site("203.0.113.1:444");
                 let reached = sites[0].unwrap();
                 let reply = match answer(&message, source.parse().unwrap(), Site(0), reached, &sites) {
                     Answer::Success(bytes, _) | Answer::UnknownAttributes(bytes) => bytes,

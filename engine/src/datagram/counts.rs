@@ -10,6 +10,8 @@ pub struct UdpMetrics {
     pub allocations: u64,
     /// Allocations made.
     pub allocations_total: u64,
+    /// Allocations that ended because their user was revoked.
+    pub allocations_revoked: u64,
     /// Relayed from clients to peers.
     pub to_peers: UdpTraffic,
     /// Relayed from peers to clients.
@@ -79,6 +81,8 @@ reasons! {
         AllocationMismatch = "allocation_mismatch",
         /// 438: a nonce that is old, of another address, of another start, or invented.
         StaleNonce = "stale_nonce",
+        /// 403: the user's right has been taken back ([`super::UdpService::revoke`]).
+        Revoked = "revoked",
         /// 440: no relayed addresses of this family.
         FamilyNotSupported = "family_not_supported",
         /// 441: not the user who made the allocation.
@@ -101,7 +105,7 @@ impl UdpRefusal {
         match self {
             Self::BadRequest => 400,
             Self::Challenged | Self::Unauthorized => 401,
-            Self::ForbiddenPeer => 403,
+            Self::ForbiddenPeer | Self::Revoked => 403,
             Self::UnknownAttributes => 420,
             Self::AllocationMismatch => 437,
             Self::StaleNonce => 438,
@@ -147,11 +151,12 @@ pub(crate) enum Count {
     BytesToPeers,
     PacketsToClients,
     BytesToClients,
+    Revoked,
     Refused(UdpRefusal),
     Dropped(UdpDrop),
 }
 
-const PLAIN: usize = 7;
+const PLAIN: usize = 8;
 const PLACES: usize = PLAIN + UdpRefusal::ALL.len() + UdpDrop::ALL.len();
 
 /// The counters of one worker. Only the worker writes them.
@@ -187,6 +192,7 @@ impl Counters {
                 sum(Count::Allocated).saturating_sub(freed)
             },
             allocations_total: sum(Count::Allocated),
+            allocations_revoked: sum(Count::Revoked),
             to_peers: traffic(Count::PacketsToPeers, Count::BytesToPeers),
             to_clients: traffic(Count::PacketsToClients, Count::BytesToClients),
             refusals: UdpRefusal::ALL.map(|why| (why, sum(Count::Refused(why)))).to_vec(),
@@ -205,6 +211,7 @@ impl Count {
             Self::BytesToPeers => 4,
             Self::PacketsToClients => 5,
             Self::BytesToClients => 6,
+            Self::Revoked => 7,
             Self::Refused(why) => PLAIN + why as usize,
             Self::Dropped(why) => PLAIN + UdpRefusal::ALL.len() + why as usize,
         }
@@ -230,7 +237,7 @@ mod tests {
         workers[1].add(Count::Freed, 1);
         let metrics = Counters::sum(&workers);
         assert_eq!((metrics.allocations, metrics.allocations_total), (5, 6));
-        assert_eq!(metrics.refused(UdpRefusal::InsufficientCapacity), 12);
+        assert_eq!(metrics.refused(UdpRefusal::InsufficientCapacity), 13);
         assert_eq!(metrics.refused(UdpRefusal::BadRequest), 0);
         assert_eq!(metrics.dropped(UdpDrop::SendFailed), 107);
         assert_eq!((metrics.bindings_answered, metrics.to_clients.bytes), (0, 0));

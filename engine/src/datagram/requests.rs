@@ -60,6 +60,7 @@ impl Server {
         self.common.shared.enter(&signer.owner).map_err(|over| match over {
             Over::User => UdpRefusal::QuotaReached,
             Over::Total => UdpRefusal::InsufficientCapacity,
+            Over::Revoked => UdpRefusal::Revoked,
         })?;
         // An allocation that is over may not have been swept yet.
         if let Some(id) = self.by_client.get(&tuple).copied() {

@@ -76,6 +76,8 @@ pub(crate) struct Server {
     throttle: Throttle,
     pub(super) peers: Peers,
     pub(super) by_client: HashMap<Tuple, usize>,
+    /// [`Shared::revocations`] that have been heeded.
+    heeded: u64,
     /// By the id of their socket.
     pub(super) allocations: Vec<Option<Box<Allocation>>>,
 }
@@ -132,7 +134,7 @@ impl Server {
     ) -> Self {
         let throttle = Throttle::new(common.config.answers_per_s, common.config.answers_burst, now);
         let (by_client, allocations) = (HashMap::new(), Vec::new());
-        Self { common, counters, throttle, peers, by_client, allocations }
+        Self { common, counters, throttle, peers, by_client, heeded: 0, allocations }
     }
 
     /// The host's addresses have changed.
@@ -164,13 +166,27 @@ impl Server {
         }
     }
 
-    /// Frees allocations whose time has come. To be called every second or so; nothing is relayed for an allocation that is
-    /// over, called or not.
+    /// Frees allocations whose time has come, or whose user was revoked. To be called every second or so; nothing is relayed
+    /// for an allocation whose time is over, called or not.
     pub(crate) fn expire(&mut self, now: Instant, sockets: &mut dyn RelaySockets) {
+        self.heed_revocations(sockets);
         for id in 0..self.allocations.len() {
             if self.allocation(id).is_some_and(|allocation| allocation.expires <= now) {
                 self.free(id, sockets);
             }
+        }
+    }
+
+    fn heed_revocations(&mut self, sockets: &mut dyn RelaySockets) {
+        let revocations = self.common.shared.revocations();
+        if std::mem::replace(&mut self.heeded, revocations) == revocations {
+            return;
+        }
+        let known = self.allocations.iter().enumerate();
+        let owners = known.filter_map(|(id, known)| Some((id, known.as_deref()?.owner.as_str())));
+        for id in self.common.shared.revoked(owners) {
+            self.counters.add(Count::Revoked, 1);
+            self.free(id, sockets);
         }
     }
 

@@ -21,10 +21,10 @@ use super::{UdpConfig, UdpSockets};
 use crate::ring::prepare_datagrams;
 
 /// STUN and TURN over UDP, on threads of its own. Dropping it shuts it down.
-#[derive(Debug)]
 pub struct UdpService {
     workers: Vec<Running>,
     counters: Vec<Arc<Counters>>,
+    common: Arc<Common>,
 }
 
 struct Running {
@@ -32,9 +32,9 @@ struct Running {
     thread: JoinHandle<()>,
 }
 
-impl std::fmt::Debug for Running {
+impl std::fmt::Debug for UdpService {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Running").finish_non_exhaustive()
+        f.debug_struct("UdpService").field("workers", &self.workers.len()).finish_non_exhaustive()
     }
 }
 
@@ -102,7 +102,8 @@ impl UdpService {
             credentials,
         });
         let reserved = Arc::new(Reserved::default());
-        let mut service = Self { workers: Vec::new(), counters: Vec::new() };
+        let (workers, counters) = (Vec::new(), Vec::new());
+        let mut service = Self { workers, counters, common: common.clone() };
         for (index, socket) in primary.into_iter().enumerate() {
             // An early return drops `service`, which stops the workers that run already.
             let counters = Arc::new(Counters::default());
@@ -118,6 +119,13 @@ impl UdpService {
     #[must_use]
     pub fn metrics(&self) -> UdpMetrics {
         Counters::sum(&self.counters)
+    }
+
+    /// Takes back the right of a user ([`super::RelayUser::name`]) to allocations, whatever its credentials say: those it has
+    /// end within a second or two, new ones are refused with 403. The last 16,384 such users are remembered. Costs a lock and
+    /// a look-up.
+    pub fn revoke(&self, user: &str) {
+        self.common.shared.revoke(user);
     }
 
     /// Stops at once: ends all allocations and closes the sockets.

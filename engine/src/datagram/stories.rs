@@ -329,6 +329,25 @@ fn an_allocation_obeys_only_who_made_it() {
 }
 
 #[test]
+fn a_revoked_users_allocations_end_and_no_new_ones_come() {
+    let mut world = world();
+    let (mut gone, mut stays) = (client(1, "2000000:a"), client(2, "2000000:b"));
+    assert_eq!((world.allocate(&mut gone), world.allocate(&mut stays)), (0, 0));
+    world.server.common.shared.revoke("a");
+    world.pass(1);
+    assert_eq!(world.sockets.open.len(), 1);
+    assert_eq!(world.code(&mut gone, kind::REFRESH, &[]), 437);
+    assert_eq!(world.allocate(&mut gone), 403, "credentials that have not expired");
+    assert_eq!(world.allocate(&mut client(3, "1500000:a")), 403, "nor others of the same user");
+    assert_eq!(world.code(&mut stays, kind::REFRESH, &[]), 0);
+    let metrics = world.metrics();
+    assert_eq!((metrics.allocations, metrics.allocations_revoked), (1, 1));
+    assert_eq!(metrics.refused(UdpRefusal::Revoked), 2);
+    world.pass(1);
+    assert_eq!(world.metrics().allocations_revoked, 1);
+}
+
+#[test]
 fn quotas_hold_for_a_user_and_for_all() {
     let mut world = world();
     let mut allocate = |port, user| world.allocate(&mut client(port, user));

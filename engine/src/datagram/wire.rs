@@ -50,6 +50,9 @@ pub(crate) mod attribute {
     pub(crate) const FINGERPRINT: u16 = 0x8028;
     pub(crate) const RESPONSE_ORIGIN: u16 = 0x802b;
     pub(crate) const OTHER_ADDRESS: u16 = 0x802c;
+    /// Our own, of the numbers that whoever does not know them ignores (RFC 8489 section 14): four bytes, of which the first
+    /// two are another port of the same address that answers Binding requests; in a request, the wish to be told.
+    pub(crate) const OTHER_PORT: u16 = 0xf5b7;
 }
 
 /// Bytes of a STUN header.

@@ -33,7 +33,9 @@ pub(super) struct End {
 impl End {
     fn new(net: &Net, server: &Server, ip: &str, seed: u8) -> Self {
         let socket = SocketAddr::new(ip.parse().unwrap(), 5000);
-        let servers = vec![server.stun(), SocketAddr::new(server.addresses[1], 3478)];
+        let far = SocketAddr::new(server.addresses[1], 3478);
+        let servers = [Some(server.stun()), (!server.single).then_some(far)];
+        let servers = servers.into_iter().flatten().collect();
         let config = KeeperConfig { seed: [seed; 32], ..KeeperConfig::new(Some(socket), servers) };
         Self {
             socket,
@@ -152,10 +154,20 @@ pub(super) const B: &str = "10.0.2.2";
 impl World {
     /// Ends behind these NATs (none: public), each `delay` from the middle, keepers settled.
     pub(super) fn new(seed: u64, delay: Duration, a: Option<NatKind>, b: Option<NatKind>) -> Self {
+        Self::around(Server::new(), seed, delay, a, b)
+    }
+
+    /// The same with this server.
+    pub(super) fn around(
+        server: Server,
+        seed: u64,
+        delay: Duration,
+        a: Option<NatKind>,
+        b: Option<NatKind>,
+    ) -> Self {
         let mut net = Net::new(seed);
         net.host(A, delay, a.map(|kind| Nat::new(kind, "203.0.113.2")));
         net.host(B, delay, b.map(|kind| Nat::new(kind, "198.51.100.2")));
-        let server = Server::new();
         for ip in server.addresses {
             net.host(&ip.to_string(), Duration::ZERO, None);
         }

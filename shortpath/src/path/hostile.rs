@@ -49,6 +49,8 @@ fn forged_replayed_and_reflected_checks_change_nothing() {
         ours.handle_packet(now, route("10.0.2.2:5000"), &honest[..len]);
     }
     assert_eq!(ours.counters().requests, 1);
+    let told: Vec<_> = ours.counters().suspicious().into_iter().filter(|(_, n)| *n > 0).collect();
+    assert_eq!(told, [("check_forged", 1), ("check_replayed", 1)]);
 }
 
 /// A finder with one socket, and nobody who answers.

@@ -3,7 +3,8 @@
 //! Asks every server at once when it starts or the network changes, and then one request per server and keepalive
 //! interval, so that server-reflexive candidates are known *before* a session needs them. Servers that tell of another
 //! address (OTHER-ADDRESS, RFC 5780) are asked there, too, once: two ports of one address, and a second address, tell
-//! the mapping behaviour and the order of ports. When a server sees another address than before, the NAT has bound the
+//! the mapping behaviour and the order of ports. Of our gateways each tells another port at least (OTHER-PORT), which
+//! is enough to see the step of a sequential NAT whose mappings depend on the port. When a server sees another address than before, the NAT has bound the
 //! socket anew: [`KeeperEvent::Rebound`].
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -42,7 +43,7 @@ struct Server {
     silent: bool,
 }
 
-/// First wait for an answer; doubles. Gateways are near; a false retransmission costs 48 bytes.
+/// First wait for an answer; doubles. Gateways are near; a false retransmission costs 64 bytes.
 const RTO: Duration = Duration::from_millis(150);
 /// Unanswered requests after which a server is silent: 150, 300, 600, 1200 ms, 2.25 s in all.
 const TRIES: u32 = 4;
@@ -213,9 +214,16 @@ impl Keeper {
         self.tell();
     }
 
-    /// RFC 5780 section 4.3: the same address at its other port, and the other address.
+    /// RFC 5780 section 4.3: the same address at its other port, and the other address; or the other port alone.
     fn ask_others(&mut self, now: Instant, source: SocketAddr, message: &Message<'_>) {
-        let Some(other) = message::plain_address(message, attribute::OTHER_ADDRESS) else { return };
+        let Some(other) = message::plain_address(message, attribute::OTHER_ADDRESS) else {
+            let port = message::number_u32(message, attribute::OTHER_PORT).map(|told| told >> 16);
+            if let Some(port) = port.and_then(|port| u16::try_from(port).ok()).filter(|it| *it > 0)
+            {
+                self.add(now, SocketAddr::new(source.ip(), port), true);
+            }
+            return;
+        };
         let other = canonical(other);
         if other.is_ipv4() != source.is_ipv4() || other.port() == 0 || other.ip().is_multicast() {
             return;
@@ -322,8 +330,10 @@ impl Keeper {
             server.in_flight.pop_front();
         }
         server.in_flight.push_back((id, now));
-        let bytes = Writer::new(MessageClass::Request, BINDING, id).finish(None);
-        self.transmits.push_back((server.address, bytes));
+        let request = Writer::new(MessageClass::Request, BINDING, id);
+        let request =
+            if server.once { request } else { request.add(attribute::OTHER_PORT, &[0; 4]) };
+        self.transmits.push_back((server.address, request.finish(None)));
     }
 
     /// When [`Keeper::handle_timeout`] is due.

@@ -55,6 +55,33 @@ fn mapping_and_ports_of_each_nat_are_named() {
 }
 
 #[test]
+fn a_server_with_one_address_and_two_ports_is_enough_to_predict_a_sequential_nat() {
+    let around = |name: &str, other: &str| {
+        let server = lab_server::Server { single: true, ..lab_server::Server::new() };
+        World::around(server, 25, ms(10), Some(kind_of(name)), Some(kind_of(other)))
+    };
+    let mut world = around("sym-seq", "port-restr");
+    let view = world.a.keeper.view();
+    assert_eq!(view.mapping, Mapping::AddressAndPortDependent);
+    let predicted = world.a.keeper.candidates();
+    assert_eq!(predicted.iter().filter(|c| c.kind == CandidateKind::Predicted).count(), 8);
+    world.start(ms(5));
+    let met = world.meet(crate::LegKind::UdpDirect, Duration::from_secs(2));
+    assert!(met.is_some(), "prediction leads to the peer");
+    // Nothing is claimed that one address cannot tell.
+    for (name, mapping) in [
+        ("port-restr", Mapping::Unknown),
+        ("adm-adf", Mapping::Unknown),
+        ("sym-random", Mapping::AddressAndPortDependent),
+    ] {
+        let keeper = around(name, "fullcone").a.keeper;
+        assert_eq!(keeper.view().mapping, mapping, "{name}");
+        let predicted = |c: &Candidate| c.kind == CandidateKind::Predicted;
+        assert!(!keeper.candidates().iter().any(predicted), "{name}");
+    }
+}
+
+#[test]
 fn a_mapping_that_expires_makes_keepalives_just_frequent_enough() {
     let mut kind = kind_of("eim-nopres");
     kind.timeout = Duration::from_secs(10);

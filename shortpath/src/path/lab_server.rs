@@ -19,6 +19,8 @@ pub(super) struct Server {
     /// Clients by their relayed port: client address, lifetime ignored, channels, permitted IPs.
     allocations: BTreeMap<u16, Allocation>,
     pub(super) nonce: u32,
+    /// Has one address and tells its other port only, as our gateway does by default.
+    pub(super) single: bool,
     /// Answers every allocation with 486.
     pub(super) full: bool,
     /// Answers every ChannelBind with 403.
@@ -46,6 +48,7 @@ impl Server {
             password: "relay-secret".into(),
             allocations: BTreeMap::new(),
             nonce: 1,
+            single: false,
             full: false,
             forbids: false,
             bound: 0,
@@ -104,10 +107,14 @@ impl Server {
             if change & 2 == 0 { datagram.to.port() } else { other_port },
         );
         let reply = Writer::new(MessageClass::Success, BINDING, message.transaction_id())
-            .add_address(attribute::XOR_MAPPED_ADDRESS, datagram.from)
-            .add(attribute::OTHER_ADDRESS, &plain(SocketAddr::new(other_ip, other_port)))
-            .finish(None);
-        net.send(from, datagram.from, reply);
+            .add_address(attribute::XOR_MAPPED_ADDRESS, datagram.from);
+        let [high, low] = other_port.to_be_bytes();
+        let reply = match message::number_u32(message, attribute::OTHER_PORT) {
+            Some(_) if self.single => reply.add(attribute::OTHER_PORT, &[high, low, 0, 0]),
+            None if self.single => reply,
+            _ => reply.add(attribute::OTHER_ADDRESS, &plain(SocketAddr::new(other_ip, other_port))),
+        };
+        net.send(from, datagram.from, reply.finish(None));
     }
 
     fn turn(&mut self, datagram: &Arrived, message: &Message<'_>) -> Vec<u8> {

@@ -27,6 +27,8 @@ pub(super) mod attribute {
     pub(in crate::path) const USE_CANDIDATE: u16 = 0x0025;
     pub(in crate::path) const PADDING: u16 = 0x0026;
     pub(in crate::path) const OTHER_ADDRESS: u16 = 0x802c;
+    /// Our gateways' own: another port of theirs that answers Binding requests, told to who asks with the same attribute.
+    pub(in crate::path) const OTHER_PORT: u16 = 0xf5b7;
     pub(in crate::path) const ICE_CONTROLLED: u16 = 0x8029;
     pub(in crate::path) const ICE_CONTROLLING: u16 = 0x802a;
 }

@@ -66,7 +66,9 @@ pub fn judge_mapping(local: Option<SocketAddr>, seen: &[Observation]) -> Mapping
         return Mapping::Unknown;
     }
     if others().all(|other| other.mapped == first.mapped) {
-        return Mapping::EndpointIndependent;
+        // One mapping for all ports of one address may still be one per address.
+        let far = others().any(|other| other.server.ip() != first.server.ip());
+        return if far { Mapping::EndpointIndependent } else { Mapping::Unknown };
     }
     // Two ports of one address tell the two dependent kinds apart.
     let twins = seen.iter().flat_map(|one| {
@@ -112,16 +114,20 @@ fn distinct_ports(seen: &[Observation]) -> Vec<u16> {
 /// The step, if all differences have one sign and are small multiples of the least one: other hosts behind the NAT, and
 /// our own other packets, take ports in between.
 fn sequence(ports: &[u16]) -> Option<i32> {
-    let steps: Vec<i32> =
-        ports.windows(2).map(|pair| i32::from(pair[1]) - i32::from(pair[0])).collect();
+    let steps = steps(ports);
     let least = steps.iter().copied().min_by_key(|step| step.abs())?;
     let regular =
         |step: &i32| step.signum() == least.signum() && step.abs() <= STEP_MAX && step % least == 0;
     (least != 0 && steps.iter().all(regular)).then_some(least)
 }
 
+fn steps(ports: &[u16]) -> Vec<i32> {
+    ports.windows(2).map(|pair| i32::from(pair[1]) - i32::from(pair[0])).collect()
+}
+
 /// The next `count` addresses that a NAT with sequential, destination-dependent mappings will probably give, nearest
-/// first; empty for all other NATs. Ports below 1024 are skipped.
+/// first; empty for all other NATs. Ports below 1024 are skipped. A step seen only once may have another host's port in it, so
+/// then every port of its direction is named.
 #[must_use]
 pub fn predict_ports(seen: &[Observation], count: usize) -> Vec<SocketAddr> {
     let (Ports::Sequential(step), Some(last)) = (judge_ports(None, seen), seen.last()) else {
@@ -131,7 +137,9 @@ pub fn predict_ports(seen: &[Observation], count: usize) -> Vec<SocketAddr> {
         return Vec::new();
     }
     // The furthest port seen: an older mapping that was looked at again says nothing about the next one.
-    let ports = distinct_ports(seen).into_iter().map(i32::from);
+    let ports = distinct_ports(seen);
+    let step = if steps(&ports).len() == 1 { step.signum() } else { step };
+    let ports = ports.into_iter().map(i32::from);
     let Some(furthest) = (if step > 0 { ports.max() } else { ports.min() }) else {
         return Vec::new();
     };
@@ -163,6 +171,8 @@ mod tests {
         assert_eq!(judge(&[(a, x)]), Mapping::Unknown);
         assert_eq!(judge(&[(a, x), (b, x), (c, x)]), Mapping::EndpointIndependent);
         assert_eq!(judge(&[(a, x), (b, x), (c, y)]), Mapping::AddressDependent);
+        assert_eq!(judge(&[(a, x), (b, x)]), Mapping::Unknown, "one address tells no more");
+        assert_eq!(judge(&[(a, x), (b, y)]), Mapping::AddressAndPortDependent);
         assert_eq!(judge(&[(a, x), (b, y), (c, z)]), Mapping::AddressAndPortDependent);
         assert_eq!(judge(&[(a, x), (c, y)]), Mapping::Dependent);
         let local = Some(x.parse().unwrap());
@@ -183,6 +193,7 @@ mod tests {
         assert!(predict(&[(a, &at(13155)), (b, &at(49367)), (c, &at(50000))]).is_empty());
         assert!(predict(&[(a, &at(1030)), (b, &at(1020)), (c, &at(1010))]).is_empty());
         assert_eq!(predict(&[(a, &at(65533)), (b, &at(65534))]), [65535]);
+        assert_eq!(predict(&[(a, &p1), (b, &p3)]), [40005, 40006, 40007], "one step may hold two");
     }
 
     #[test]

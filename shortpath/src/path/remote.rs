@@ -50,17 +50,23 @@ impl CandidateRefusal {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::OtherLeg => "other_leg",
-            Self::Signalled => "signalled_peer_reflexive",
-            Self::NotUnicast => "not_unicast",
-            Self::Loopback => "loopback",
-            Self::LinkLocal => "link_local",
-            Self::Server => "server_address",
-            Self::Network => "network_policy",
-            Self::Known => "known",
-            Self::TooMany => "too_many",
-            Self::TooManyOfHost => "too_many_of_host",
+            Self::OtherLeg => "candidate_other_leg",
+            Self::Signalled => "candidate_signalled_peer_reflexive",
+            Self::NotUnicast => "candidate_not_unicast",
+            Self::Loopback => "candidate_loopback",
+            Self::LinkLocal => "candidate_link_local",
+            Self::Server => "candidate_server_address",
+            Self::Network => "candidate_network_policy",
+            Self::Known => "candidate_known",
+            Self::TooMany => "candidates_too_many",
+            Self::TooManyOfHost => "candidates_too_many_of_host",
         }
+    }
+
+    /// Whether the peer has named what it should not have.
+    #[must_use]
+    pub const fn is_fault(self) -> bool {
+        !matches!(self, Self::OtherLeg | Self::Known)
     }
 }
 

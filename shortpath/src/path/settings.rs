@@ -143,6 +143,20 @@ pub struct FinderCounters {
     pub icmp: u64,
 }
 
+impl FinderCounters {
+    /// What should not happen between two honest ends on a quiet network, by name.
+    #[must_use]
+    pub const fn suspicious(&self) -> [(&'static str, u64); 5] {
+        [
+            ("check_forged", self.forged),
+            ("check_replayed", self.replayed),
+            ("check_astray", self.astray),
+            ("check_refused", self.refused),
+            ("check_error", self.errors),
+        ]
+    }
+}
+
 /// A token bucket: `burst` at once, then one per `interval`.
 #[derive(Debug)]
 pub(super) struct Tokens {

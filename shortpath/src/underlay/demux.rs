@@ -25,6 +25,9 @@ pub(super) enum Kind<'a> {
 const COOKIE: [u8; 4] = 0x2112_A442_u32.to_be_bytes();
 /// A STUN header.
 const STUN_HEADER: usize = 20;
+/// Longest STUN message that is looked at: ours and our peers' are below 200 bytes, a server's below 600. A task keeps a few
+/// hundred of them waiting.
+const STUN_MAX: usize = 2048;
 
 /// Tells what `datagram` is by its first bytes.
 pub(super) fn kind(datagram: &[u8]) -> Kind<'_> {
@@ -36,7 +39,7 @@ pub(super) fn kind(datagram: &[u8]) -> Kind<'_> {
 }
 
 fn is_stun(datagram: &[u8]) -> bool {
-    datagram.len() >= STUN_HEADER && datagram.get(4..8) == Some(&COOKIE)
+    (STUN_HEADER..=STUN_MAX).contains(&datagram.len()) && datagram.get(4..8) == Some(&COOKIE)
 }
 
 /// The connection id a QUIC packet is addressed to (RFC 9000 section 17).
@@ -145,6 +148,9 @@ mod tests {
         ] {
             assert_eq!(kind(garbage), Kind::Other, "{garbage:?}");
         }
+        let mut long = stun();
+        long.resize(STUN_MAX + 1, 0);
+        assert_eq!((kind(&long[..STUN_MAX]), kind(&long)), (Kind::Stun, Kind::Other));
         let mut wrong_cookie = stun();
         wrong_cookie[5] ^= 1;
         assert_eq!(kind(&wrong_cookie), Kind::Other);

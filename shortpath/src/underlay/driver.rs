@@ -13,7 +13,7 @@ use super::keeping::Known;
 use super::paths::{SlotId, token_of};
 use super::relay::Relay;
 use super::search::{Search, Stage};
-use super::view::ShortpathView;
+use super::view::{ShortpathView, sums};
 use super::{Inner, RelayAccess, ShortpathPlan, UdpPolicy, UnderlayConfig};
 use crate::LegKind;
 use crate::path::{
@@ -573,6 +573,7 @@ impl Driver {
                 .chain(*self.relayed.borrow())
                 .collect(),
             remote: self.remote.clone(),
+            ignored: sums(self.searches.iter().flat_map(Search::ignored)),
         };
         view.reasons = self.reasons(&known, &view);
         view

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::UnderlayConfig;
 use super::demux::segments;
 use super::sockets::{Bound, open_in_range};
-use super::wire::Wire;
+use super::wire::{Wire, count};
 use crate::path::{LocalId, Route, TurnClient, TurnConfig, TurnEvent, canonical};
 
 /// See the module. Dropping the last handle does not end it: [`Relay::close`] does.
@@ -178,6 +178,7 @@ impl Relay {
             }
             let [meta] = metas;
             if canonical(meta.addr) != self.server {
+                count(&wire.counters.relay_stranger);
                 continue;
             }
             for segment in segments(meta.len, meta.stride) {

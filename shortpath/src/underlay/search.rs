@@ -193,6 +193,13 @@ impl Search {
         [retry, self.look_at, self.finder.poll_timeout()].into_iter().flatten().min()
     }
 
+    /// What the finder ignored or refused.
+    pub(super) fn ignored(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let candidates = self.finder.refused().filter(|(refusal, _)| refusal.is_fault());
+        let candidates = candidates.map(|(refusal, count)| (refusal.as_str(), count));
+        candidates.chain(self.finder.counters().suspicious())
+    }
+
     pub(super) fn view(&self) -> LegView {
         let state = match &self.stage {
             Stage::Up { .. } => LegState::Up,

@@ -347,14 +347,16 @@ async fn a_stranger_gets_no_answer_to_anything() {
     let mut check = vec![0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
     check.resize(20, 3);
     let short = vec![0x41; 60];
-    for packet in [&initial, &version, &check, &short, &vec![9; 30]] {
+    let mut oversized = check.clone();
+    oversized.resize(4000, 0);
+    for packet in [&initial, &version, &check, &short, &vec![9; 30], &oversized] {
         stranger.send_to(packet, to).await.unwrap();
     }
     let mut buffer = [0; 1500];
     let answer = timeout(Duration::from_millis(300), stranger.recv(&mut buffer)).await;
     assert!(answer.is_err(), "{answer:?}");
     let ignored = two.ignored();
-    assert_eq!((ignored.garbage, ignored.stun_unclaimed), (1, 1), "{ignored:?}");
+    assert_eq!((ignored.garbage, ignored.stun_unclaimed), (2, 1), "{ignored:?}");
     assert_eq!((ignored.quic_unknown_token, ignored.quic_unknown_id), (2, 1), "{ignored:?}");
 }
 
@@ -447,6 +449,8 @@ struct Middle {
     rebind: Arc<AtomicBool>,
     drop_quic: Arc<AtomicBool>,
     drop_all: Arc<AtomicBool>,
+    /// Everything goes out twice, and back to its sender as well.
+    replay: Arc<AtomicBool>,
     _task: JoinHandle<()>,
 }
 
@@ -457,8 +461,8 @@ impl Middle {
         let front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let mut back = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = front.local_addr().unwrap();
-        let flags: [Arc<AtomicBool>; 3] = Default::default();
-        let [rebind, drop_quic, drop_all] = flags.clone();
+        let flags: [Arc<AtomicBool>; 4] = Default::default();
+        let [rebind, drop_quic, drop_all, replay] = flags.clone();
         let task = tokio::spawn(async move {
             let (mut there, mut here) = (vec![0; 65536], vec![0; 65536]);
             let mut client = None;
@@ -473,11 +477,19 @@ impl Middle {
                 tokio::select! {
                     Ok((count, from)) = front.recv_from(&mut there) => {
                         client = Some(from);
+                        if flags[3].load(Ordering::Relaxed) {
+                            drop(back.send_to(&there[..count], agent).await);
+                            drop(front.send_to(&there[..count], from).await);
+                        }
                         if !drops(&there[..count]) {
                             drop(back.send_to(&there[..count], agent).await);
                         }
                     }
-                    Ok((count, _)) = back.recv_from(&mut here) => {
+                    Ok((count, from)) = back.recv_from(&mut here) => {
+                        if let Some(client) = client.filter(|_| flags[3].load(Ordering::Relaxed)) {
+                            drop(front.send_to(&here[..count], client).await);
+                            drop(back.send_to(&here[..count], from).await);
+                        }
                         if let Some(client) = client.filter(|_| !drops(&here[..count])) {
                             drop(front.send_to(&here[..count], client).await);
                         }
@@ -486,7 +498,7 @@ impl Middle {
                 }
             }
         });
-        Self { front: address, rebind, drop_quic, drop_all, _task: task }
+        Self { front: address, rebind, drop_quic, drop_all, replay, _task: task }
     }
 
     /// Ends that know each other through the middle only.
@@ -499,6 +511,67 @@ impl Middle {
         ends.agent.plan.as_mut().unwrap().remote_candidates = Vec::new();
         (ends, middle)
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replayed_and_reflected_packets_change_nothing_and_are_counted() {
+    let (mut ends, middle) = Middle::between().await;
+    middle.replay.store(true, Ordering::Relaxed);
+    ends.client.search();
+    ends.agent.search();
+    ends.carried_by(LegKind::UdpDirect).await;
+    let tasks = transfer(&mut ends, 4, 300_000).await;
+    all_done(&ends, tasks).await;
+    assert_eq!(ends.client.session.stats().legs_lost, 0);
+    for end in [&ends.client, &ends.agent] {
+        let ignored = end.underlay.ignored();
+        // Our own checks name the peer, and our own packets its connection.
+        assert!(ignored.stun_unclaimed > 0 && ignored.quic_unknown_id > 0, "{ignored:?}");
+    }
+}
+
+#[tokio::test]
+async fn icmp_errors_of_closed_ports_stop_neither_socket_nor_search() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy { direct: true, ..UdpPolicy::NONE });
+    // Ports that were somebody's a moment ago: the kernel answers for them.
+    let mut closed = Vec::new();
+    for _ in 0..8 {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        closed.push(Candidate::new(CandidateKind::Host, socket.local_addr().unwrap()));
+    }
+    for end in [&mut ends.client, &mut ends.agent] {
+        end.plan.as_mut().unwrap().remote_candidates.splice(0..0, closed.clone());
+        end.search();
+    }
+    ends.carried_by(LegKind::UdpDirect).await;
+    ends.echo().await;
+    assert_eq!(one.ignored().garbage + two.ignored().garbage, 0);
+}
+
+#[tokio::test]
+async fn what_a_hostile_peer_names_is_refused_and_told_by_explain() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let gateway = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let server = gateway.local_addr().unwrap();
+    one.set_servers(vec![server]);
+    let mut ends = ends(&one, &two, UdpPolicy { direct: true, ..UdpPolicy::NONE });
+    let host = |address: &str| Candidate::new(CandidateKind::Host, address.parse().unwrap());
+    let mut hostile = vec![Candidate::new(CandidateKind::Host, server)];
+    hostile.extend(["224.0.0.1:5000", "255.255.255.255:5000", "0.0.0.0:5000"].map(host));
+    hostile.extend((2..40).map(|port| host(&format!("127.0.0.1:{port}"))));
+    // Wait until the gateway is known as one: what it is asked as a server is no check.
+    timeout(PATIENCE, gateway.recv(&mut [0; 500])).await.unwrap().unwrap();
+    ends.client.plan.as_mut().unwrap().remote_candidates = hostile;
+    ends.client.search();
+    let refused = |view: &ShortpathView, name| view.ignored.iter().any(|(known, _)| *known == name);
+    ends.client
+        .viewed(|view| {
+            refused(view, "candidate_server_address")
+                && refused(view, "candidate_not_unicast")
+                && refused(view, "candidates_too_many_of_host")
+        })
+        .await;
 }
 
 #[tokio::test]

@@ -38,6 +38,15 @@ pub struct ShortpathView {
     pub local: Vec<Candidate>,
     /// The peer's, as signalled.
     pub remote: Vec<Candidate>,
+    /// What was ignored or refused of the peer and of strangers who play it, by name; what never happened is left out.
+    pub ignored: Vec<(&'static str, u64)>,
+}
+
+/// The sums of `counts` by name, without zeros.
+pub(super) fn sums(counts: impl Iterator<Item = (&'static str, u64)>) -> Vec<(&'static str, u64)> {
+    let mut sums = std::collections::BTreeMap::new();
+    counts.for_each(|(name, count)| *sums.entry(name).or_default() += count);
+    sums.into_iter().filter(|(_, sum)| *sum > 0).collect()
 }
 
 /// One kind of leg.

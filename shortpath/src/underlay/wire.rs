@@ -37,6 +37,7 @@ pub(super) struct Counters {
     quic_unknown_token: AtomicU64,
     quic_unknown_id: AtomicU64,
     quic_stranger: AtomicU64,
+    pub(super) relay_stranger: AtomicU64,
     garbage: AtomicU64,
     overflow: AtomicU64,
     socket_errors: AtomicU64,
@@ -53,12 +54,31 @@ pub struct Ignored {
     pub quic_unknown_id: u64,
     /// QUIC packets for one of our connections by a route that no check has proved.
     pub quic_stranger: u64,
-    /// Neither STUN nor QUIC.
+    /// Datagrams to an allocation's socket that its server has not sent.
+    pub relay_stranger: u64,
+    /// Neither STUN nor QUIC, or STUN of more than 2,048 bytes.
     pub garbage: u64,
     /// Dropped as the receiver was behind.
     pub overflow: u64,
     /// Errors of sockets, such as ICMP's.
     pub socket_errors: u64,
+}
+
+impl Ignored {
+    /// Each by its name.
+    #[must_use]
+    pub const fn by_name(&self) -> [(&'static str, u64); 8] {
+        [
+            ("stun_unclaimed", self.stun_unclaimed),
+            ("quic_unknown_token", self.quic_unknown_token),
+            ("quic_unknown_id", self.quic_unknown_id),
+            ("quic_stranger", self.quic_stranger),
+            ("relay_stranger", self.relay_stranger),
+            ("garbage", self.garbage),
+            ("overflow", self.overflow),
+            ("socket_error", self.socket_errors),
+        ]
+    }
 }
 
 impl Counters {
@@ -69,6 +89,7 @@ impl Counters {
             quic_unknown_token: read(&self.quic_unknown_token),
             quic_unknown_id: read(&self.quic_unknown_id),
             quic_stranger: read(&self.quic_stranger),
+            relay_stranger: read(&self.relay_stranger),
             garbage: read(&self.garbage),
             overflow: read(&self.overflow),
             socket_errors: read(&self.socket_errors),
@@ -76,7 +97,7 @@ impl Counters {
     }
 }
 
-fn count(counter: &AtomicU64) {
+pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 

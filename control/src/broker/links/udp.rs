@@ -6,8 +6,8 @@ use crate::broker::limits::is_label;
 use crate::broker::orchestrator::{Input, LinkId};
 use crate::code::Code;
 use crate::wire::{
-    Candidate, PathMove, PathReport, REPORT_LEGS_MAX, REPORT_MOVES_MAX, REPORT_PAIRS_MAX,
-    REPORT_REASONS_MAX,
+    Candidate, PathMove, PathReport, REPORT_IGNORED_MAX, REPORT_LEGS_MAX, REPORT_MOVES_MAX,
+    REPORT_PAIRS_MAX, REPORT_REASONS_MAX,
 };
 
 /// Judges candidates of the end behind a link. One that came by a path we do not know the end of is far away, and its
@@ -49,6 +49,10 @@ pub(super) fn bounded(mut report: PathReport) -> PathReport {
     });
     report.reasons.truncate(REPORT_REASONS_MAX);
     report.reasons.retain(|reason| is_label(reason));
+    report.ignored.retain(|name, _| is_label(name));
+    while report.ignored.len() > REPORT_IGNORED_MAX {
+        report.ignored.pop_last();
+    }
     let surplus = report.moves.len().saturating_sub(REPORT_MOVES_MAX);
     report.moves.drain(..surplus);
     report.moves.retain(is_plain);
@@ -81,10 +85,12 @@ mod tests {
             pairs: vec![pair("failed"); REPORT_PAIRS_MAX + 5],
             reasons: vec!["no\u{1b}[31m".into(), "throttled".into()],
             moves,
+            ignored: (0..50).map(|number| (format!("check_{number}"), 1)).collect(),
         };
         let kept = bounded(report);
         assert_eq!((kept.legs.len(), kept.pairs.len()), (0, REPORT_PAIRS_MAX));
         assert_eq!((kept.reasons.len(), kept.moves.len()), (1, REPORT_MOVES_MAX));
+        assert_eq!(kept.ignored.len(), REPORT_IGNORED_MAX);
         assert_eq!(kept.moves.last(), Some(&moved("last")));
         assert!(!is_plain(&moved("\n")) && is_plain(&moved("better")));
     }

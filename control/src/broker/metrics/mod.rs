@@ -223,6 +223,9 @@ fn stun(page: &mut Page, app: &App) {
         .sample(&[], udp.allocations);
     page.family("switchback_relay_allocations_total", "counter", "TURN allocations made.")
         .sample(&[], udp.allocations_total);
+    let about = "TURN allocations ended because their session was over.";
+    page.family("switchback_relay_allocations_revoked_total", "counter", about)
+        .sample(&[], udp.allocations_revoked);
     page.family("switchback_relay_packets_total", "counter", "Datagrams relayed by TURN.")
         .sample(&[("to", "peer")], udp.to_peers.packets)
         .sample(&[("to", "client")], udp.to_clients.packets);

@@ -282,6 +282,10 @@ pub(crate) enum Output {
     EndPair {
         pair: PairId,
     },
+    /// Neither end may use the relay any more.
+    EndRelay {
+        session: SessionId,
+    },
     /// A session begins to be used, for the log.
     Began {
         grant: Box<Grant>,

@@ -249,6 +249,7 @@ impl Orchestrator {
 
     fn bury(&mut self, now: Instant, session: &Session, code: Code) {
         self.sessions.bury(session.grant.session.clone(), code, now);
+        self.out.push(Output::EndRelay { session: session.grant.session.clone() });
         self.say_over(session, code);
     }
 
@@ -264,7 +265,8 @@ impl Orchestrator {
         self.expire_pairs(now);
         self.tell_networks(now);
         self.renew_relays(now);
-        // No tombstone: an end that comes back after all may still show its grant.
+        // No tombstone: an end that comes back after all may still show its grant. Nor is its relay taken away: it may be all
+        // that carries the session.
         for id in self.sessions.ids_where(|session| session.is_lost(now)) {
             let Some(session) = self.sessions.remove(&id) else { continue };
             session.legs.iter().for_each(|leg| self.cut(now, leg.pair));
