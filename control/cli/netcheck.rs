@@ -106,7 +106,7 @@ fn facts_of(report: &NetReport) -> Vec<(String, String)> {
         facts.push((format!("{family} filtering"), words(&nat.filtering)));
         facts.push((format!("{family} hairpin"), nat.hairpin.map_or_else(unknown, yes)));
     }
-    let size = |mtu: u16| (format!("{mtu} bytes"));
+    let size = |mtu: u16| format!("{mtu} bytes");
     let sizes = [("IPv4 path MTU", report.mtu_v4), ("IPv6 path MTU", report.mtu_v6)];
     let known = sizes.into_iter().filter_map(|(name, mtu)| Some((name.to_owned(), size(mtu?))));
     facts.extend(known);
