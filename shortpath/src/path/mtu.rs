@@ -137,7 +137,8 @@ impl MtuProbe {
         Some((self.server, self.transmits.pop_front()?))
     }
 
-    /// The largest IP packet that was answered, bytes, at most 1500, rounded down to four; `None` if none was.
+    /// The largest IP packet that was answered, bytes, at most 1500, rounded down to four (below 1280 to eight); `None` if
+    /// none was.
     #[must_use]
     pub fn mtu(&self) -> Option<u16> {
         self.largest
