@@ -144,7 +144,7 @@ impl Keeper {
     pub fn network_changed(&mut self, now: Instant) {
         self.lifetime = MappingLifetime::default();
         for server in &mut self.servers {
-            (server.due, server.tries) = (Some(now), 0);
+            (server.due, server.tries, server.silent) = (Some(now), 0, false);
         }
         self.handle_timeout(now);
     }
@@ -282,7 +282,7 @@ impl Keeper {
         }
         let server = &mut self.servers[at];
         let wait = if server.silent {
-            let rounds = (server.tries - TRIES).min(4);
+            let rounds = server.tries.saturating_sub(TRIES).min(4);
             SILENT_FIRST.mul_f64(1.5_f64.powi(rounds.cast_signed())).min(SILENT_MAX)
         } else {
             let first = server.rtt.map_or(RTO, |rtt| (rtt * 2).max(RTO));
