@@ -60,7 +60,7 @@ impl TicketAdmission {
 
 impl Admission for TicketAdmission {
     fn admit(&self, server_name: &str, _peer: SocketAddr) -> Verdict {
-        self.judge(server_name, clock::unix_seconds())
+        self.judge(server_name, clock::steady_seconds())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The clocks and the randomness that the shells read, so that the pure modules need none.
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::LazyLock;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE32_NOPAD;
 
@@ -12,6 +13,25 @@ pub(crate) fn unix_ms() -> u64 {
 /// Unix time in seconds.
 pub(crate) fn unix_seconds() -> u64 {
     unix_ms() / 1000
+}
+
+/// Unix time in seconds as it was when this process first asked, moved on by the monotonic clock: for what this process
+/// alone makes and judges, like tickets. A wall clock that jumps neither makes them expire nor brings used ones to life.
+pub(crate) fn steady_seconds() -> u64 {
+    static SINCE: LazyLock<Steady> = LazyLock::new(|| Steady { unix_s: unix_seconds(), at: now() });
+    SINCE.seconds(now())
+}
+
+/// What the wall clock showed at one moment.
+struct Steady {
+    unix_s: u64,
+    at: Instant,
+}
+
+impl Steady {
+    fn seconds(&self, now: Instant) -> u64 {
+        self.unix_s.saturating_add(now.saturating_duration_since(self.at).as_secs())
+    }
 }
 
 /// Bytes nobody can guess (a ChaCha generator seeded and reseeded by the kernel).
@@ -30,6 +50,25 @@ pub(crate) fn random_name(chars: usize) -> String {
 }
 
 /// The monotonic clock.
-pub(crate) fn now() -> std::time::Instant {
-    std::time::Instant::now()
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_wall_clock_that_jumps_moves_no_ticket() {
+        let at = now();
+        for unix_s in [0, 1_800_000_000, u64::MAX - 9] {
+            let steady = Steady { unix_s, at };
+            let after = |seconds| steady.seconds(at + Duration::from_secs(seconds)) - unix_s;
+            assert_eq!([after(0), after(1), after(9)], [0, 1, 9]);
+        }
+        let [first, second] = [steady_seconds(), steady_seconds()];
+        assert!(first <= second && first.abs_diff(unix_seconds()) < 3600);
+    }
 }

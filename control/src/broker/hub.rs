@@ -169,7 +169,7 @@ impl Hub {
 
     /// Admission of one leg, from now on for [`TICKET_TTL`].
     pub(crate) fn ticket(&self, pair: PairId, side: LegSide, warm: bool) -> LegTicket {
-        let expiry = clock::unix_seconds() + TICKET_TTL.as_secs();
+        let expiry = clock::steady_seconds() + TICKET_TTL.as_secs();
         let expiry = u32::try_from(expiry).unwrap_or(u32::MAX);
         let server_name = self.tickets.mint(&Ticket::new(pair, side, warm, expiry));
         LegTicket { pair: pair.to_string(), server_name, gateway: None }
@@ -267,7 +267,7 @@ impl Hub {
                 self.send(core, link, &message);
             }
             Output::Tune { pair, tuning } => {
-                self.tunings.expect(pair, tuning, clock::unix_seconds())
+                self.tunings.expect(pair, tuning, clock::steady_seconds())
             }
             Output::Granted { link, request, grant, pair, transport, udp, kind } => {
                 let message = self.granted(request, &grant, pair, (transport, udp), kind);

@@ -50,6 +50,8 @@ struct World {
     sockets: Numbers,
     start: Instant,
     passed: Duration,
+    /// What the wall clock showed at the start.
+    wall_s: u64,
 }
 
 /// One client address with one user's credentials.
@@ -90,12 +92,14 @@ impl World {
         let (counters, start) = (Arc::new(Counters::default()), Instant::now());
         let peers = Peers::new(vec![at("203.0.113.1:1").ip()], common.config.allowed_peers.clone());
         let server = Server::new(common, counters.clone(), peers, start);
-        Self { server, counters, sockets: Numbers::default(), start, passed: Duration::ZERO }
+        let (sockets, passed, wall_s) = (Numbers::default(), Duration::ZERO, 1_000_000);
+        Self { server, counters, sockets, start, passed, wall_s }
     }
 
     fn now(&self) -> Now {
         let uptime_s = u32::try_from(self.passed.as_secs()).unwrap();
-        Now { instant: self.start + self.passed, unix_s: 1_000_000 + u64::from(uptime_s), uptime_s }
+        let unix_s = self.wall_s.saturating_add(u64::from(uptime_s));
+        Now { instant: self.start + self.passed, unix_s, uptime_s }
     }
 
     fn pass(&mut self, seconds: u64) {
@@ -302,6 +306,19 @@ fn an_allocation_outlives_its_credentials_but_a_new_one_does_not_come() {
     world.pass(500);
     assert_eq!(world.code(&mut first, kind::REFRESH, &[]), 0);
     assert_eq!(world.allocate(&mut client(2, "1000100:a")), 401);
+}
+
+#[test]
+fn a_wall_clock_that_jumps_ends_no_allocation() {
+    let (mut world, mut client) = (world(), client(1, "2000000:a"));
+    assert_eq!(world.allocate(&mut client), 0);
+    for wall_s in [0, 5_000_000, u64::MAX, 1_000_000] {
+        world.wall_s = wall_s;
+        world.pass(100);
+        assert_eq!(world.permit(&mut client, PEER), 0, "{wall_s}");
+        assert!(is_data(world.send(&client, PEER)), "{wall_s}");
+        assert_eq!(world.code(&mut client, kind::REFRESH, &[]), 0, "{wall_s}");
+    }
 }
 
 #[test]

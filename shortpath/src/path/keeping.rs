@@ -15,6 +15,24 @@ fn behind(name: &str) -> World {
 }
 
 #[test]
+fn a_server_that_was_silent_is_asked_afresh_on_another_network() {
+    let mut now = std::time::Instant::now();
+    let servers = vec!["192.0.2.1:443".parse().unwrap()];
+    let mut keeper = Keeper::new(now, KeeperConfig::new(None, servers));
+    let silent = |keeper: &mut Keeper| {
+        std::iter::from_fn(|| keeper.poll_event()).any(|it| matches!(it, KeeperEvent::Silent(_)))
+    };
+    while !silent(&mut keeper) {
+        now = keeper.poll_timeout().unwrap();
+        keeper.handle_timeout(now);
+    }
+    while keeper.poll_transmit().is_some() {}
+    keeper.network_changed(now);
+    assert!(keeper.poll_transmit().is_some());
+    assert!(keeper.poll_timeout().unwrap() <= now + ms(200), "it waits as for a silent server");
+}
+
+#[test]
 fn reflexive_addresses_are_known_before_anybody_asks_and_kept() {
     let mut world = behind("port-restr");
     let wanted =

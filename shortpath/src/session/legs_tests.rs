@@ -379,6 +379,40 @@ fn bulk_survives_a_blackhole_and_stalls_for_less_than_half_a_second() {
 }
 
 #[test]
+fn a_path_that_swallows_large_packets_holds_up_no_keystroke_and_loses_nothing() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.link_of(TcpReverse, jittery(30), NOW);
+    let direct = pair.link_of(UdpDirect, jittery(20), NOW);
+    let heap = pair.open(CLIENT).unwrap();
+    let mut echo = Echo::new(pair, ms(20));
+    let feed = |echo: &mut Echo, time: u64| {
+        for _ in 0..time / 10 {
+            echo.pair.write(CLIENT, heap, 20_000);
+            echo.run(ms(10));
+            echo.pair.read(AGENT, heap);
+        }
+        echo.pair.ends[AGENT].streams[&heap].read
+    };
+    feed(&mut echo, 2_000);
+    assert_eq!(echo.leg(), Some(UdpDirect));
+    let shrunk = echo.pair.now;
+    echo.pair.links[direct].weather.swallows = Some(1_200);
+    let stuck = feed(&mut echo, 1_500);
+    // The transport has found out by now, and makes small packets of everything.
+    echo.pair.links[direct].weather.swallows = None;
+    echo.pair.heal(direct, ms(0));
+    let moved = feed(&mut echo, 2_000) - stuck;
+    assert!(moved > 1_000_000, "bulk stands still: {moved}");
+    let stall = echo.stall(shrunk);
+    assert!(stall <= ms(150), "{stall:?}");
+    let written = echo.pair.ends[CLIENT].streams[&heap].written;
+    echo.run(Duration::from_secs(5));
+    echo.pair.read(AGENT, heap);
+    assert_eq!(echo.pair.ends[AGENT].streams[&heap].read, written);
+    assert!(echo.pair.ends.iter().all(|end| end.closed.is_none() && end.lost.is_empty()));
+}
+
+#[test]
 fn a_policy_keeps_a_kind_of_leg_from_carrying() {
     let config = SessionConfig { allowed: vec![TcpReverse], ..SessionConfig::default() };
     let mut pair = Pair::new(&config);
@@ -629,16 +663,19 @@ fn random_weather(random: &mut StdRng) -> Weather {
         loss: if random.random_bool(0.5) { 0.0 } else { random.random_range(0.0..15.0) },
         doubles: random.random_range(0.0..5.0),
         rate: random.random_bool(0.3).then(|| random.random_range(50_000..5_000_000)),
+        swallows: None,
     }
 }
 
-fn random_step(pair: &mut Pair, random: &mut StdRng) {
+/// True when something happened to a path.
+fn random_step(pair: &mut Pair, random: &mut StdRng) -> bool {
     let end = random.random_range(0..2);
     let kinds = [TcpReverse, UdpDirect, UdpRelay, LegKind::UdpManaged];
     let link = pair.links.len().checked_sub(1 + random.random_range(0..4));
     let streams: Vec<_> = pair.ends[end].streams.keys().copied().collect();
     let stream = streams.get(random.random_range(0..streams.len().max(1))).copied();
-    match (random.random_range(0..100), link, stream) {
+    let step = random.random_range(0..100);
+    match (step, link, stream) {
         (0..3, ..) if pair.live_links() < 5 => {
             let skew = ms(if random.random_bool(0.8) { 0 } else { random.random_range(0..500) });
             pair.link_of(kinds[random.random_range(0..4)], random_weather(random), skew);
@@ -666,6 +703,7 @@ fn random_step(pair: &mut Pair, random: &mut StdRng) {
         (75..77, ..) => pair.run(ms(random.random_range(0..3_000))),
         _ => pair.run(ms(random.random_range(0..40))),
     }
+    step < 11 && link.is_some()
 }
 
 /// Every stream is finished and read to its end over one good leg.
@@ -693,19 +731,26 @@ fn settle_all(pair: &mut Pair, seed: u64) {
 #[test]
 fn every_byte_arrives_once_over_many_legs_that_lose_move_and_die() {
     const STORY: u64 = 1_000;
-    for seed in 0..steps().div_ceil(STORY) {
+    let (stories, mut bytes, mut events) = (steps().div_ceil(STORY), 0, 0_u64);
+    for seed in 0..stories {
         let config = SessionConfig {
             resume_window: Duration::from_secs(1_000_000),
             ..SessionConfig::default()
         };
         let mut random = StdRng::seed_from_u64(seed);
         let mut pair = Pair::seeded(&config, seed);
-        (0..STORY).for_each(|_| random_step(&mut pair, &mut random));
+        events += (0..STORY).filter(|_| random_step(&mut pair, &mut random)).count() as u64;
         settle_all(&mut pair, seed);
         for end in &pair.ends {
             assert_eq!(end.closed, None, "seed {seed}");
         }
+        let read = |end: &super::pair::End| end.streams.values().map(|one| one.read).sum::<u64>();
+        bytes += pair.ends.iter().map(read).sum::<u64>();
     }
+    println!(
+        "{} random steps, {events} of them changes of a path, in {stories} stories: {bytes} bytes, each once and in order",
+        stories * STORY
+    );
 }
 
 /// An echo on TCP at 60 ms that gets a direct leg at 50 ms, whose agent's end is up when the client's last packet of the

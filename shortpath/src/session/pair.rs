@@ -67,11 +67,13 @@ pub(super) struct Weather {
     pub(super) doubles: f64,
     /// Bytes a second.
     pub(super) rate: Option<u64>,
+    /// Longer frames vanish like what falls into a hole: packets of full size do not pass.
+    pub(super) swallows: Option<usize>,
 }
 
 impl Weather {
     pub(super) fn fair(delay: Duration) -> Self {
-        Self { delay, jitter: Duration::ZERO, loss: 0.0, doubles: 0.0, rate: None }
+        Self { delay, jitter: Duration::ZERO, loss: 0.0, doubles: 0.0, rate: None, swallows: None }
     }
 }
 
@@ -366,7 +368,7 @@ impl Pair {
                 }
                 let bytes = encode(&frame);
                 let stream = if tcp { 0 } else { channel_of(&bytes) };
-                if self.links[link].ways[end].hole {
+                if self.is_swallowed(link, end, stream, bytes.len()) {
                     self.links[link].ways[end].stuck.push_back((stream, bytes));
                 } else {
                     self.carry(link, end, stream, bytes, Duration::ZERO);
@@ -378,6 +380,15 @@ impl Pair {
             assert!(!tcp && frame.is_loose() && frame.wire_len() <= 1_200);
             self.throw(link, end, &encode(&frame));
         }
+    }
+
+    /// A frame does not pass: a hole, a frame too long, or one before it in its stream that is stuck.
+    fn is_swallowed(&self, link: usize, end: usize, stream: u32, len: usize) -> bool {
+        let (weather, way) = (&self.links[link].weather, &self.links[link].ways[end]);
+        way.hole
+            || weather.swallows.is_some_and(|most| {
+                len > most || way.stuck.iter().any(|(stuck, _)| *stuck == stream)
+            })
     }
 
     fn has_room(&self, link: usize, end: usize) -> bool {

@@ -3,6 +3,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::scene::{Scene, bulk, echo};
+use crate::support::eventually;
 
 const PAIR: &str = "pair:client-link=delay=10ms,agent-link=delay=10ms";
 const DIRECT: &str = "UDP (Shortpath)";
@@ -74,6 +75,22 @@ fn a_nat_that_ends_mappings_at_an_age_however_busy_loses_no_byte() {
         "pair:client-nat=port-restricted,lifetime=3s,agent-nat=port-restricted,lifetime=4s",
         |_| thread::sleep(Duration::from_secs(5)),
     );
+}
+
+#[test]
+fn a_path_that_swallows_large_packets_loses_no_byte_and_is_counted() {
+    while_busy("pair:client-link=delay=10ms,rate=20mbit,agent-link=delay=10ms", |scene| {
+        let link = scene.lab.link("client");
+        link.set("mtu=1280/silent").unwrap();
+        thread::sleep(Duration::from_secs(3));
+        // The broker's certificate does not pass either.
+        link.set("mtu=off").unwrap();
+        eventually("the black hole to be counted", Duration::from_secs(20), || {
+            let loss = &scene.ask(&["sessions"]).ok().json()[0]["loss"];
+            let found = ["client", "agent"].map(|end| loss[end]["black_holes"].as_u64());
+            (found.into_iter().flatten().sum::<u64>() > 0).then_some(())
+        });
+    });
 }
 
 #[test]

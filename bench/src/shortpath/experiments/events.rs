@@ -50,7 +50,7 @@ const SMALL: (usize, Duration) = (64, Duration::from_millis(5));
 const LARGE: (usize, Duration) = (20_000, Duration::from_millis(50));
 
 fn cases(quick: bool) -> Vec<Case> {
-    let (events, patience) = if quick { (100, 20) } else { (2_000, 90) };
+    let (events, patience) = if quick { (100, 45) } else { (2_000, 90) };
     let patience = Duration::from_secs(patience);
     vec![Case {
         name: format!("{events} random events a round, 20 a second"),

@@ -27,6 +27,8 @@ const P999: Metric = Metric::ms("p99.9");
 const UNANSWERED: Metric = Metric { name: "unanswered", unit: "messages" };
 const DUP_SENT: Metric = Metric { name: "dup_sent", unit: "frames" };
 const DUP_WON: Metric = Metric { name: "dup_won", unit: "frames" };
+/// Their payload, both ends together.
+const DUP_BYTES: Metric = Metric { name: "dup_bytes", unit: "bytes" };
 /// Duplicated bytes beyond the budget of 3 % or 64 kbit/s, whichever is more; both ends together.
 const DUP_BEYOND: Metric = Metric { name: "dup_bytes_beyond_budget", unit: "bytes" };
 
@@ -103,6 +105,7 @@ fn measure(trial: Trial<'_>, loss: u32, measured: Duration) -> Result<Sample> {
             .with(UNANSWERED, trace.unanswered(from_ns, until_ns) as f64)
             .with_some(DUP_SENT, sum_of(&told, "dup_sent"))
             .with_some(DUP_WON, sum_of(&told, "dup_won"))
+            .with_some(DUP_BYTES, sum_of(&told, "dup_bytes"))
             .with_some(
                 DUP_BEYOND,
                 sum_of(&told, "dup_bytes").map(|dup| beyond(dup, bytes, seconds)),
