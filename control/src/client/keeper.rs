@@ -210,7 +210,6 @@ impl Keeper {
 
     async fn end(self, end: End, mut events: mpsc::Receiver<SessionEvent>) {
         let code = end.fault.code;
-        self.udp.end();
         tracing::debug!(session = %self.id, %code, "session over");
         if end.close {
             self.handle.close(reason::to_wire(code));
@@ -218,6 +217,8 @@ impl Keeper {
             // Later, the peer learns it from its broker or its resume window.
             let _ = timeout(CLOSE_TIMEOUT, last_word).await;
         }
+        // After the last word, which may have a UDP leg only to leave on.
+        self.udp.end();
         self.desk.dismiss(&self.id, end.tell_broker.then_some(code));
         self.phase.send_replace(Phase::Over(end.fault));
         drop(self.guard);

@@ -186,14 +186,7 @@ impl Driver {
         self.take_signalled(signalled);
         loop {
             self.step();
-            if self.session.is_closed() {
-                tokio::select! {
-                    () = self.stop.cancelled() => {}
-                    () = tokio::time::sleep(GOODBYE) => {}
-                }
-                break;
-            }
-            if !self.wait().await {
+            if self.session.is_closed() || !self.wait().await {
                 break;
             }
         }
@@ -497,8 +490,24 @@ impl Driver {
         view
     }
 
+    /// The legs of a session that is over close by themselves, once the peer has read their last bytes and words.
+    async fn let_legs_end(&self) {
+        let all = async {
+            for search in &self.searches {
+                if let Stage::Up { connection, .. } = &search.stage {
+                    connection.closed().await;
+                }
+            }
+        };
+        // Some peers do not answer any more.
+        let _ = tokio::time::timeout(GOODBYE, all).await;
+    }
+
     /// Closes what is left. Paths stay for a moment, by which the peer is told.
     async fn end(&mut self) {
+        if self.session.is_closed() {
+            self.let_legs_end().await;
+        }
         for search in &self.searches {
             if let Stage::Up { connection, .. } = &search.stage {
                 connection.close(quinn::VarInt::from_u32(0), b"shortpath over");

@@ -586,6 +586,29 @@ async fn a_session_that_ends_on_udp_says_so_to_its_peer() {
 }
 
 #[tokio::test]
+async fn what_was_queued_at_the_close_arrives_though_the_search_is_let_go_at_once() {
+    let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));
+    let mut ends = ends(&one, &two, UdpPolicy { direct: true, ..UdpPolicy::NONE });
+    ends.client.search();
+    ends.agent.search();
+    ends.carried_by(LegKind::UdpDirect).await;
+    let mut channel = ends.client.session.open().unwrap();
+    channel.write(vec![5; 60_000].into()).await.unwrap();
+    channel.finish();
+    ends.client.session.close(0);
+    while !matches!(ends.client.events.recv().await, Some(SessionEvent::Closed(_))) {}
+    ends.client.shortpath = None;
+    let mut theirs = timeout(PATIENCE, ends.agent.incoming()).await.unwrap();
+    let (mut came, mut read) = (0, true);
+    while read {
+        let bytes = timeout(PATIENCE, theirs.read()).await.unwrap().unwrap_or_default();
+        came += bytes.as_ref().map_or(0, Bytes::len);
+        read = bytes.is_some();
+    }
+    assert_eq!(came, 60_000);
+}
+
+#[tokio::test]
 async fn secrets_stay_out_of_debug() {
     let access = RelayAccess {
         server: "192.0.2.1:3478".parse().unwrap(),
