@@ -100,6 +100,12 @@ impl Lanes {
         !self.first.rope.is_empty() || !self.waiting.is_empty()
     }
 
+    /// Bytes that wait for quinn.
+    pub(super) fn held(&self) -> usize {
+        let lanes = self.waiting.iter().filter_map(|id| self.channels.get(id));
+        lanes.map(|lane| lane.rope.len()).sum::<usize>() + self.first.rope.len()
+    }
+
     pub(super) fn push(&mut self, frame: &Frame) {
         let Some(id) = channel_of(frame) else { return self.first.push(frame) };
         if !self.channels.contains_key(&id) {

@@ -124,6 +124,10 @@ async fn write(
     let (mut frames, mut datagrams) = (Vec::new(), Vec::new());
     loop {
         let blocked = lanes.pending();
+        if blocked && lanes.held() >= HELD_MAX {
+            relieve(&mut lanes, STUCK).await?;
+            continue;
+        }
         port.blocked.store(blocked, Ordering::Relaxed);
         let closed = shared.with(|state, now| {
             let next = || state.session.poll_datagram(now, leg);
@@ -157,6 +161,28 @@ async fn write(
     lanes.finish();
     // The peer has read our CLOSE when it ends its stream: the reader ends the leg then, or the timekeeper does.
     std::future::pending().await
+}
+
+/// Bytes that may wait for the network: a round of bulk, and far more of what goes before it than honest peers ask for.
+const HELD_MAX: usize = 1024 * 1024;
+/// With as much waiting, the peer must take something within this time.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// Waits until the peer has taken what waits.
+///
+/// # Errors
+/// It took nothing within `patience`, or the connection is lost.
+async fn relieve(lanes: &mut Lanes, patience: Duration) -> io::Result<()> {
+    loop {
+        let before = lanes.held();
+        match tokio::time::timeout(patience, lanes.flush()).await {
+            Ok(flushed) => return flushed,
+            Err(_) if lanes.held() < before => {}
+            Err(_) => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes no frames"));
+            }
+        }
+    }
 }
 
 /// Datagrams handed over in a row.
@@ -207,5 +233,55 @@ async fn report(shared: Arc<Shared>, leg: LegId, connection: Connection) -> io::
         let pause = if moved == seen { REPORT_IDLE } else { REPORT };
         seen = moved;
         tokio::time::sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quinn::{ClientConfig, Endpoint, ServerConfig, TransportConfig};
+
+    use super::*;
+    use crate::tls::{SessionKey, quic_client_config, quic_server_config};
+
+    /// Lanes full of what goes before bulk, to a peer that grants `credit` bytes a stream; and the peer's end.
+    async fn full_lanes(credit: u32) -> (Lanes, Connection) {
+        let (ours, theirs) = (SessionKey::generate().unwrap(), SessionKey::generate().unwrap());
+        let server = quic_server_config(&theirs, &ours.public()).unwrap();
+        let mut server = ServerConfig::with_crypto(server);
+        let mut transport = TransportConfig::default();
+        transport.stream_receive_window(credit.into());
+        server.transport_config(Arc::new(transport));
+        let loopback = ([127, 0, 0, 1], 0).into();
+        let server = Endpoint::server(server, loopback).unwrap();
+        let to = server.local_addr().unwrap();
+        let peer = tokio::spawn(async move { server.accept().await.unwrap().await.unwrap() });
+        let client = quic_client_config(&ours, &theirs.public()).unwrap();
+        let dialling = Endpoint::client(loopback).unwrap();
+        let dialling = dialling.connect_with(ClientConfig::new(client), to, "switchback").unwrap();
+        let connection = dialling.await.unwrap();
+        let (send, _) = connection.open_bi().await.unwrap();
+        let mut lanes = Lanes::new(connection, send);
+        while lanes.held() < HELD_MAX {
+            lanes.push(&Frame::Pong(1));
+        }
+        (lanes, peer.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_loses_the_leg_and_not_our_memory() {
+        let (mut lanes, _peer) = full_lanes(1000).await;
+        let error = relieve(&mut lanes, Duration::from_millis(300)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_what_waits_keeps_the_leg() {
+        let (mut lanes, peer) = full_lanes(10_000).await;
+        tokio::spawn(async move {
+            let (_send, mut receive) = peer.accept_bi().await.unwrap();
+            while let Ok(Some(_)) = receive.read(&mut [0; 10_000]).await {}
+        });
+        relieve(&mut lanes, STUCK).await.unwrap();
+        assert_eq!(lanes.held(), 0);
     }
 }

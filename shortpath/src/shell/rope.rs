@@ -35,6 +35,10 @@ impl Rope {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.remaining
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.remaining == 0
     }
