@@ -178,7 +178,7 @@ impl Session {
                 self.apply_state(state)?;
             }
         }
-        self.begun = true;
+        let first = !std::mem::replace(&mut self.begun, true);
         for (id, other) in &mut self.legs {
             if *id == leg {
                 other.ready = true;
@@ -191,11 +191,21 @@ impl Session {
         }
         self.leave_forsaken(now);
         self.leave_suspects(now);
+        if first {
+            self.leave_unbegun();
+        }
         let early = self.legs.get_mut(&leg).map(Leg::take_early).unwrap_or_default();
         for frame in early {
             self.handle_frame(now, leg, frame);
         }
         Ok(())
+    }
+
+    /// What other legs were given before any had begun leaves again on the first that has: they may never begin.
+    fn leave_unbegun(&mut self) {
+        let given = self.legs.iter().filter(|(_, leg)| !leg.ready && leg.meter.sent() > 0);
+        let given: Vec<_> = given.map(|(id, _)| *id).collect();
+        given.into_iter().for_each(|id| self.reclaim(id));
     }
 
     /// Both ends are those that met first. One that was started anew cannot go on where the other stopped.

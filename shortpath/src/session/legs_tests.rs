@@ -500,6 +500,21 @@ fn a_close_waits_no_longer_than_it_may_for_a_leg_that_is_deaf() {
 }
 
 #[test]
+fn the_first_flight_on_a_leg_that_never_begins_leaves_again_on_the_first_that_does() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.link_of(UdpDirect, Weather::fair(ms(10)), NOW);
+    (0..2).for_each(|end| pair.blackhole(0, end));
+    let channel = pair.open(CLIENT).unwrap();
+    assert_eq!(pair.write(CLIENT, channel, 1000), 1000);
+    pair.finish(CLIENT, channel);
+    pair.run(ms(5));
+    pair.link_of(TcpReverse, Weather::fair(ms(20)), NOW);
+    pair.run(ms(100));
+    pair.read(AGENT, channel);
+    assert_eq!(pair.ends[AGENT].streams[&channel].read, 1000);
+}
+
+#[test]
 fn word_that_a_channel_is_over_goes_back_where_it_was_asked_for() {
     // Found by the random story: the agent takes a leg that is deaf on its way back for the newest there is.
     let mut pair = Pair::new(&SessionConfig::default());
