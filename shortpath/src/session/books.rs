@@ -223,7 +223,7 @@ impl Session {
         assert!(self.legs.len() <= super::limits::LEGS_MAX);
         assert!(self.flows.len() <= self.channels.len());
         for leg in self.legs.values() {
-            leg.check_bounds(self.channels.len());
+            leg.check_bounds();
         }
     }
 }

@@ -62,7 +62,7 @@ impl Session {
                     state.seen_due = AckDue::Now;
                 }
                 if !selected {
-                    state.echo.insert(id);
+                    state.echoes(id);
                 }
             }
         }

@@ -23,6 +23,9 @@ const EARLY_FRAMES: usize = 2048;
 /// Copies waiting to leave on one leg. One more is not made: the original is on its way, and is re-sent at worst.
 const COPIES_MAX: usize = 1024;
 
+/// Channels whose state waits to go back on one leg: more than are held. Beyond, the oldest are told of elsewhere only.
+const ECHO_MAX: usize = 1024;
+
 /// What another leg carries too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Copy {
@@ -63,7 +66,7 @@ pub(super) struct Leg {
     pub(super) seen_due: AckDue,
     seen_at: Option<Instant>,
     /// Channels whose state goes back on this leg, as it brought their bytes, whatever leg is selected.
-    pub(super) echo: BTreeSet<ChannelId>,
+    echo: BTreeSet<ChannelId>,
     pub(super) copies: VecDeque<Copy>,
     /// Copies to leave as datagrams once due, and those that are.
     pub(super) spaced: VecDeque<(Instant, ChannelId, Range<u64>)>,
@@ -159,6 +162,18 @@ impl Leg {
             self.seen_due = AckDue::Delayed;
             self.seen_at = Some(at);
         }
+    }
+
+    /// The channel's state is to go back on this leg.
+    pub(super) fn echoes(&mut self, id: ChannelId) {
+        self.echo.insert(id);
+        if self.echo.len() > ECHO_MAX {
+            self.echo.pop_first();
+        }
+    }
+
+    pub(super) fn take_echo(&mut self) -> BTreeSet<ChannelId> {
+        std::mem::take(&mut self.echo)
     }
 
     /// When word of what has come is due.
@@ -354,10 +369,10 @@ impl Leg {
 #[cfg(test)]
 impl Leg {
     /// Panics when more is held than the limits say.
-    pub(super) fn check_bounds(&self, channels: usize) {
+    pub(super) fn check_bounds(&self) {
         assert!(self.early_bytes <= EARLY_HOLD && self.early.len() <= EARLY_FRAMES);
         assert!(self.copies.len() <= COPIES_MAX);
         assert!(self.spaced.len() + self.ripe.len() <= COPIES_MAX);
-        assert!(self.echo.len() <= channels + COPIES_MAX);
+        assert!(self.echo.len() <= ECHO_MAX);
     }
 }

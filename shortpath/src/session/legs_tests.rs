@@ -515,6 +515,14 @@ fn the_first_flight_on_a_leg_that_never_begins_leaves_again_on_the_first_that_do
 }
 
 #[test]
+fn a_leg_that_cannot_write_remembers_few_of_the_channels_that_come_and_go() {
+    let mut leg = super::leg::Leg::new(Instant::now(), TcpReverse);
+    (1..100_000).for_each(|n| leg.echoes(id(n)));
+    leg.check_bounds();
+    assert!(leg.take_echo().contains(&id(99_999)), "the newest are kept");
+}
+
+#[test]
 fn word_that_a_channel_is_over_goes_back_where_it_was_asked_for() {
     // Found by the random story: the agent takes a leg that is deaf on its way back for the newest there is.
     let mut pair = Pair::new(&SessionConfig::default());

@@ -265,7 +265,7 @@ impl Session {
         if !due && batch.out.len() == first {
             return;
         }
-        let echo = std::mem::take(&mut leg.echo);
+        let echo = leg.take_echo();
         let seen = leg.take_seen();
         for id in echo {
             let state = self.channels.get_mut(&id).map(|channel| channel.state(id));
