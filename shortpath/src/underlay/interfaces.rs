@@ -2,6 +2,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep_until};
+
 use super::UnderlayConfig;
 use super::sockets::Bound;
 use crate::path::{Candidate, CandidateKind, LocalId};
@@ -50,34 +52,54 @@ const LOOK: Duration = Duration::from_secs(3);
 const SETTLE: Duration = Duration::from_millis(20);
 
 /// Tells when addresses or routes change.
-pub(super) struct Changes(#[cfg(target_os = "linux")] Option<netlink::Watch>);
+pub(super) struct Changes {
+    #[cfg(target_os = "linux")]
+    watch: Option<netlink::Watch>,
+    /// When a burst that has begun is over, or the time to look comes. Kept here, as whoever waits may be called away.
+    due: Option<Instant>,
+}
 
 impl Changes {
     pub(super) fn new() -> Self {
         #[cfg(target_os = "linux")]
         match netlink::Watch::new() {
-            Ok(watch) => Self(Some(watch)),
+            Ok(watch) => Self { watch: Some(watch), due: None },
             Err(error) => {
                 tracing::info!(%error, "no news of network changes; looking every 3 s");
-                Self(None)
+                Self { watch: None, due: None }
             }
         }
         #[cfg(not(target_os = "linux"))]
-        Self()
+        Self { due: None }
     }
 
-    /// Waits for a change, or for the time to look; true when something surely changed.
+    /// Waits for a change, or for the time to look; true when something surely changed. Dropped early, it forgets nothing.
     pub(super) async fn next(&mut self) -> bool {
         #[cfg(target_os = "linux")]
-        if let Some(watch) = &self.0 {
-            if watch.next().await.is_ok() {
-                tokio::time::sleep(SETTLE).await;
-                return true;
+        while let Some(watch) = &self.watch {
+            tokio::select! {
+                message = watch.next() => match message {
+                    Ok(()) => drop(self.due.get_or_insert_with(|| Instant::now() + SETTLE)),
+                    Err(_) => self.watch = None,
+                },
+                () = until(self.due) => {
+                    self.due = None;
+                    return true;
+                }
             }
-            self.0 = None;
         }
-        tokio::time::sleep(LOOK).await;
+        let due = *self.due.get_or_insert_with(|| Instant::now() + LOOK);
+        sleep_until(due).await;
+        self.due = None;
         false
+    }
+}
+
+#[cfg(target_os = "linux")]
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -129,6 +151,32 @@ mod netlink {
 mod tests {
     use super::*;
     use crate::underlay::sockets::open_all;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_told_once_even_if_whoever_waits_is_called_away() {
+        let mut changes = Changes::new();
+        // As after a message of the kernel's.
+        changes.due = Some(Instant::now() + SETTLE);
+        for _ in 0..3 {
+            let called_away = tokio::time::timeout(SETTLE / 10, changes.next()).await;
+            assert!(called_away.is_err());
+        }
+        assert_eq!(tokio::time::timeout(SETTLE, changes.next()).await, Ok(true));
+        assert_eq!(changes.due, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_word_from_the_kernel_the_time_to_look_comes_even_if_others_come_first() {
+        let mut changes = Changes::new();
+        #[cfg(target_os = "linux")]
+        {
+            changes.watch = None;
+        }
+        let begun = Instant::now();
+        while tokio::time::timeout(LOOK / 7, changes.next()).await.is_err() {}
+        assert_eq!(begun.elapsed(), LOOK);
+    }
 
     #[tokio::test]
     async fn loopback_is_offered_only_when_asked_for() {
