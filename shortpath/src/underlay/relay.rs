@@ -109,14 +109,18 @@ impl Relay {
         if scratch.is_empty() {
             return;
         }
-        // What the kernel does not take now is lost, as on any link that is full.
-        let _ = self.socket.transmit(&Transmit {
-            destination: self.server,
-            ecn: transmit.ecn,
-            contents: scratch,
-            segment_size: transmit.segment_size.map(|size| size + CHANNEL_HEADER),
-            src_ip: None,
-        });
+        let size = transmit.segment_size.map(|size| size + CHANNEL_HEADER);
+        let gso = self.socket.state.max_gso_segments() > 1;
+        for contents in scratch.chunks(chunk(scratch.len(), size, gso)) {
+            // What the kernel does not take now is lost, as on any link that is full.
+            let _ = self.socket.transmit(&Transmit {
+                destination: self.server,
+                ecn: transmit.ecn,
+                contents,
+                segment_size: size.filter(|size| *size < contents.len()),
+                src_ip: None,
+            });
+        }
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Turn) -> T) -> T {
@@ -191,6 +195,12 @@ impl Relay {
     }
 }
 
+/// Bytes that leave at once of a batch of packets of this size: all, or one packet where the socket's path has refused
+/// batches (quinn-udp notices that by itself, per socket).
+fn chunk(batch: usize, size: Option<usize>, gso: bool) -> usize {
+    size.filter(|_| !gso).unwrap_or(batch).max(1)
+}
+
 /// RFC 8656 section 12.4.
 const CHANNEL_HEADER: usize = 4;
 /// Batches read before the task lets others run.
@@ -200,4 +210,18 @@ const AFTER_ERROR: Duration = Duration::from_millis(10);
 
 fn now() -> std::time::Instant {
     tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_leaves_one_by_one_where_the_path_refuses_batches() {
+        let batch = vec![0; 2500];
+        let leaves = |gso| batch.chunks(chunk(batch.len(), Some(1000), gso)).map(<[u8]>::len);
+        assert_eq!(leaves(true).collect::<Vec<_>>(), [2500]);
+        assert_eq!(leaves(false).collect::<Vec<_>>(), [1000, 1000, 500]);
+        assert_eq!(chunk(1200, None, false), 1200);
+    }
 }
