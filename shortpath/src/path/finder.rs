@@ -18,6 +18,7 @@
 //! a failed pair for good unless all are recreated, keeps peer-reflexive addresses of one peer without limit, and shows
 //! neither pairs nor their RTT. `stun-types`, in the tree for the gateway, has the codec.
 use std::collections::VecDeque;
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -41,8 +42,7 @@ pub(super) struct Local {
     pub(super) priority: u32,
 }
 
-/// See the [module](self).
-#[derive(Debug)]
+/// See the [module](self). `Debug` shows no secrets.
 pub struct Finder {
     pub(super) kind: LegKind,
     pub(super) controlling: bool,
@@ -87,6 +87,18 @@ const EVICTION_PAUSE: Duration = Duration::from_secs(5);
 const DOUBT_PAUSE: Duration = Duration::from_millis(100);
 /// And of failed ones: a peer that acknowledges nothing makes us doubt, and shall not make us scan.
 const DOUBT_ALL_PAUSE: Duration = Duration::from_secs(2);
+
+impl fmt::Debug for Finder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Finder")
+            .field("kind", &self.kind)
+            .field("controlling", &self.controlling)
+            .field("selected", &self.selected)
+            .field("pairs", &self.pairs())
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Finder {
     /// A finder without candidates.

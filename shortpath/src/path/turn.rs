@@ -8,6 +8,7 @@
 //! Not built on `turn-client-proto` (0.7): its data path returns owned transmits, and it brings `stun-proto` and
 //! `turn-types` for what is 300 lines over the `stun-types` codec.
 use std::collections::VecDeque;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -93,8 +94,7 @@ struct Challenge {
     nonce: Vec<u8>,
 }
 
-/// See the [module](self).
-#[derive(Debug)]
+/// See the [module](self). `Debug` shows no secrets.
 pub struct TurnClient {
     config: TurnConfig,
     rng: StdRng,
@@ -108,6 +108,17 @@ pub struct TurnClient {
     failed: bool,
     transmits: VecDeque<Vec<u8>>,
     events: VecDeque<TurnEvent>,
+}
+
+impl fmt::Debug for TurnClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TurnClient")
+            .field("config", &self.config)
+            .field("relayed", &self.relayed)
+            .field("peers", &self.peers)
+            .field("failed", &self.failed)
+            .finish_non_exhaustive()
+    }
 }
 
 impl TurnClient {

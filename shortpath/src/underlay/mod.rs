@@ -208,7 +208,6 @@ async fn count_changes(mut known: watch::Receiver<Known>, version: watch::Sender
 }
 
 /// What a session's search needs, most of it from the broker. `Debug` shows no secrets.
-#[derive(Debug)]
 pub struct ShortpathPlan {
     /// The client dials and controls.
     pub role: Role,
@@ -228,6 +227,19 @@ pub struct ShortpathPlan {
     pub token: [u8; 16],
     /// Which kinds of legs are allowed.
     pub policy: UdpPolicy,
+}
+
+impl fmt::Debug for ShortpathPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShortpathPlan")
+            .field("role", &self.role)
+            .field("local", &self.local)
+            .field("remote", &self.remote)
+            .field("remote_candidates", &self.remote_candidates)
+            .field("relay", &self.relay)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A TURN server and time-limited credentials for it. `Debug` shows no secret.

@@ -623,7 +623,23 @@ async fn secrets_stay_out_of_debug() {
     )
     .client
     .plan;
-    assert!(!format!("{plan:?}").contains("pppp"));
+    let plan = plan.unwrap();
+    let token = format!("{:?}", plan.token);
+    assert!(!format!("{plan:?}").contains("pppp") && !format!("{plan:?}").contains(&token[1..40]));
+
+    use crate::path::{Finder, FinderConfig, TurnClient, TurnConfig};
+    use stun_types::message::{IntegrityKey, ShortTermCredentials};
+    let shown = |key: &IntegrityKey| format!("{key:?}");
+    let key = ShortTermCredentials::new(plan.local.password.clone()).make_key();
+    let bytes = shown(&key);
+    let (at, to) = (bytes.find('[').unwrap(), bytes.rfind(']').unwrap());
+    let now = std::time::Instant::now();
+    let config = FinderConfig::new(LegKind::UdpDirect, true, plan.local.clone(), plan.remote);
+    let finder = format!("{:?}", Finder::new(now, config));
+    assert!(!finder.contains(&bytes[at..to]) && !finder.contains("key") && finder.len() < 1000);
+    let config = TurnConfig::new(access.server, access.username, access.password);
+    let turn = format!("{:?}", TurnClient::new(now, config));
+    assert!(!turn.contains("hunter2") && !turn.contains("key"), "{turn}");
 }
 
 /// A stock TURN server on loopback, which ends with the test; `None` where none is installed.
