@@ -70,6 +70,12 @@ impl Session {
         self.close_if_brought();
     }
 
+    /// A CLOSE has come on the leg, and waits for bytes that it has overtaken.
+    #[must_use]
+    pub(crate) fn is_being_closed(&self, leg: LegId) -> bool {
+        !self.is_closed() && self.legs.get(&leg).is_some_and(|leg| leg.closing.is_some())
+    }
+
     /// A CLOSE that overtook bytes takes effect once they have come.
     fn finish_close(&mut self, leg: LegId) {
         let Some(leg) = self.legs.get(&leg) else { return };

@@ -80,6 +80,10 @@ pub(super) async fn read(
     stream: impl AsyncRead + Unpin,
 ) -> io::Result<()> {
     read_frames(shared, leg, stream).await?;
+    if shared.with(|state, _| state.session.is_being_closed(leg)) {
+        // The CLOSE before the stream's end has overtaken bytes on others. They end the session, or their loss the leg.
+        return std::future::pending().await;
+    }
     leg_ended(shared)
 }
 

@@ -262,6 +262,19 @@ impl fmt::Debug for ShortpathPlan {
     }
 }
 
+impl fmt::Debug for ShortpathPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShortpathPlan")
+            .field("role", &self.role)
+            .field("local", &self.local)
+            .field("remote", &self.remote)
+            .field("remote_candidates", &self.remote_candidates)
+            .field("relay", &self.relay)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A TURN server and time-limited credentials for it. `Debug` shows no secret.
 #[derive(Clone)]
 pub struct RelayAccess {
