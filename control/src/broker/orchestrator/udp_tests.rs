@@ -221,7 +221,7 @@ fn an_end_whose_candidates_were_refused_is_told_so_by_explain() {
     for link in [CLIENT, AGENT] {
         world.say(Input::Paths { link, session: session.clone(), paths: Box::default() });
     }
-    let mut reasons = |world: &mut World| {
+    let reasons = |world: &mut World| {
         let (said, _) = world.orchestrator.explained(&session).unwrap();
         said.map(|said| said.unwrap().1.reasons.join(" "))
     };
