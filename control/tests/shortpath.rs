@@ -236,7 +236,7 @@ async fn the_metrics_tell_paths_moves_stalls_and_time_to_direct() {
         "switchback_sessions_by_transport{transport=\"UDP (Shortpath)\"} 1",
         "switchback_sessions_by_transport{transport=\"UDP (Relay)\"} 0",
         "switchback_sessions_by_transport{transport=\"TCP (Reverse-Connect)\"} 1",
-        "switchback_session_moves_total{transport=\"UDP (Shortpath)\",cause=\"better\"} ",
+        "switchback_session_moves_total{transport=\"UDP (Shortpath)\",cause=\"",
         "switchback_session_stall_seconds_count{transport=\"UDP (Shortpath)\"} ",
         "switchback_session_stall_seconds_bucket{transport=\"UDP (Shortpath)\",le=\"+Inf\"} ",
         "switchback_session_time_to_direct_seconds_count 1",
