@@ -168,11 +168,12 @@ async fn carry(
     global: &Global,
 ) -> Result<(), Fault> {
     let local = port.address();
-    let moves = session.moves();
+    let mut moves = session.moves();
     let tell = async {
         let status = status(session, resource, local).await;
         announce(&status, global)?;
-        tell_moves(moves, &status, global).await
+        let since = since(&mut moves, status.transport.as_deref());
+        tell_moves(since, moves, &status, global).await
     };
     let work = async {
         match port {
@@ -192,18 +193,21 @@ async fn carry(
 
 /// One line for each change of transport from what the status told, until the session is over.
 async fn tell_moves(
+    mut next: Option<PathMove>,
     mut moves: broadcast::Receiver<PathMove>,
     status: &Status,
     global: &Global,
 ) -> Result<(), Fault> {
     let mut known = status.transport.clone();
     loop {
-        let moved = match moves.recv().await {
-            Ok(moved) => moved,
-            Err(broadcast::error::RecvError::Lagged(_)) => continue,
-            Err(broadcast::error::RecvError::Closed) => return Ok(()),
+        let moved = match next.take() {
+            Some(moved) => moved,
+            None => match moves.recv().await {
+                Ok(moved) => moved,
+                Err(broadcast::error::RecvError::Lagged(_)) => continue,
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            },
         };
-        // What happened before the status was told is in it.
         if known.replace(moved.to.clone()).as_ref() == Some(&moved.to) {
             continue;
         }
@@ -215,6 +219,18 @@ async fn tell_moves(
             output::json(&moved)?;
         } else {
             output::note(&serde_json::to_string(&moved).unwrap_or_default());
+        }
+    }
+}
+
+/// Of the moves before now, the last, unless the status tells of it.
+fn since(moves: &mut broadcast::Receiver<PathMove>, transport: Option<&str>) -> Option<PathMove> {
+    let mut last = None;
+    loop {
+        match moves.try_recv() {
+            Ok(moved) => last = Some(moved),
+            Err(broadcast::error::TryRecvError::Lagged(_)) => {}
+            Err(_) => return last.filter(|moved| Some(moved.to.as_str()) != transport),
         }
     }
 }
@@ -315,6 +331,23 @@ mod tests {
         assert_eq!(move_in_words(&moved), "  now UDP (Shortpath), RTT 12.0 ms (better)");
         moved.stall_us = 41_000;
         assert!(move_in_words(&moved).ends_with("(better, 41.0 ms stalled)"));
+    }
+
+    #[test]
+    fn moves_that_the_status_tells_of_are_not_told_again() {
+        let (sender, mut moves) = broadcast::channel(2);
+        let moved = |to: &str| {
+            let (to, cause) = (to.to_owned(), "better".to_owned());
+            PathMove { at_ms: 5, from: None, to, cause, stall_us: 0, rtt_us: None }
+        };
+        for to in ["first", "TCP", "UDP"] {
+            sender.send(moved(to)).unwrap();
+        }
+        let mut again = sender.subscribe();
+        assert_eq!(since(&mut moves, Some("UDP")), None);
+        sender.send(moved("TCP")).unwrap();
+        assert_eq!(since(&mut again, Some("UDP")), Some(moved("TCP")));
+        assert_eq!(since(&mut again, None), None);
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! Client, broker, gateway and agent in one process: sessions find UDP, keep to their policies, and carry datagrams.
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use switchback_control::agent::{self, AgentConfig, AgentOptions, AgentState};
 use switchback_control::api::EndView;
+use switchback_control::api::SessionState;
 use switchback_control::api::client::ApiClient;
 use switchback_control::broker::{Broker, ServeConfig};
-use switchback_control::client::{Client, ClientOptions, ClientSession, echo};
+use switchback_control::client::{Client, ClientOptions, ClientSession, SessionConfig, echo};
 use switchback_control::invite::{Invite, InviteKind};
 use switchback_control::udp::UdpOptions;
-use switchback_control::wire::{Resource, ResourceKind, Standby, TransportPolicy, UdpUse};
+use switchback_control::wire::{
+    Resource, ResourceKind, SessionId, Standby, TransportPolicy, UdpUse,
+};
 use switchback_control::{Code, Fault, is_direct};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -46,6 +49,7 @@ impl World {
             let transport = TransportPolicy { udp, standby: Standby::Warm };
             Resource { transport, ..Resource::tcp(name, tcp.clone()) }
         };
+        let cold = TransportPolicy { udp: UdpUse::Prefer, standby: Standby::Cold };
         let config = AgentConfig {
             invite: join,
             name: "branch".into(),
@@ -54,6 +58,7 @@ impl World {
                 with("require", UdpUse::Require),
                 with("relay-only", UdpUse::RelayOnly),
                 with("off", UdpUse::Off),
+                Resource { transport: cold, ..Resource::tcp("cold", tcp.clone()) },
                 Resource::udp("game", udp),
                 Resource::tcp("closed", closed.to_string()),
             ],
@@ -61,8 +66,18 @@ impl World {
             state_dir: data.path().join("agent"),
         };
         let (sender, mut state) = watch::channel(AgentState::default());
-        let options =
-            AgentOptions { state: Some(sender), udp: agent_udp, ..AgentOptions::default() };
+        // Short, for those tests that wait for the end of it.
+        let session = SessionConfig {
+            resume_window: Duration::from_secs(6),
+            deserted_after: Duration::from_secs(2),
+            ..SessionConfig::default()
+        };
+        let options = AgentOptions {
+            state: Some(sender),
+            udp: agent_udp,
+            session,
+            ..AgentOptions::default()
+        };
         let stop = CancellationToken::new();
         let agent = tokio::spawn(agent::run_with(config, options, stop.clone()));
         soon(state.wait_for(|state| state.registered)).await.unwrap();
@@ -205,16 +220,135 @@ async fn a_session_goes_direct_and_its_connections_do_not_notice() {
         assert!(end.paths.legs.iter().any(|leg| leg.transport == TCP), "{:?}", end.paths);
         assert!(end.paths.moves.iter().any(|moved| is_direct(&moved.to)), "{:?}", end.paths);
     }
-    let metrics = soon(async {
+    session.close().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metrics_tell_paths_moves_stalls_and_time_to_direct() {
+    let world = World::start(UdpOptions::default()).await;
+    let client = world.client(UdpOptions::default()).await;
+    let session = client.open("prefer").await.unwrap();
+    let off = client.open("off").await.unwrap();
+    until(&session, is_direct).await;
+    let api = ApiClient::new(world.login.clone());
+    let expected = [
+        "switchback_sessions_by_transport{transport=\"UDP (Shortpath)\"} 1",
+        "switchback_sessions_by_transport{transport=\"UDP (Relay)\"} 0",
+        "switchback_sessions_by_transport{transport=\"TCP (Reverse-Connect)\"} 1",
+        "switchback_session_moves_total{transport=\"UDP (Shortpath)\",cause=\"",
+        "switchback_session_stall_seconds_count{transport=\"UDP (Shortpath)\"} ",
+        "switchback_session_stall_seconds_bucket{transport=\"UDP (Shortpath)\",le=\"+Inf\"} ",
+        "switchback_session_time_to_direct_seconds_count 1",
+        "switchback_session_time_to_direct_seconds_bucket{le=\"+Inf\"} 1",
+    ];
+    let told = async {
         loop {
             let metrics = api.metrics().await.unwrap();
-            if metrics.contains("switchback_session_time_to_direct_seconds_count 1") {
-                return metrics;
+            let lacks =
+                expected.iter().find(|line| !metrics.lines().any(|it| it.starts_with(**line)));
+            if lacks.is_none() {
+                return;
             }
-            sleep(Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    if timeout(PATIENCE, told).await.is_err() {
+        panic!("{}", api.metrics().await.unwrap());
+    }
+    session.close().await;
+    off.close().await;
+    world.end().await;
+}
+
+/// Another process, as far as that goes: it ends with all its sockets, and says goodbye to nobody.
+struct Victim(Option<tokio::runtime::Runtime>);
+
+impl Victim {
+    fn new() -> Self {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        Self(Some(builder.worker_threads(1).enable_all().build().unwrap()))
+    }
+
+    /// Opens `prefer` there, and waits for a direct path; the session's id.
+    async fn open(&self, login: Invite) -> SessionId {
+        let runtime = self.0.as_ref().unwrap();
+        let opened = runtime.spawn(async move {
+            let client = Client::connect(login).await.unwrap();
+            let session = client.open("prefer").await.unwrap();
+            until(&session, is_direct).await;
+            let id = session.id().clone();
+            // Held for as long as the runtime lives.
+            tokio::spawn(async move {
+                std::future::pending::<()>().await;
+                drop((client, session));
+            });
+            id
+        });
+        soon(opened).await.unwrap()
+    }
+
+    fn kill(mut self) {
+        self.0.take().unwrap().shutdown_background();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_clients_session_is_soon_paused_and_ends_with_its_resume_window() {
+    let world = World::start(UdpOptions::default()).await;
+    let api = ApiClient::new(world.login.clone());
+    let victim = Victim::new();
+    let id = victim.open(world.login.clone()).await;
+    victim.kill();
+    let killed = Instant::now();
+    let state = async |wanted: Option<SessionState>| {
+        while api.session(&id).await.ok().map(|session| session.state) != wanted {
+            assert!(killed.elapsed() < Duration::from_secs(30), "never {wanted:?}");
+            sleep(Duration::from_millis(100)).await;
+        }
+        killed.elapsed()
+    };
+    let paused = state(Some(SessionState::Paused)).await;
+    assert!(paused < Duration::from_secs(5), "{paused:?}");
+    let over = state(None).await;
+    assert!((Duration::from_secs(5)..Duration::from_secs(9)).contains(&over), "{over:?}");
+    let gone = soon(async {
+        while !api.metrics().await.unwrap().lines().any(|it| it == "switchback_gateway_pairs 0") {
+            sleep(Duration::from_millis(100)).await;
         }
     });
-    assert!(metrics.await.contains("switchback_session_moves_total{transport=\"UDP (Shortpath)\""));
+    gone.await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_standby_a_session_on_udp_holds_no_place_at_the_gateway() {
+    let world = World::start(UdpOptions::default()).await;
+    let client = world.client(UdpOptions::default()).await;
+    let session = client.open("cold").await.unwrap();
+    let mut stream = application(&session).await;
+    until(&session, is_direct).await;
+    let api = ApiClient::new(world.login.clone());
+    soon(async {
+        while !api.metrics().await.unwrap().lines().any(|it| it == "switchback_gateway_pairs 0") {
+            echoes(&mut stream, b"all along").await;
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let alone = |end: &EndView| end.paths.legs.iter().all(|leg| is_direct(&leg.transport));
+    soon(async {
+        loop {
+            let explained = api.explain(session.id()).await.unwrap();
+            if [explained.client.unwrap(), explained.agent.unwrap()].iter().all(alone) {
+                return;
+            }
+            echoes(&mut stream, b"and after").await;
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert_eq!(session.stats().resumes, 0, "nothing was lost");
     session.close().await;
     world.end().await;
 }

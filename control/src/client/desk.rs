@@ -171,12 +171,12 @@ impl Desk {
     /// A session begins to live.
     pub(super) fn admit(&self, id: SessionId, live: Live) {
         let mut sessions = lock(&self.sessions);
-        let (udp, mut early) = (live.udp.clone(), lock(&self.early));
-        let (its, others) = std::mem::take(&mut *early).into_iter().partition(|(of, _)| *of == id);
+        let mut early = lock(&self.early);
+        let (its, others): (VecDeque<_>, _) =
+            std::mem::take(&mut *early).into_iter().partition(|(of, _)| *of == id);
         *early = others;
+        its.into_iter().for_each(|(_, candidates)| live.udp.add(candidates));
         sessions.insert(id, live);
-        let its: VecDeque<(SessionId, Vec<Candidate>)> = its;
-        its.into_iter().for_each(|(_, candidates)| udp.add(candidates));
     }
 
     /// The agent of a session can also be reached here.

@@ -165,7 +165,7 @@ impl Keeper {
 
     /// A session may lose a leg before it ever carried anything, or have another under way already.
     fn lost(&mut self, leg: LegId, plan: &mut LegPlan) {
-        if self.is_spare(leg) {
+        if self.is_spare(leg) || (!self.legs.contains(&leg) && self.handle.stats().leg.is_some()) {
             return;
         }
         let newest = self.legs.last() == Some(&leg);

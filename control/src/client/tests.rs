@@ -20,7 +20,8 @@ use crate::invite::InviteKind;
 use crate::link::fake_broker::{FakeBroker, FakeLink};
 use crate::secret::Secret;
 use crate::wire::{
-    FromClient, LegTicket, PublicKey, ResourceKind, SessionId, ToClient, TransportPolicy,
+    AboutSession, Candidate, CandidateKind, FromClient, IceCredentials, LegTicket, PublicKey,
+    ResourceKind, SessionId, ToClient, TransportPolicy, UdpAccess,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -40,6 +41,15 @@ type Opening = JoinHandle<Result<ClientSession, Fault>>;
 impl OtherSide {
     /// A client connects and asks for a session, which is granted.
     async fn grant(start_within: Duration) -> (Self, Opening) {
+        Self::grant_after(start_within, &[], None).await
+    }
+
+    /// The same, after the broker said something else, and with UDP.
+    async fn grant_after(
+        start_within: Duration,
+        before: &[ToClient],
+        udp: Option<Box<UdpAccess>>,
+    ) -> (Self, Opening) {
         let broker = FakeBroker::start().await;
         let invite = broker.invite(InviteKind::Login);
         let options = ClientOptions { start_within, ready_max: 0, ..ClientOptions::default() };
@@ -62,9 +72,12 @@ impl OtherSide {
             grant: Secret::new("sealed"),
             ticket: side.ticket(),
             transport: TransportPolicy::default(),
-            udp: None,
+            udp,
             kind: ResourceKind::Tcp,
         };
+        for message in before {
+            side.link.send(message).await;
+        }
         side.link.send(&granted).await;
         (side, opening)
     }
@@ -206,4 +219,43 @@ async fn a_refusal_that_no_time_mends_ends_a_session_without_a_leg() {
     let fault = timeout(PATIENCE, session.closed()).await.unwrap();
     assert_eq!(fault.code, Code::GrantInvalid);
     assert_eq!(session.open_channel().unwrap_err().code, Code::GrantInvalid);
+}
+
+fn told_of(session: &str, port: u16) -> ToClient {
+    let (session, address) = (SessionId(session.into()), ([127, 0, 0, 1], port).into());
+    let candidates = vec![Candidate::new(CandidateKind::Relayed, address)];
+    ToClient::About(AboutSession::Candidates { session, candidates })
+}
+
+#[tokio::test]
+async fn candidates_that_come_before_their_session_is_admitted_are_held_for_it() {
+    let credentials = |name: &str| {
+        let (ufrag, password) = (format!("{name}-ufrag"), "p".repeat(24));
+        IceCredentials { ufrag, password }
+    };
+    let access = UdpAccess {
+        local: credentials("client"),
+        remote: credentials("agent"),
+        token: Secret::new("0123456789abcdef0123456789abcdef"),
+        candidates: vec![],
+        relay: None,
+    };
+    let mut before: Vec<_> = (0..100).map(|number| told_of(&format!("other{number}"), 7)).collect();
+    before.push(told_of(ID, 4007));
+    let (mut side, opening) =
+        OtherSide::grant_after(PATIENCE, &before, Some(Box::new(access))).await;
+    let asked = async {
+        loop {
+            let session = SessionId(ID.into());
+            side.link.send(&ToClient::About(AboutSession::Explain { session })).await;
+            while let Ok(said) = timeout(Duration::from_millis(100), side.link.receive()).await {
+                let FromClient::Paths { paths, .. } = said else { continue };
+                if paths.pairs.iter().any(|pair| pair.remote == "relayed 127.0.0.1:4007") {
+                    return;
+                }
+            }
+        }
+    };
+    timeout(PATIENCE, asked).await.expect("it looks there");
+    opening.abort();
 }

@@ -295,6 +295,7 @@ pub struct PathPair {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::{ToAgent, ToClient};
 
     #[test]
     fn policies_are_read_as_they_are_written() {
@@ -307,6 +308,21 @@ mod tests {
             assert_eq!(serde_json::to_value(standby).unwrap(), standby.as_str());
         }
         assert_eq!((UdpUse::from_text("on"), Standby::from_text("hot")), (None, None));
+    }
+
+    #[test]
+    fn both_ends_are_told_in_the_same_words() {
+        let session = SessionId("s".into());
+        let about = AboutSession::Candidates { session: session.clone(), candidates: vec![] };
+        for about in [about, AboutSession::Explain { session }] {
+            let plain = serde_json::to_value(&about).unwrap();
+            let (agent, client) = (ToAgent::About(about.clone()), ToClient::About(about));
+            assert_eq!(serde_json::to_value(&agent).unwrap(), plain);
+            assert_eq!(serde_json::to_value(&client).unwrap(), plain);
+            assert_eq!(serde_json::from_value::<ToAgent>(plain.clone()).unwrap(), agent);
+            assert_eq!(serde_json::from_value::<ToClient>(plain).unwrap(), client);
+        }
+        assert!(serde_json::from_str::<ToAgent>(r#"{"type":"sunspots"}"#).is_err());
     }
 
     #[test]

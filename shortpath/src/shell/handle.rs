@@ -165,13 +165,7 @@ impl SessionHandle {
     /// Closes a leg that the session does without: another that is well carries it, and nothing is on its way on this one.
     /// False, and nothing happens, otherwise. No [`SessionEvent::LegLost`] tells of it.
     pub fn let_go(&self, leg: LegId) -> bool {
-        self.0.0.with(|state, now| {
-            let gone = state.session.let_go(now, leg);
-            if gone && let Some(port) = state.ports.remove(&leg) {
-                port.gone.cancel();
-            }
-            gone
-        })
+        leg::let_go(&self.0.0, leg)
     }
 
     /// For those who add legs and must not keep the session open.

@@ -54,6 +54,17 @@ pub(super) fn admit(shared: &Arc<Shared>, kind: LegKind) -> (LegId, Port) {
     (leg, port)
 }
 
+/// Closes a leg that the session does without.
+pub(super) fn let_go(shared: &Arc<Shared>, leg: LegId) -> bool {
+    shared.with(|state, now| {
+        let gone = state.session.let_go(now, leg);
+        if gone && let Some(port) = state.ports.remove(&leg) {
+            port.gone.cancel();
+        }
+        gone
+    })
+}
+
 /// Runs one of a leg's tasks; when it ends, so does the leg, and with it the other task.
 pub(super) async fn until_gone(
     shared: Arc<Shared>,

@@ -33,6 +33,11 @@ impl SessionRef {
         attach(&self.0, connection, kind)
     }
 
+    /// See [`SessionHandle::let_go`](super::SessionHandle::let_go).
+    pub(crate) fn let_go(&self, leg: LegId) -> bool {
+        leg::let_go(&self.0, leg)
+    }
+
     /// The session is over.
     pub(crate) fn is_closed(&self) -> bool {
         self.0.with(|state, _| state.session.is_closed())

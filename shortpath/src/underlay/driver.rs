@@ -1,5 +1,6 @@
 //! The task that finds UDP paths for one session, and makes legs of them.
-use std::net::SocketAddr;
+mod relays;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,14 +15,13 @@ use super::paths::{SlotId, token_of};
 use super::relay::Relay;
 use super::search::{Search, Stage};
 use super::view::{ShortpathView, sums};
-use super::{Inner, RelayAccess, ShortpathPlan, UdpPolicy, UnderlayConfig};
+use super::{Inner, RelayAccess, ShortpathPlan, UdpPolicy};
 use crate::LegKind;
-use crate::path::{
-    Candidate, CandidateKind, Finder, FinderConfig, LocalId, Route, TurnConfig, TurnEvent,
-};
+use crate::path::{Candidate, CandidateKind, Finder, FinderConfig, LocalId, Route};
 use crate::session::Role;
 use crate::shell::SessionRef;
 use crate::tls::KeyError;
+use relays::{Asked, RelayStage, heir_event, relay_at_first, relay_event};
 
 /// What other tasks tell the driver.
 enum Outcome {
@@ -67,31 +67,6 @@ pub(super) struct Driver {
     stop: CancellationToken,
 }
 
-/// An allocation, asked for or there.
-struct Asked {
-    id: LocalId,
-    relay: Arc<Relay>,
-    events: mpsc::Receiver<TurnEvent>,
-}
-
-enum RelayStage {
-    /// Policy or the broker gives none.
-    Never,
-    /// Asked for at this time, if it is needed by then.
-    At(Instant),
-    Asked(Asked),
-}
-
-/// Head start of direct paths before a relay is asked for: most are there within two RTT of signalling.
-const RELAY_AFTER: Duration = Duration::from_millis(300);
-/// Where a direct path is up, the relay is only its standby and can wait.
-const RELAY_STANDBY: Duration = Duration::from_secs(2);
-/// The end that is dialled asks only if the other end's relay does not serve both: one hop is better than two.
-const RELAY_SECOND: Duration = Duration::from_secs(3);
-/// After a relay failed.
-const RELAY_RETRY: Duration = Duration::from_secs(30);
-/// An allocation stays beside its heir for so long: by then the heir's pairs are checked and used.
-const RELAY_HANDOVER: Duration = Duration::from_secs(10);
 /// Between two views.
 const VIEW: Duration = Duration::from_millis(100);
 /// The peer's candidates kept: more than it may signal at once, and its relay.
@@ -270,6 +245,9 @@ impl Driver {
         if matches!(self.relay, RelayStage::At(at) if at <= now) {
             self.ask_relay(now);
         }
+        if !self.plan.standby {
+            self.give_relay_back(now);
+        }
         if self.retired.as_ref().is_some_and(|(_, _, until)| *until <= now) {
             self.retire_relay();
         }
@@ -365,7 +343,7 @@ impl Driver {
         let Some(search) = self.search(slot) else { return };
         let leg = session.attach(connection.clone(), search.kind);
         tracing::debug!(?leg, kind = search.kind.as_str(), "a UDP leg is up");
-        search.connected(now(), connection.clone());
+        search.connected(now(), connection.clone(), leg);
         let tell = self.tell.clone();
         tokio::spawn(async move {
             let closed = connection.closed().await.to_string();
@@ -422,143 +400,6 @@ impl Driver {
     /// Thus every pair of the relay's finder is one of a relay, and most have one hop only.
     fn goes_through_own_relay(&self) -> bool {
         self.plan.role == Role::Client && !matches!(self.relay, RelayStage::Never)
-    }
-
-    fn want_relay_soon(&mut self) {
-        if let RelayStage::At(at) = &mut self.relay {
-            *at = (*at).min(now());
-        }
-    }
-
-    /// The time for a relay has come: asks, unless it can wait.
-    fn ask_relay(&mut self, now: Instant) {
-        let up = |search: &Search| search.kind != LegKind::UdpRelay && search.is_up();
-        let relayed = |search: &Search| search.kind == LegKind::UdpRelay && search.route.is_some();
-        if self.plan.role == Role::Agent && self.searches.iter().any(relayed) {
-            self.relay = RelayStage::At(now + RELAY_RETRY);
-            return;
-        }
-        if self.searches.iter().any(up) && (self.relay_reason.is_none() || !self.plan.standby) {
-            let pause = if self.plan.standby { RELAY_STANDBY } else { RELAY_RETRY };
-            self.relay_reason = Some("standby");
-            self.relay = RelayStage::At(now + pause);
-            return;
-        }
-        if self.plan.relay.is_none() {
-            return self.relay = RelayStage::Never;
-        }
-        match self.open_relay() {
-            Some(asked) => {
-                self.relay_reason = None;
-                self.relay = RelayStage::Asked(asked);
-            }
-            None => {
-                self.relay_reason = Some("relay_no_socket");
-                self.relay = RelayStage::At(now + RELAY_RETRY);
-            }
-        }
-    }
-
-    fn open_relay(&self) -> Option<Asked> {
-        let access = self.plan.relay.as_ref()?;
-        let config =
-            TurnConfig::new(access.server, access.username.clone(), access.password.clone());
-        let own = &self.inner.config;
-        let own = UnderlayConfig { dscp: self.plan.dscp.or(own.dscp), ..own.clone() };
-        match Relay::open(&self.inner.wire, config, &own) {
-            Ok((id, relay, events)) => Some(Asked { id, relay, events }),
-            Err(error) => {
-                tracing::warn!(%error, "no socket for a relay");
-                None
-            }
-        }
-    }
-
-    fn take_relay(&mut self, event: Option<TurnEvent>) {
-        let RelayStage::Asked(Asked { id, relay, .. }) = &self.relay else { return };
-        let (id, relay) = (*id, Arc::clone(relay));
-        let failed = match event {
-            Some(TurnEvent::Allocated { relayed, .. }) => return self.use_relay(id, relayed),
-            Some(TurnEvent::Bound(_) | TurnEvent::PeerRefused(..)) => return,
-            Some(TurnEvent::Failed(failure)) => failure.as_str(),
-            None => "relay_unreachable",
-        };
-        self.relayed.send_replace(None);
-        self.drop_relay(id, &relay);
-        self.relay_reason = Some(failed);
-        self.relay = RelayStage::At(now() + RELAY_RETRY);
-    }
-
-    /// An allocation is there: its address is a candidate of ours, and the peer's are let in.
-    fn use_relay(&mut self, id: LocalId, relayed: SocketAddr) {
-        let candidate = Candidate::new(CandidateKind::Relayed, relayed);
-        self.relayed.send_replace(Some(candidate));
-        if let Some(search) = self.relay_search() {
-            search.start();
-            search.finder.add_local(now(), candidate, id);
-        }
-        self.give_candidates();
-        self.permit_peers();
-    }
-
-    fn relay_search(&mut self) -> Option<&mut Search> {
-        self.searches.iter_mut().find(|search| search.kind == LegKind::UdpRelay)
-    }
-
-    fn drop_relay(&mut self, id: LocalId, relay: &Relay) {
-        relay.close();
-        if let Some(search) = self.relay_search() {
-            search.finder.remove_local(now(), id);
-        }
-    }
-
-    /// New credentials: an allocation that lives gets an heir, one that is to come is asked for with them.
-    fn renew_relay(&mut self, access: RelayAccess) {
-        let known = self.plan.relay.as_ref().is_none_or(|old| old.username == access.username);
-        if known || matches!(self.relay, RelayStage::Never) {
-            return;
-        }
-        self.plan.relay = Some(access);
-        if let (RelayStage::Asked(_), None) = (&self.relay, &self.heir) {
-            self.heir = self.open_relay();
-        }
-    }
-
-    /// The heir takes over once it is there; without one, the present allocation stays for as long as the server lets it.
-    fn take_heir(&mut self, event: Option<TurnEvent>) {
-        match event {
-            Some(TurnEvent::Bound(_) | TurnEvent::PeerRefused(..)) => {}
-            Some(TurnEvent::Allocated { relayed, .. }) => {
-                let Some(heir) = self.heir.take() else { return };
-                self.retire_relay();
-                let id = heir.id;
-                let before = std::mem::replace(&mut self.relay, RelayStage::Asked(heir));
-                if let RelayStage::Asked(Asked { id, relay, .. }) = before {
-                    self.retired = Some((id, relay, now() + RELAY_HANDOVER));
-                }
-                self.use_relay(id, relayed);
-            }
-            Some(TurnEvent::Failed(_)) | None => {
-                if let Some(heir) = self.heir.take() {
-                    heir.relay.close();
-                }
-            }
-        }
-    }
-
-    fn retire_relay(&mut self) {
-        if let Some((id, relay, _)) = self.retired.take() {
-            self.drop_relay(id, &relay);
-        }
-    }
-
-    fn permit_peers(&self) {
-        let RelayStage::Asked(Asked { relay, .. }) = &self.relay else { return };
-        let reachable = self.remote.iter().filter(|candidate| {
-            candidate.kind.serves(LegKind::UdpRelay) && !candidate.address.ip().is_loopback()
-                || self.inner.config.loopback
-        });
-        reachable.for_each(|candidate| relay.permit(candidate.address));
     }
 
     fn look(&self) -> ShortpathView {
@@ -673,18 +514,6 @@ fn take_in(known: &mut Vec<Candidate>, message: Vec<Candidate>) {
     }
 }
 
-fn relay_at_first(plan: &ShortpathPlan) -> RelayStage {
-    if plan.relay.is_none() || !plan.policy.relay {
-        return RelayStage::Never;
-    }
-    let head_start = match plan.role {
-        Role::Agent => RELAY_SECOND,
-        Role::Client if plan.policy.direct || plan.policy.managed => RELAY_AFTER,
-        Role::Client => Duration::ZERO,
-    };
-    RelayStage::At(now() + head_start)
-}
-
 fn kinds(policy: UdpPolicy) -> impl Iterator<Item = LegKind> {
     let kinds = [
         (policy.direct, LegKind::UdpDirect),
@@ -699,20 +528,6 @@ fn serves_locally(leg: LegKind, role: Role, candidate: CandidateKind) -> bool {
     match (leg, role) {
         (LegKind::UdpManaged, Role::Agent) => candidate == CandidateKind::Managed,
         _ => candidate != CandidateKind::Managed,
-    }
-}
-
-async fn relay_event(relay: &mut RelayStage) -> Option<TurnEvent> {
-    match relay {
-        RelayStage::Asked(asked) => asked.events.recv().await,
-        RelayStage::Never | RelayStage::At(_) => std::future::pending().await,
-    }
-}
-
-async fn heir_event(heir: &mut Option<Asked>) -> Option<TurnEvent> {
-    match heir {
-        Some(heir) => heir.events.recv().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -5,8 +5,8 @@ use quinn::Connection;
 
 use super::paths::SlotId;
 use super::view::{LegState, LegView};
-use crate::LegKind;
 use crate::path::{Candidate, CandidateKind, Finder, FinderEvent, PairState, PairView, Route};
+use crate::{LegId, LegKind};
 
 /// See the module.
 pub(super) struct Search {
@@ -35,7 +35,7 @@ pub(super) struct Search {
 pub(super) enum Stage {
     Idle,
     Dialling,
-    Up { connection: Connection, since: Instant },
+    Up { connection: Connection, leg: LegId, since: Instant },
 }
 
 /// First pause after a failed attempt; it grows by half, up to three times that.
@@ -133,6 +133,22 @@ impl Search {
         matches!(self.stage, Stage::Up { .. })
     }
 
+    /// Since when its connection is up.
+    pub(super) fn up_since(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::Up { since, .. } => Some(*since),
+            Stage::Idle | Stage::Dialling => None,
+        }
+    }
+
+    /// What the session calls its connection.
+    pub(super) fn leg(&self) -> Option<LegId> {
+        match &self.stage {
+            Stage::Up { leg, .. } => Some(*leg),
+            Stage::Idle | Stage::Dialling => None,
+        }
+    }
+
     /// The route answers and nothing forbids to dial.
     pub(super) fn wants_dial(&self, now: Instant) -> bool {
         self.may_dial() && self.retry_at.is_none_or(|at| at <= now)
@@ -142,10 +158,10 @@ impl Search {
         self.dials && matches!(self.stage, Stage::Idle) && self.route.is_some()
     }
 
-    pub(super) fn connected(&mut self, now: Instant, connection: Connection) {
+    pub(super) fn connected(&mut self, now: Instant, connection: Connection, leg: LegId) {
         (self.reason, self.detail, self.seen) = (None, None, (0, 0));
         self.look_at = Some(now + LOOK);
-        let old = std::mem::replace(&mut self.stage, Stage::Up { connection, since: now });
+        let old = std::mem::replace(&mut self.stage, Stage::Up { connection, leg, since: now });
         if let Stage::Up { connection, .. } = old {
             connection.close(quinn::VarInt::from_u32(0), b"replaced");
         }

@@ -2,4 +2,5 @@
 mod matrix;
 mod reach;
 mod scene;
+mod showing;
 mod survival;

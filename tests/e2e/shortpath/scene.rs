@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use switchback_bench::lab::{self, Lab};
 use tempfile::TempDir;
 
@@ -91,7 +92,7 @@ impl Scene {
         });
         let ready = process.first_json();
         let listen = ready["listen"].as_str().expect("an address").parse().expect("an address");
-        Session { scene: self, _process: process, listen }
+        Session { scene: self, process, listen }
     }
 
     pub(super) fn kill_server(&self) {
@@ -148,11 +149,16 @@ fn run(
 /// A running `connect`.
 pub(super) struct Session<'a> {
     scene: &'a Scene,
-    _process: Process,
+    process: Process,
     listen: SocketAddr,
 }
 
 impl Session<'_> {
+    /// What it tells, line by line, from 0.
+    pub(super) fn told(&self, number: usize) -> Value {
+        self.process.json(number)
+    }
+
     /// An application's connection, made in the client's host.
     pub(super) fn dial(&self) -> TcpStream {
         let dialled = self.scene.lab.host("client").enter(|| TcpStream::connect(self.listen));

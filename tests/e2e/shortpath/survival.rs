@@ -2,6 +2,8 @@
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::scene::{Scene, bulk, echo};
 use crate::support::eventually;
 
@@ -14,7 +16,12 @@ const MIB: usize = 1 << 20;
 /// Runs an echo of 100/s and a transfer both ways, lets something happen to the network in their midst, and expects every
 /// byte at its place.
 fn while_busy(topology: &str, happen: impl FnOnce(&Scene)) {
-    let Some(scene) = Scene::start(topology) else { return };
+    if let Some(scene) = Scene::start(topology) {
+        busy_in(&scene, || happen(&scene));
+    }
+}
+
+fn busy_in(scene: &Scene, happen: impl FnOnce()) {
     let session = scene.connect();
     let mut interactive = session.dial();
     let through = session.dial();
@@ -23,7 +30,7 @@ fn while_busy(topology: &str, happen: impl FnOnce(&Scene)) {
     let busy = thread::spawn(move || bulk(through, 16 * MIB));
     let measured = thread::spawn(move || echo(&mut interactive, 100, 600));
     thread::sleep(Duration::from_secs(1));
-    happen(&scene);
+    happen();
     let longest = measured.join().expect("the echo ends well");
     busy.join().expect("the transfer ends well");
     println!("longest silence of the echo: {longest:?}");
@@ -36,6 +43,27 @@ fn udp_that_is_dropped_in_mid_session_loses_no_byte_and_comes_back() {
         scene.expect_transport(TCP);
         scene.lab.nat("client-nat").block("udp=allow").unwrap();
         scene.expect_transport(DIRECT);
+    });
+}
+
+#[test]
+fn without_standby_udp_stands_alone_and_tcp_is_dialled_when_it_dies() {
+    let Some(scene) = Scene::with_resource(PAIR, ";standby=cold") else { return };
+    let alone = || {
+        eventually("UDP to stand alone", Duration::from_secs(30), || {
+            let sessions = scene.ask(&["sessions"]).ok().json();
+            let paths = sessions[0]["paths"].as_array()?;
+            let is_udp = |path: &Value| path["transport"] == DIRECT;
+            (!paths.is_empty() && paths.iter().all(is_udp)).then_some(())
+        });
+    };
+    busy_in(&scene, || {
+        alone();
+        scene.lab.nat("client-nat").block("udp=drop").unwrap();
+        scene.expect_transport(TCP);
+        scene.lab.nat("client-nat").block("udp=allow").unwrap();
+        scene.expect_transport(DIRECT);
+        alone();
     });
 }
 

@@ -1,0 +1,230 @@
+//! A session's allocations at its relay: when one is asked for, replaced, and given back.
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::{Driver, now};
+use crate::LegKind;
+use crate::path::{Candidate, CandidateKind, LocalId, TurnConfig, TurnEvent};
+use crate::session::Role;
+use crate::underlay::relay::Relay;
+use crate::underlay::search::Search;
+use crate::underlay::{RelayAccess, ShortpathPlan, UnderlayConfig};
+
+/// An allocation, asked for or there.
+pub(super) struct Asked {
+    pub(super) id: LocalId,
+    pub(super) relay: Arc<Relay>,
+    pub(super) events: mpsc::Receiver<TurnEvent>,
+}
+
+pub(super) enum RelayStage {
+    /// Policy or the broker gives none.
+    Never,
+    /// Asked for at this time, if it is needed by then.
+    At(Instant),
+    Asked(Asked),
+}
+
+/// Head start of direct paths before a relay is asked for: most are there within two RTT of signalling.
+const RELAY_AFTER: Duration = Duration::from_millis(300);
+/// Where a direct path is up, the relay is only its standby and can wait.
+const RELAY_STANDBY: Duration = Duration::from_secs(2);
+/// The end that is dialled asks only if the other end's relay does not serve both: one hop is better than two.
+const RELAY_SECOND: Duration = Duration::from_secs(3);
+/// After a relay failed.
+const RELAY_RETRY: Duration = Duration::from_secs(30);
+/// How long a direct path has lasted when a session without standby does without its relay.
+const RELAY_COLD: Duration = Duration::from_secs(5);
+/// An allocation stays beside its heir for so long: by then the heir's pairs are checked and used.
+const RELAY_HANDOVER: Duration = Duration::from_secs(10);
+
+impl Driver {
+    pub(super) fn want_relay_soon(&mut self) {
+        if let RelayStage::At(at) = &mut self.relay {
+            *at = (*at).min(now());
+        }
+    }
+
+    /// The time for a relay has come: asks, unless it can wait.
+    pub(super) fn ask_relay(&mut self, now: Instant) {
+        let up = |search: &Search| search.kind != LegKind::UdpRelay && search.is_up();
+        let relayed = |search: &Search| search.kind == LegKind::UdpRelay && search.route.is_some();
+        if self.plan.role == Role::Agent && self.searches.iter().any(relayed) {
+            self.relay = RelayStage::At(now + RELAY_RETRY);
+            return;
+        }
+        if self.searches.iter().any(up) && (self.relay_reason.is_none() || !self.plan.standby) {
+            let pause = if self.plan.standby { RELAY_STANDBY } else { RELAY_RETRY };
+            self.relay_reason = Some("standby");
+            self.relay = RelayStage::At(now + pause);
+            return;
+        }
+        if self.plan.relay.is_none() {
+            return self.relay = RelayStage::Never;
+        }
+        match self.open_relay() {
+            Some(asked) => {
+                self.relay_reason = None;
+                self.relay = RelayStage::Asked(asked);
+            }
+            None => {
+                self.relay_reason = Some("relay_no_socket");
+                self.relay = RelayStage::At(now + RELAY_RETRY);
+            }
+        }
+    }
+
+    fn open_relay(&self) -> Option<Asked> {
+        let access = self.plan.relay.as_ref()?;
+        let config =
+            TurnConfig::new(access.server, access.username.clone(), access.password.clone());
+        let own = &self.inner.config;
+        let own = UnderlayConfig { dscp: self.plan.dscp.or(own.dscp), ..own.clone() };
+        match Relay::open(&self.inner.wire, config, &own) {
+            Ok((id, relay, events)) => Some(Asked { id, relay, events }),
+            Err(error) => {
+                tracing::warn!(%error, "no socket for a relay");
+                None
+            }
+        }
+    }
+
+    pub(super) fn take_relay(&mut self, event: Option<TurnEvent>) {
+        let RelayStage::Asked(Asked { id, relay, .. }) = &self.relay else { return };
+        let (id, relay) = (*id, Arc::clone(relay));
+        let failed = match event {
+            Some(TurnEvent::Allocated { relayed, .. }) => return self.use_relay(id, relayed),
+            Some(TurnEvent::Bound(_) | TurnEvent::PeerRefused(..)) => return,
+            Some(TurnEvent::Failed(failure)) => failure.as_str(),
+            None => "relay_unreachable",
+        };
+        self.relayed.send_replace(None);
+        self.drop_relay(id, &relay);
+        self.relay_reason = Some(failed);
+        self.relay = RelayStage::At(now() + RELAY_RETRY);
+    }
+
+    /// An allocation is there: its address is a candidate of ours, and the peer's are let in.
+    fn use_relay(&mut self, id: LocalId, relayed: SocketAddr) {
+        let candidate = Candidate::new(CandidateKind::Relayed, relayed);
+        self.relayed.send_replace(Some(candidate));
+        if let Some(search) = self.relay_search() {
+            search.start();
+            search.finder.add_local(now(), candidate, id);
+        }
+        self.give_candidates();
+        self.permit_peers();
+    }
+
+    fn relay_search(&mut self) -> Option<&mut Search> {
+        self.searches.iter_mut().find(|search| search.kind == LegKind::UdpRelay)
+    }
+
+    fn drop_relay(&mut self, id: LocalId, relay: &Relay) {
+        relay.close();
+        if let Some(search) = self.relay_search() {
+            search.finder.remove_local(now(), id);
+        }
+    }
+
+    /// New credentials: an allocation that lives gets an heir, one that is to come is asked for with them.
+    pub(super) fn renew_relay(&mut self, access: RelayAccess) {
+        let known = self.plan.relay.as_ref().is_none_or(|old| old.username == access.username);
+        if known || matches!(self.relay, RelayStage::Never) {
+            return;
+        }
+        self.plan.relay = Some(access);
+        if let (RelayStage::Asked(_), None) = (&self.relay, &self.heir) {
+            self.heir = self.open_relay();
+        }
+    }
+
+    /// The heir takes over once it is there; without one, the present allocation stays for as long as the server lets it.
+    pub(super) fn take_heir(&mut self, event: Option<TurnEvent>) {
+        match event {
+            Some(TurnEvent::Bound(_) | TurnEvent::PeerRefused(..)) => {}
+            Some(TurnEvent::Allocated { relayed, .. }) => {
+                let Some(heir) = self.heir.take() else { return };
+                self.retire_relay();
+                let id = heir.id;
+                let before = std::mem::replace(&mut self.relay, RelayStage::Asked(heir));
+                if let RelayStage::Asked(Asked { id, relay, .. }) = before {
+                    self.retired = Some((id, relay, now() + RELAY_HANDOVER));
+                }
+                self.use_relay(id, relayed);
+            }
+            Some(TurnEvent::Failed(_)) | None => {
+                if let Some(heir) = self.heir.take() {
+                    heir.relay.close();
+                }
+            }
+        }
+    }
+
+    /// Without standby, a relay that was asked for before a direct path was there is given back once that has lasted.
+    pub(super) fn give_relay_back(&mut self, now: Instant) {
+        let RelayStage::Asked(Asked { id, relay, .. }) = &self.relay else { return };
+        let (id, relay) = (*id, Arc::clone(relay));
+        let lasts = |search: &Search| {
+            search.kind != LegKind::UdpRelay
+                && search.up_since().is_some_and(|since| since + RELAY_COLD <= now)
+        };
+        let leg = self.relay_search().and_then(|search| search.leg());
+        if !self.searches.iter().any(lasts) || leg.is_some_and(|leg| !self.session.let_go(leg)) {
+            return;
+        }
+        if let Some(heir) = self.heir.take() {
+            heir.relay.close();
+        }
+        self.retire_relay();
+        self.relayed.send_replace(None);
+        self.drop_relay(id, &relay);
+        self.relay_reason = Some("standby");
+        self.relay = RelayStage::At(now + RELAY_RETRY);
+    }
+
+    pub(super) fn retire_relay(&mut self) {
+        if let Some((id, relay, _)) = self.retired.take() {
+            self.drop_relay(id, &relay);
+        }
+    }
+
+    pub(super) fn permit_peers(&self) {
+        let RelayStage::Asked(Asked { relay, .. }) = &self.relay else { return };
+        let reachable = self.remote.iter().filter(|candidate| {
+            candidate.kind.serves(LegKind::UdpRelay) && !candidate.address.ip().is_loopback()
+                || self.inner.config.loopback
+        });
+        reachable.for_each(|candidate| relay.permit(candidate.address));
+    }
+}
+
+/// When a session asks for its relay, if it may.
+pub(super) fn relay_at_first(plan: &ShortpathPlan) -> RelayStage {
+    if plan.relay.is_none() || !plan.policy.relay {
+        return RelayStage::Never;
+    }
+    let head_start = match plan.role {
+        Role::Agent => RELAY_SECOND,
+        Role::Client if plan.policy.direct || plan.policy.managed => RELAY_AFTER,
+        Role::Client => Duration::ZERO,
+    };
+    RelayStage::At(now() + head_start)
+}
+
+pub(super) async fn relay_event(relay: &mut RelayStage) -> Option<TurnEvent> {
+    match relay {
+        RelayStage::Asked(asked) => asked.events.recv().await,
+        RelayStage::Never | RelayStage::At(_) => std::future::pending().await,
+    }
+}
+
+pub(super) async fn heir_event(heir: &mut Option<Asked>) -> Option<TurnEvent> {
+    match heir {
+        Some(heir) => heir.events.recv().await,
+        None => std::future::pending().await,
+    }
+}
