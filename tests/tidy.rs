@@ -127,6 +127,7 @@ const PURE: &[&str] = &[
     "engine/src/tuning/units.rs",
     "shortpath/src/path/",
     "shortpath/src/underlay/demux.rs",
+    "shortpath/src/underlay/early.rs",
     "shortpath/src/underlay/paths.rs",
     "shortpath/src/session/",
     "control/src/agent/proxy_v2.rs",

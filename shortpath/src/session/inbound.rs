@@ -179,11 +179,14 @@ impl Session {
             }
         }
         let first = !std::mem::replace(&mut self.begun, true);
+        let kind = self.legs.get(&leg).map(|leg| leg.kind);
         for (id, other) in &mut self.legs {
             other.acquainted = true;
+            // First legs of different kinds are made at once and come in any order: that says nothing of the other.
+            let replaces = hello.expects != 0 || kind == Some(other.kind);
             if *id == leg {
                 other.ready = true;
-            } else if hello.sole && *id < leg {
+            } else if hello.sole && *id < leg && replaces {
                 other.forsaken = true;
             }
         }

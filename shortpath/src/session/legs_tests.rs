@@ -833,3 +833,32 @@ fn before_the_peers_hello_a_later_leg_is_given_no_more_than_a_first_flight() {
     pair.read(AGENT, channel);
     assert_eq!(pair.ends[AGENT].streams[&channel].read, MESSAGE + 200_000);
 }
+
+#[test]
+fn first_legs_of_two_kinds_may_come_in_any_order_and_the_better_one_carries() {
+    for (tcp, udp) in [(0, 40), (12, 0), (40, 0), (0, 0)] {
+        let mut pair = Pair::new(&SessionConfig::default());
+        // The agent's ends are up when the client's last packets of the handshakes have come.
+        let attach = |pair: &mut Pair, after: u64, other: u64, kind, delay: u64| {
+            if after > other {
+                pair.run(ms(after - other));
+            }
+            pair.link_of(kind, Weather::fair(ms(delay)), ms(delay));
+        };
+        if tcp <= udp {
+            attach(&mut pair, tcp, 0, TcpReverse, 30);
+            attach(&mut pair, udp, tcp, UdpDirect, 25);
+        } else {
+            attach(&mut pair, udp, 0, UdpDirect, 25);
+            attach(&mut pair, tcp, udp, TcpReverse, 30);
+        }
+        let mut echo = Echo::new(pair, ms(5));
+        echo.run(Duration::from_secs(3));
+        for end in &echo.pair.ends {
+            assert_eq!(end.moves.last().map(|(to, ..)| *to), Some(UdpDirect), "{tcp} {udp}");
+            assert!(end.moves.len() <= 2, "{tcp} {udp}: {:?}", end.moves);
+        }
+        let slowest = *echo.latencies(40).last().unwrap();
+        assert!(slowest <= ms(50 + 3), "{tcp} {udp}: {slowest:?}");
+    }
+}

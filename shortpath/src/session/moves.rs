@@ -102,8 +102,10 @@ impl Session {
         let to = leg.kind;
         if cause == MoveCause::Better
             && let Some(left) = before.and_then(|(id, _)| self.legs.get_mut(&id))
+            && !left.rtt.is_young()
         {
-            // Coming back at once would be flapping between two that are as bad as each other.
+            // Coming back at once would be flapping between two that are as bad as each other. One that is hardly known may
+            // have been left too soon.
             left.health.demote(now);
         }
         if self.course.timeline.len() >= TIMELINE {

@@ -67,21 +67,25 @@ impl Rtt {
     }
 
     /// What nineteen of twenty round trips stay below: one that a lost packet delayed does not count. With fewer samples
-    /// than that, the middle one and an eighth.
+    /// than that, the least and an eighth: the first of a leg hold what its handshake and busy ends took.
     pub(super) fn p95(&self) -> Option<Duration> {
         self.smoothed?;
         if self.recent.len() < TWENTY {
-            let median = self.rank(50);
-            return Some(median + median / 8);
+            return Some(self.min + self.min / 8);
         }
         Some(self.rank(95))
+    }
+
+    /// There are too few samples to rely on.
+    pub(super) fn is_young(&self) -> bool {
+        self.samples < SETTLED
     }
 
     /// The estimate is too young, too old or varies too much to rely on.
     pub(super) fn is_unsure(&self, now: Instant) -> bool {
         let Some(smoothed) = self.smoothed else { return true };
         let old = self.sampled_at.is_none_or(|at| now.saturating_duration_since(at) > STALE);
-        self.samples < SETTLED || old || self.variation > smoothed / 4 + GRANULARITY
+        self.is_young() || old || self.variation > smoothed / 4 + GRANULARITY
     }
 
     /// `None` before the first sample.
