@@ -110,6 +110,7 @@ fn wire_status(wire: &Wire) -> WireStatus {
     let events = [
         ("lost", stats.lost),
         ("queue_full", stats.queue_full),
+        ("policed", stats.policed),
         ("blackholed", stats.blackholed),
         ("too_big", stats.too_big),
         ("duplicated", stats.duplicated),

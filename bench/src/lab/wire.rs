@@ -26,6 +26,10 @@ const IN_FLIGHT_BYTES_MAX: usize = 192 << 20;
 /// Shortest time a reordered packet is held back, so that `reorder` works on a link without delay.
 const REORDER_HOLD_MIN: Duration = Duration::from_millis(1);
 
+/// What `udp-rate` lets through at once after a pause: the usual advice for policers, so that a
+/// congestion control with round trips below this can fill the rate.
+const POLICE_BURST: Duration = Duration::from_millis(50);
+
 /// What became of a packet given to [`Wire::push`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pushed {
@@ -33,7 +37,7 @@ pub enum Pushed {
     Queued,
     /// The wire has nothing set and nothing queued: here it is again, deliver it at once.
     Through(Vec<u8>),
-    /// Dropped before the transmitter (queue full, too big for the link): see [`WireStats`].
+    /// Dropped before the transmitter (queue full, policed, too big for the link): see [`WireStats`].
     Dropped,
     /// Too big for the link: send this ICMP error back to where the packet came from.
     Reply(Vec<u8>),
@@ -50,6 +54,8 @@ pub struct WireStats {
     pub lost: u64,
     /// Refused by the full queue in front of the rate limit.
     pub queue_full: u64,
+    /// UDP beyond its own rate.
+    pub policed: u64,
     /// Swallowed by `blackhole`.
     pub blackholed: u64,
     /// Larger than the MTU, and not to be fragmented.
@@ -77,6 +83,8 @@ pub struct Wire {
     waiting: VecDeque<Vec<u8>>,
     waiting_bytes: usize,
     sent_at: Duration,
+    /// When what the policer has let through would have passed at its rate.
+    policed_until: Duration,
     /// Packets in the medium by arrival time and entry number.
     medium: BTreeMap<(Duration, u64), Vec<u8>>,
     medium_bytes: usize,
@@ -98,6 +106,7 @@ impl Wire {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             sent_at: Duration::ZERO,
+            policed_until: Duration::ZERO,
             medium: BTreeMap::new(),
             medium_bytes: 0,
             last_due: [Duration::ZERO; 2],
@@ -135,6 +144,10 @@ impl Wire {
             return Pushed::Through(packet);
         }
         self.transmit(now);
+        if self.polices(now, &packet) {
+            self.stats.policed += 1;
+            return Pushed::Dropped;
+        }
         match self.settings.mtu.filter(|limit| packet.len() > limit.bytes()) {
             Some(limit) => self.narrow(now, &packet, limit),
             None => self.queue(now, packet),
@@ -157,6 +170,20 @@ impl Wire {
         let arriving = self.medium.keys().next().map(|(due, _)| *due);
         let sending = (!self.waiting.is_empty()).then(|| self.sent_at + self.settings.delay);
         arriving.into_iter().chain(sending).min()
+    }
+
+    /// The packet is UDP and too much of it for now.
+    fn polices(&mut self, now: Duration, packet: &[u8]) -> bool {
+        let Some(rate) = self.settings.udp_rate else { return false };
+        if packet::flow_of(packet).is_none_or(|flow| flow.protocol != Protocol::Udp) {
+            return false;
+        }
+        let until = self.policed_until.max(now) + settings::time_for(packet.len(), rate);
+        let excess = until > now + POLICE_BURST;
+        if !excess {
+            self.policed_until = until;
+        }
+        excess
     }
 
     /// A packet larger than the link's MTU: in fragments where that is allowed, else refused.

@@ -27,8 +27,8 @@ use super::words::ChannelId;
 /// Version of this format, the first thing a HELLO says.
 pub const VERSION: u16 = 2;
 /// Most payload bytes of one DATA frame: an interactive write waits behind at most this much of a bulk one
-/// (1.3 ms at 100 Mbit/s), and a frame with its header spans two TLS records at most.
-pub const PAYLOAD_MAX: usize = 16 * 1024;
+/// (1.3 ms at 100 Mbit/s), and a full frame with its header is exactly a full TLS record (2^14 bytes, RFC 8446 section 5.1).
+pub const PAYLOAD_MAX: usize = 16 * 1024 - HEADER - 8;
 /// Most bytes of one UDP datagram: 65,535 less the headers of IPv4 and UDP.
 pub const DATAGRAM_MAX: usize = 65_507;
 /// Most bytes of a session id.

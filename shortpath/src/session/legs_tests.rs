@@ -354,6 +354,52 @@ fn a_throttled_direct_leg_loses_bulk_to_a_relay() {
 }
 
 #[test]
+fn bulk_moves_to_a_faster_leg_that_starves_beside_the_present_one() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let fair = |delay| Weather { rate: Some(2_000_000), ..Weather::fair(delay) };
+    let relayed = pair.link_of(TcpReverse, fair(ms(20)), NOW);
+    let direct = pair.link_of(UdpDirect, fair(ms(10)), NOW);
+    let channel = pair.open(CLIENT).unwrap();
+    pair.run(ms(500));
+    assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpDirect));
+    // One processor for both: alone the relayed one has twice the rate of the other.
+    let takes = |pair: &Pair, link| {
+        pair.leg(link, CLIENT).is_some_and(|leg| pair.ends[CLIENT].session.takes_bulk(leg))
+    };
+    for _ in 0..400 {
+        let both = takes(&pair, relayed) && takes(&pair, direct);
+        pair.set_rate(relayed, if both { 1_000_000 } else { 4_000_000 });
+        bulk(&mut pair, channel, ms(10));
+    }
+    assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(TcpReverse));
+}
+
+#[test]
+fn interactive_bytes_stay_on_the_selected_leg_while_another_has_all_bulk() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let fair = |delay| Weather { rate: Some(2_000_000), ..Weather::fair(delay) };
+    let relayed = pair.link_of(TcpReverse, fair(ms(200)), NOW);
+    let direct = pair.link_of(UdpDirect, fair(ms(10)), NOW);
+    let (large, small) = (pair.open(CLIENT).unwrap(), pair.open(CLIENT).unwrap());
+    pair.run(ms(1000));
+    let takes = |pair: &Pair, link| {
+        pair.leg(link, CLIENT).is_some_and(|leg| pair.ends[CLIENT].session.takes_bulk(leg))
+    };
+    let alone = (0..400).find(|_| {
+        bulk(&mut pair, large, ms(10));
+        takes(&pair, relayed) && !takes(&pair, direct)
+    });
+    assert!(alone.is_some(), "the other leg never had all bulk");
+    // What the direct leg still has in its queue goes first.
+    bulk(&mut pair, large, ms(200));
+    assert!(takes(&pair, relayed) && !takes(&pair, direct), "not for long enough");
+    pair.write(CLIENT, small, 10);
+    pair.run(ms(50));
+    pair.read(AGENT, small);
+    assert_eq!(pair.ends[AGENT].streams[&small].read, 10);
+}
+
+#[test]
 fn a_fast_leg_keeps_its_bulk_and_trials_cost_little() {
     let mut pair = Pair::new(&SessionConfig::default());
     pair.link_of(TcpReverse, Weather { rate: Some(250_000), ..Weather::fair(ms(20)) }, NOW);

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::core::{Event, Session};
+use super::core::{Event, Session, Stage};
+use super::leg::Leg;
 use super::select::select;
 use super::words::{LegId, LegKind, MoveCause};
 
@@ -11,8 +12,12 @@ use super::words::{LegId, LegKind, MoveCause};
 const TIMELINE: usize = 32;
 /// Bulk without a pause on the selected leg before another is tried for it.
 const BUSY: Duration = Duration::from_secs(1);
-/// How long another leg is tried: long enough for a new connection to leave its slow start on most paths.
+/// How long another leg is tried beside the selected one: long enough for a new connection to leave its slow start on most
+/// paths. Legs that lack different things, as networks, show their rates so.
 const TRIAL: Duration = Duration::from_millis(800);
+/// How long it then has all bulk to itself, if it may be as good: legs that lack the same, as a processor or an access link,
+/// only show so what each would achieve.
+const ALONE: Duration = Duration::from_millis(600);
 /// Pause after a trial in vain, doubled with each, up to [`TRIAL_PAUSE_MAX`].
 const TRIAL_PAUSE: Duration = Duration::from_secs(10);
 const TRIAL_PAUSE_MAX: Duration = Duration::from_secs(160);
@@ -45,8 +50,19 @@ pub(super) struct Course {
     /// Why the session is about to leave its leg, and since when it stalls.
     leaving: Option<(MoveCause, Option<Duration>)>,
     stalled_since: Option<Instant>,
-    pub(super) trial: Option<(LegId, Instant)>,
+    trial: Option<Trial>,
     pub(super) timeline: VecDeque<Move>,
+}
+
+/// Another leg is tried for bulk.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    leg: LegId,
+    until: Instant,
+    /// The selected leg carries no bulk meanwhile.
+    alone: bool,
+    /// Bytes a second of the selected leg before.
+    to_beat: u64,
 }
 
 impl Course {
@@ -55,7 +71,7 @@ impl Course {
         if self.selected == Some(leg) {
             self.leaving = Some((cause, stall));
         }
-        self.trial.take_if(|(trial, _)| *trial == leg);
+        self.trial.take_if(|trial| trial.leg == leg);
     }
 
     pub(super) fn stalls(&mut self, since: Instant) {
@@ -117,13 +133,25 @@ impl Session {
 
     /// Bulk may leave on `leg`.
     pub(super) fn takes_bulk(&self, leg: LegId) -> bool {
-        self.selected() == Some(leg) || self.course.trial.is_some_and(|(trial, _)| trial == leg)
+        match &self.course.trial {
+            Some(trial) if trial.leg == leg => true,
+            Some(trial) if self.is_alone(trial) => false,
+            _ => self.selected() == Some(leg),
+        }
+    }
+
+    /// The trial has all bulk: only as long as nothing depends on that.
+    fn is_alone(&self, trial: &Trial) -> bool {
+        let brings = |leg: &Leg| leg.may_carry() && leg.health.suspicion.is_none();
+        trial.alone
+            && matches!(self.stage, Stage::Open)
+            && self.legs.get(&trial.leg).is_some_and(brings)
     }
 
     /// When a trial begins or ends.
     pub(super) fn trial_timeout(&self) -> Option<Instant> {
-        if let Some((_, until)) = self.course.trial {
-            return Some(until);
+        if let Some(trial) = &self.course.trial {
+            return Some(trial.until);
         }
         let busy = self.busy_at()?;
         let next = self.rivals().filter_map(|id| self.legs.get(&id)?.trial_at).min();
@@ -133,9 +161,9 @@ impl Session {
 
     /// While bulk keeps the selected leg busy: moves to one that is known to be faster, or tries one that is not known.
     pub(super) fn compare_rates(&mut self, now: Instant) {
-        if let Some((trial, until)) = self.course.trial {
-            if until <= now {
-                self.end_trial(now, trial);
+        if let Some(trial) = self.course.trial {
+            if trial.until <= now {
+                self.go_on_with(now, trial);
             }
             return;
         }
@@ -148,14 +176,17 @@ impl Session {
                 .rate()
                 .filter(|(_, at)| now.saturating_duration_since(*at) < RATE_FRESH)
         };
-        let faster = self.rivals().find(|id| known(*id).is_some() && self.is_faster(*id));
+        let to_beat = self.selected().map_or(0, |id| self.rate(id));
+        let beats = |id: &LegId| known(*id).is_some() && is_faster(self.rate(*id), to_beat);
+        let faster = self.rivals().find(beats);
         if let Some(rival) = faster {
             return self.move_bulk(now, rival);
         }
         let due = |id: &LegId| self.legs[id].trial_at.is_none_or(|at| at <= now);
         let untried = self.rivals().find(due);
         if let Some(rival) = untried {
-            self.course.trial = Some((rival, now + TRIAL));
+            let (until, alone) = (now + TRIAL, false);
+            self.course.trial = Some(Trial { leg: rival, until, alone, to_beat });
         }
     }
 
@@ -178,16 +209,25 @@ impl Session {
             .map(|(id, _)| *id)
     }
 
-    /// `rival` moves bulk faster than the selected leg by more than a tenth.
-    fn is_faster(&self, rival: LegId) -> bool {
-        let rate = |id: LegId| self.legs.get(&id)?.meter.rate().map(|(rate, _)| rate);
-        let ours = self.selected().and_then(rate).unwrap_or(0);
-        rate(rival).is_some_and(|theirs| theirs / 11 > ours / 10)
+    /// Bytes a second a leg achieved when last busy.
+    fn rate(&self, leg: LegId) -> u64 {
+        self.legs.get(&leg).and_then(|leg| leg.meter.rate()).map_or(0, |(rate, _)| rate)
     }
 
-    fn end_trial(&mut self, now: Instant, trial: LegId) {
+    /// What comes after a part of a trial: the move, the other part, or the end.
+    fn go_on_with(&mut self, now: Instant, trial: Trial) {
+        let rate = self.rate(trial.leg);
+        let may_be_as_good = rate >= trial.to_beat / 4 && self.rivals().any(|id| id == trial.leg);
+        if !trial.alone && may_be_as_good && !is_faster(rate, trial.to_beat) {
+            self.course.trial = Some(Trial { until: now + ALONE, alone: true, ..trial });
+        } else {
+            self.end_trial(now, trial);
+        }
+    }
+
+    fn end_trial(&mut self, now: Instant, Trial { leg: trial, to_beat, .. }: Trial) {
         self.course.trial = None;
-        if self.rivals().any(|rival| rival == trial) && self.is_faster(trial) {
+        if self.rivals().any(|rival| rival == trial) && is_faster(self.rate(trial), to_beat) {
             return self.move_bulk(now, trial);
         }
         if let Some(leg) = self.legs.get_mut(&trial) {
@@ -227,4 +267,9 @@ impl Session {
         let micros = u128::from(leg.meter.outstanding()) * 1_000_000 / u128::from(rate);
         Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX).min(1 << 40))
     }
+}
+
+/// Faster by more than a tenth.
+fn is_faster(rate: u64, than: u64) -> bool {
+    rate / 11 > than / 10
 }

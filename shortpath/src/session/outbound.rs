@@ -40,7 +40,7 @@ impl Session {
             self.control(&mut batch);
             self.long_datagrams(&mut batch);
         }
-        if self.takes_bulk(leg) && self.may_carry(leg) {
+        if (self.selected() == Some(leg) || self.takes_bulk(leg)) && self.may_carry(leg) {
             self.bytes(&mut batch);
         }
         self.word_of_arrivals(&mut batch, first);
@@ -70,11 +70,8 @@ impl Session {
         if !state.may_carry() {
             return false;
         }
-        if self.selected() == Some(leg) {
-            self.has_queued() || self.has_long_datagrams(leg)
-        } else {
-            self.takes_bulk(leg) && !self.bulk.is_empty()
-        }
+        let first = self.has_queued_before_bulk() || self.has_long_datagrams(leg);
+        (self.selected() == Some(leg) && first) || (self.takes_bulk(leg) && !self.bulk.is_empty())
     }
 
     fn may_carry(&self, leg: LegId) -> bool {
@@ -89,19 +86,18 @@ impl Session {
         if about || self.is_closed() || (state.ready && !state.copies.is_empty()) {
             return self.has_transmit(leg);
         }
-        let queued =
-            !self.control.is_empty() || !self.over.is_empty() || !self.interactive.is_empty();
         state.may_carry()
             && self.selected() == Some(leg)
-            && (queued || self.has_long_datagrams(leg))
+            && (self.has_queued_before_bulk() || self.has_long_datagrams(leg))
     }
 
     /// Frames of channels wait for a leg.
     pub(super) fn has_queued(&self) -> bool {
-        !self.control.is_empty()
-            || !self.over.is_empty()
-            || !self.interactive.is_empty()
-            || !self.bulk.is_empty()
+        self.has_queued_before_bulk() || !self.bulk.is_empty()
+    }
+
+    fn has_queued_before_bulk(&self) -> bool {
+        !self.control.is_empty() || !self.over.is_empty() || !self.interactive.is_empty()
     }
 
     /// HELLO, PONG and PING. False when the leg is unknown.
@@ -168,9 +164,10 @@ impl Session {
     }
 
     fn bytes(&mut self, batch: &mut Batch<'_>) {
-        let bulk_only = self.selected() != Some(batch.leg);
+        let interactive = self.selected() == Some(batch.leg);
+        let bulk = self.takes_bulk(batch.leg);
         while batch.room > 0
-            && let Some((id, lane)) = self.next_in_lane(bulk_only)
+            && let Some((id, lane)) = self.next_in_lane(interactive, bulk)
         {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
             channel.lane = Lane::None;
@@ -292,16 +289,16 @@ impl Session {
     }
 
     /// Interactive channels first; bulk gets a turn after [`INTERACTIVE_RUN`] of them.
-    fn next_in_lane(&mut self, bulk_only: bool) -> Option<(ChannelId, Lane)> {
-        if !bulk_only
-            && (self.interactive_run < INTERACTIVE_RUN || self.bulk.is_empty())
+    fn next_in_lane(&mut self, interactive: bool, bulk: bool) -> Option<(ChannelId, Lane)> {
+        if interactive
+            && (!bulk || self.interactive_run < INTERACTIVE_RUN || self.bulk.is_empty())
             && let Some(id) = self.interactive.pop_front()
         {
             self.interactive_run += 1;
             return Some((id, Lane::Interactive));
         }
         self.interactive_run = 0;
-        self.bulk.pop_front().map(|id| (id, Lane::Bulk))
+        if bulk { self.bulk.pop_front().map(|id| (id, Lane::Bulk)) } else { None }
     }
 
     /// A channel stays in its line until it is empty, so that the tail of a bulk transfer does not jump ahead.

@@ -217,6 +217,10 @@ impl Pair {
     }
 
     /// Links neither end has lost.
+    pub(super) fn set_rate(&mut self, link: usize, rate: u64) {
+        self.links[link].weather.rate = Some(rate);
+    }
+
     pub(super) fn live_links(&self) -> usize {
         self.links.iter().filter(|link| link.legs.iter().all(Option::is_some)).count()
     }

@@ -13,12 +13,14 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::channel::{Channel, ChannelReader, ChannelWriter};
+use super::rope::Rope;
+use crate::session::frame::PAYLOAD_MAX;
 use crate::session::{ChannelError, RESET_SOCKET};
 
 /// How a carried channel ended.
@@ -75,8 +77,10 @@ where
     outcome
 }
 
-/// Read buffer per direction: a DATA frame's worth and room to fill while it is sent.
-const BUFFER: usize = 32 * 1024;
+/// Read buffer per direction: full frames for one writing round of a leg, so that none is cut short.
+const BUFFER: usize = 4 * PAYLOAD_MAX;
+/// Bytes written to the socket at once: as much.
+const WRITE: usize = BUFFER;
 /// How long bytes that had arrived may still be written after the channel failed.
 const DRAIN: Duration = Duration::from_secs(5);
 /// After a session that ended as it should, the peer's whole tail is written as long as a frame of it (16 KiB at most)
@@ -146,9 +150,11 @@ async fn inward(
     mut input: impl AsyncRead + Unpin,
     count: &AtomicU64,
 ) -> Result<(), CarryEnd> {
-    let mut buffer = BytesMut::with_capacity(BUFFER);
+    let mut buffer = BytesMut::new();
     loop {
-        buffer.reserve(BUFFER / 2);
+        if buffer.capacity() < PAYLOAD_MAX {
+            buffer = BytesMut::with_capacity(BUFFER);
+        }
         let read = tokio::select! {
             read = input.read_buf(&mut buffer) => read.map_err(CarryEnd::Socket)?,
             error = writer.failed() => return Err(CarryEnd::Channel(error)),
@@ -167,16 +173,22 @@ async fn outward(
     mut output: impl AsyncWrite + Unpin,
     count: &AtomicU64,
 ) -> Result<(), CarryEnd> {
-    while let Some(bytes) = reader.next().await.map_err(CarryEnd::Channel)? {
+    let mut waiting = Rope::default();
+    while reader.gather(&mut waiting, WRITE).await.map_err(CarryEnd::Channel)? {
         let write = async {
-            output.write_all(&bytes).await?;
+            while waiting.has_remaining() {
+                let written = output.write_buf(&mut waiting).await?;
+                if written == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                count.fetch_add(written as u64, Ordering::Relaxed);
+            }
             output.flush().await
         };
         tokio::select! {
             written = write => written.map_err(CarryEnd::Socket)?,
             error = reader.cut() => return Err(CarryEnd::Channel(error)),
         }
-        count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
     output.shutdown().await.map_err(CarryEnd::Socket)
 }

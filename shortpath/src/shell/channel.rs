@@ -1,8 +1,9 @@
 //! Channels as the application holds them.
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
+use super::rope::Rope;
 use super::shared::{Failure, Shared, Signals};
 use crate::session::{ChannelError, ChannelId, RESET_DROPPED, ReadOutcome};
 
@@ -101,11 +102,6 @@ impl ChannelReader {
     /// # Errors
     /// [`ChannelError`] once nothing more will come. Bytes that arrived before the session closed come first.
     pub async fn read(&mut self) -> Result<Option<Bytes>, ChannelError> {
-        self.next().await
-    }
-
-    /// [`Self::read`] for one task that also watches the reader in another way.
-    pub(super) async fn next(&self) -> Result<Option<Bytes>, ChannelError> {
         let Lease { shared, id, signals } = &*self.lease;
         loop {
             match shared.with(|state, _| state.session.read(*id))? {
@@ -113,6 +109,35 @@ impl ChannelReader {
                 ReadOutcome::End => return Ok(None),
                 ReadOutcome::Wait => signals.readable.notified().await,
             }
+        }
+    }
+
+    /// [`Self::read`] for one task that also watches the reader in another way: what is there, until `rope` has `enough`.
+    /// False after the last.
+    pub(super) async fn gather(
+        &self,
+        rope: &mut Rope,
+        enough: usize,
+    ) -> Result<bool, ChannelError> {
+        let Lease { shared, id, signals } = &*self.lease;
+        loop {
+            let end = shared.with(|state, _| {
+                while rope.remaining() < enough {
+                    match state.session.read(*id) {
+                        Ok(ReadOutcome::Bytes(bytes)) => rope.append(bytes),
+                        Ok(ReadOutcome::Wait) => return Ok(false),
+                        // It comes again once the bytes are written.
+                        Ok(ReadOutcome::End) | Err(_) if rope.has_remaining() => return Ok(false),
+                        Ok(ReadOutcome::End) => return Ok(true),
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(false)
+            })?;
+            if end || rope.has_remaining() {
+                return Ok(!end);
+            }
+            signals.readable.notified().await;
         }
     }
 

@@ -49,7 +49,7 @@ impl Lane {
     fn new(stream: SendStream, priority: i32) -> Self {
         let lane = Self {
             stream,
-            rope: Rope::default(),
+            rope: Rope::joined(),
             priority,
             sent_end: false,
             acked_end: false,

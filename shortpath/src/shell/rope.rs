@@ -1,4 +1,4 @@
-//! Frames as bytes for a vectored write: headers and small payloads are copied together, large ones are passed along.
+//! Frames, or bytes of a channel, for a vectored write: headers and small payloads are copied together, large ones are passed along.
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -8,24 +8,42 @@ use crate::session::frame::Frame;
 
 /// Payloads below this are cheaper to copy than to describe.
 const COPY_BELOW: usize = 2048;
+/// Room for a writing round where everything is copied.
+const JOINED: usize = 65 * 1024;
 
 #[derive(Default)]
 pub(super) struct Rope {
     parts: VecDeque<Bytes>,
     heads: BytesMut,
     remaining: usize,
+    joined: bool,
 }
 
 impl Rope {
+    /// For a writer that keeps parts until they are acknowledged and looks through all of them for each packet, as quinn
+    /// does: a batch is one part.
+    pub(super) fn joined() -> Self {
+        Self { joined: true, ..Self::default() }
+    }
+
     pub(super) fn push(&mut self, frame: &Frame) {
         self.remaining += frame.wire_len();
         let Some(payload) = frame.encode_head(&mut self.heads) else { return };
-        if payload.len() < COPY_BELOW {
+        if self.joined || payload.len() < COPY_BELOW {
+            if self.joined && self.heads.capacity() - self.heads.len() < payload.len() {
+                self.heads.reserve(JOINED);
+            }
             self.heads.extend_from_slice(payload);
         } else {
             self.seal();
             self.parts.push_back(payload.clone());
         }
+    }
+
+    /// Adds bytes as they are, behind what is sealed.
+    pub(super) fn append(&mut self, bytes: Bytes) {
+        self.remaining += bytes.len();
+        self.parts.push_back(bytes);
     }
 
     /// Ends a batch: all of it can be written now.

@@ -1,7 +1,7 @@
 //! Promises of the shell, over in-memory streams and over TLS on loopback.
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -9,9 +9,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use super::rope::Rope;
 use super::*;
+use crate::session::frame::{Frame, Mark, PAYLOAD_MAX};
 use crate::session::{
-    ChannelError, CloseReason, LegKind, RESET_DROPPED, RESET_SOCKET, Role, SessionConfig,
+    ChannelError, ChannelId, CloseReason, LegKind, RESET_DROPPED, RESET_SOCKET, Role, SessionConfig,
 };
 use crate::tls::{SessionKey, client_config, server_config};
 
@@ -100,6 +102,46 @@ async fn tls_leg(ends: &Ends, keys: &(SessionKey, SessionKey)) {
     let (near, far) = tokio::join!(connector.connect(name, near), acceptor.accept(far));
     ends.client.attach(near.unwrap(), LegKind::TcpReverse);
     ends.agent.attach(far.unwrap(), LegKind::TcpReverse);
+}
+
+#[tokio::test]
+async fn what_has_come_is_gathered_for_one_write_and_the_end_comes_after_it() {
+    let mut ends = ends();
+    let _leg = ends.join();
+    let (mut ours, theirs) = ends.channel().await;
+    let sent = pattern(100_000, 3);
+    ours.write(Bytes::from(sent.clone())).await.unwrap();
+    ours.finish();
+    let (_reader, mut writer) = ours.split();
+    writer.delivered().await.unwrap();
+    let (reader, _writer) = theirs.split();
+    let mut rope = Rope::default();
+    assert!(reader.gather(&mut rope, 65_536).await.unwrap());
+    assert!((65_536..65_536 + PAYLOAD_MAX).contains(&rope.remaining()), "{}", rope.remaining());
+    assert!(reader.gather(&mut rope, 1_000_000).await.unwrap());
+    assert_eq!(rope.copy_to_bytes(rope.remaining()), sent);
+    assert!(!reader.gather(&mut rope, 1).await.unwrap());
+}
+
+#[test]
+fn a_joined_rope_makes_one_part_of_a_batch() {
+    let frame = |byte: u8| Frame::Data {
+        channel: ChannelId::new(1).unwrap(),
+        offset: 0,
+        bytes: Bytes::from(vec![byte; PAYLOAD_MAX]),
+        mark: Mark::Original,
+    };
+    let (mut joined, mut plain) = (Rope::joined(), Rope::default());
+    for byte in 0..4 {
+        joined.push(&frame(byte));
+        plain.push(&frame(byte));
+    }
+    joined.seal();
+    plain.seal();
+    assert_eq!((joined.parts().len(), plain.parts().len()), (1, 8));
+    assert_eq!(joined.remaining(), plain.remaining());
+    let (ours, theirs) = (joined.remaining(), plain.remaining());
+    assert_eq!(joined.copy_to_bytes(ours), plain.copy_to_bytes(theirs));
 }
 
 #[tokio::test]

@@ -30,8 +30,8 @@ const MTU_MIN: u16 = 68;
 const BURST_MAX: u32 = 10_000;
 
 /// The keys of the text, for messages.
-const KEYS: &str = "delay, jitter, loss, burst, rate, queue, reorder, duplicate, corrupt, mtu, \
-                    udp-delay, blackhole";
+const KEYS: &str = "delay, jitter, loss, burst, rate, queue, udp-rate, reorder, duplicate, \
+                    corrupt, mtu, udp-delay, blackhole";
 
 /// A probability in millionths, so that its text is exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,7 +82,8 @@ impl MtuLimit {
 /// What one direction of a link does. The default does nothing: packets pass at once.
 ///
 /// Text: `key=value` separated by commas; what is not named stays as it is ([`LinkSettings::update`])
-/// or does nothing ([`FromStr`]). `rate`, `queue`, `burst`, `mtu` and `blackhole` take `off`, too.
+/// or does nothing ([`FromStr`]). `rate`, `queue`, `udp-rate`, `burst`, `mtu` and `blackhole` take
+/// `off`, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkSettings {
     /// Time in the medium, one way, at most a minute.
@@ -97,6 +98,9 @@ pub struct LinkSettings {
     pub rate: Option<u64>,
     /// Bytes that may wait for the rate; `None`: 200 kB.
     pub queue: Option<u64>,
+    /// Bits per second of whole IP packets with UDP, beyond which they are dropped, as networks
+    /// that mistrust UDP police it; `None`: no such limit.
+    pub udp_rate: Option<u64>,
     /// Share of packets held back so that later ones overtake them.
     pub reorder: Chance,
     /// Share of packets delivered twice.
@@ -142,9 +146,7 @@ impl LinkSettings {
 
     /// Time the transmitter needs for a packet.
     pub(super) fn transmission(&self, bytes: usize) -> Duration {
-        let Some(rate) = self.rate else { return Duration::ZERO };
-        let nanos = bytes as u128 * 8 * 1_000_000_000 / u128::from(rate.max(1));
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+        self.rate.map_or(Duration::ZERO, |rate| time_for(bytes, rate))
     }
 
     pub(super) fn queue_bytes(&self) -> usize {
@@ -160,6 +162,7 @@ impl LinkSettings {
             "burst" => self.burst = unless_off(value, burst)?,
             "rate" => self.rate = unless_off(value, rate)?,
             "queue" => self.queue = unless_off(value, queue)?,
+            "udp-rate" => self.udp_rate = unless_off(value, rate)?,
             "reorder" => self.reorder = chance(value)?,
             "duplicate" => self.duplicate = chance(value)?,
             "corrupt" => self.corrupt = chance(value)?,
@@ -203,6 +206,8 @@ impl LinkSettings {
         add(self.burst.is_some(), "burst", self.burst.unwrap_or_default().to_string());
         add(self.rate.is_some(), "rate", rate_text(self.rate.unwrap_or_default()));
         add(self.queue.is_some(), "queue", bytes_text(self.queue.unwrap_or_default()));
+        let udp_rate = self.udp_rate.unwrap_or_default();
+        add(self.udp_rate.is_some(), "udp-rate", rate_text(udp_rate));
         add(self.reorder != Chance::NEVER, "reorder", self.reorder.to_string());
         add(self.duplicate != Chance::NEVER, "duplicate", self.duplicate.to_string());
         add(self.corrupt != Chance::NEVER, "corrupt", self.corrupt.to_string());
@@ -215,6 +220,12 @@ impl LinkSettings {
         }
         items
     }
+}
+
+/// How long so many bytes take at so many bits per second.
+pub(super) fn time_for(bytes: usize, rate: u64) -> Duration {
+    let nanos = bytes as u128 * 8 * 1_000_000_000 / u128::from(rate.max(1));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
 /// Parses `20ms`, `1.5s` or `200us`, to the microsecond.

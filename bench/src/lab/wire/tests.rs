@@ -266,6 +266,25 @@ fn an_update_changes_what_it_names_and_nothing_else() {
 }
 
 #[test]
+fn udp_beyond_its_own_rate_is_dropped_and_tcp_is_not() {
+    let mut wire = wire("udp-rate=8mbit");
+    let (a, b) = ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
+    let (udp, tcp) = (samples::udp(a, b, &[0; 972]), samples::tcp(a, b, 0, &[0; 960]));
+    let mut passed = [0; 2];
+    // A packet of each kind every 0.5 ms: 16 Mbit/s each.
+    for step in 0..4000 {
+        let now = Duration::from_micros(500) * step;
+        for (count, packet) in passed.iter_mut().zip([&udp, &tcp]) {
+            assert_eq!(packet.len(), 1000);
+            *count += u32::from(wire.push(now, packet.clone()) == Pushed::Queued);
+        }
+    }
+    // 2 s at 1000 packets a second, and a burst of 50 ms.
+    assert!((2040..=2051).contains(&passed[0]), "{}", passed[0]);
+    assert_eq!((passed[1], wire.stats().policed), (4000, u64::from(4000 - passed[0])));
+}
+
+#[test]
 fn a_wrong_setting_is_refused_with_what_would_be_right() {
     for (text, remedy) in [
         ("delay=20", "as in 20ms"),
@@ -281,6 +300,7 @@ fn a_wrong_setting_is_refused_with_what_would_be_right() {
         ("rate=20", "as in 20mbit"),
         ("rate=1bit", "300bit"),
         ("queue=1GB", "as in 200kB"),
+        ("udp-rate=20", "as in 20mbit"),
         ("mtu=20", "1400/silent"),
         ("blackhole=yes", "on or off"),
         ("latency=3ms", "the keys are delay"),
@@ -296,26 +316,23 @@ fn settings() -> impl Strategy<Value = LinkSettings> {
     let time = || prop_oneof![Just(0), 0u64..=60_000_000].prop_map(Duration::from_micros);
     (
         (time(), time(), chance(), chance(), chance(), chance()),
-        prop::option::of(300u64..=1_000_000_000_000),
+        (300u64..=1_000_000_000_000, any::<bool>(), any::<bool>()),
         prop::option::of(1u64..=64_000_000),
         prop::option::of((68u16.., any::<bool>())),
         (time(), any::<bool>()),
     )
         .prop_map(
-            |(
-                (delay, jitter, loss, reorder, duplicate, corrupt),
-                rate,
-                queue,
-                mtu,
-                (udp_delay, hole),
-            )| {
+            |((delay, jitter, loss, reorder, duplicate, corrupt), rates, queue, mtu, last)| {
+                let (rate, limited, policed) = rates;
+                let (udp_delay, hole) = last;
                 LinkSettings {
                     delay,
                     jitter,
                     loss,
                     burst: (loss.share() < 0.5).then_some(2),
-                    rate,
+                    rate: limited.then_some(rate),
                     queue,
+                    udp_rate: policed.then_some(rate),
                     reorder,
                     duplicate,
                     corrupt,
@@ -334,9 +351,9 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_settings_or_a_message(text in "[a-z0-9.%=,/]{0,30}", key in 0usize..12) {
+    fn any_text_is_settings_or_a_message(text in "[a-z0-9.%=,/]{0,30}", key in 0usize..13) {
         let keys = ["delay", "jitter", "loss", "burst", "rate", "queue", "reorder", "duplicate",
-            "corrupt", "mtu", "udp-delay", "blackhole"];
+            "corrupt", "mtu", "udp-rate", "udp-delay", "blackhole"];
         let _ = text.parse::<LinkSettings>();
         let _ = format!("{}={text}", keys[key]).parse::<LinkSettings>();
     }
@@ -352,6 +369,7 @@ proptest! {
             let now = ms(index as u64);
             let mut packet = vec![0; *size];
             packet[0] = 0x45;
+            packet[9] = samples::UDP;
             packet[2..4].copy_from_slice(&(*size as u16).to_be_bytes());
             out += u64::from(matches!(wire.push(now, packet), Pushed::Through(_)));
             while wire.pop_due(now).is_some() {
@@ -364,7 +382,8 @@ proptest! {
             }
         }
         let stats = wire.stats();
-        let gone = stats.lost + stats.queue_full + stats.blackholed + stats.too_big;
+        let refused = stats.queue_full + stats.policed;
+        let gone = stats.lost + refused + stats.blackholed + stats.too_big;
         prop_assert_eq!(stats.delivered, out);
         let made = stats.pushed + stats.duplicated + stats.fragments_added;
         prop_assert_eq!(made, stats.delivered + gone);

@@ -16,6 +16,7 @@ use clap::ValueEnum;
 use rustix::process::Pid;
 use serde_json::Value;
 
+use self::switchback::{Carriers, Switchback};
 use super::ground::{Ground, Host};
 use crate::peers::Skip;
 use crate::peers::program::{find, required, version};
@@ -25,6 +26,8 @@ use crate::peers::program::{find, required, version};
 pub(crate) enum PeerKind {
     /// Ours: TCP first, then the best UDP path
     Switchback,
+    /// Ours without TCP: the direct UDP path only
+    SwitchbackUdp,
     /// Ours without UDP: TCP through the gateway only
     SwitchbackTcp,
     /// A TCP tunnel over iroh, with a relay of its own (bench/peers/iroh-tunnel)
@@ -44,6 +47,7 @@ impl PeerKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             PeerKind::Switchback => "switchback",
+            PeerKind::SwitchbackUdp => "switchback-udp",
             PeerKind::SwitchbackTcp => "switchback-tcp",
             PeerKind::Iroh => "iroh",
             PeerKind::Rathole => "rathole",
@@ -55,7 +59,7 @@ impl PeerKind {
 
     /// It is ours.
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self, PeerKind::Switchback | PeerKind::SwitchbackTcp | PeerKind::SwitchbackTurn)
+        !matches!(self, PeerKind::Iroh | PeerKind::Rathole | PeerKind::Ssh | PeerKind::Coturn)
     }
 
     /// Whether it can be started on this machine.
@@ -71,7 +75,7 @@ impl PeerKind {
             }),
         };
         match self {
-            PeerKind::Switchback | PeerKind::SwitchbackTcp => {
+            PeerKind::Switchback | PeerKind::SwitchbackUdp | PeerKind::SwitchbackTcp => {
                 built(binary, "cargo build --release builds it, --binary PATH names another")
             }
             PeerKind::SwitchbackTurn => built(&turn_program(binary), TURN_REMEDY),
@@ -95,13 +99,11 @@ impl PeerKind {
     /// What exactly is measured, as the program itself tells.
     pub(crate) fn version(self, binary: &Path) -> String {
         let told = match self {
-            PeerKind::Switchback | PeerKind::SwitchbackTcp | PeerKind::SwitchbackTurn => {
-                crate::peers::program::answer(binary, "--version")
-            }
             PeerKind::Iroh => Ok("iroh 1.4.1, library defaults".to_owned()),
             PeerKind::Rathole => version("rathole", "--help"),
             PeerKind::Ssh => version("ssh", "-V"),
             PeerKind::Coturn => version("turnserver", "--version"),
+            _ => crate::peers::program::answer(binary, "--version"),
         };
         told.unwrap_or_else(|error| format!("unknown: {error:#}"))
     }
@@ -113,8 +115,9 @@ impl PeerKind {
     /// Something does not start.
     pub(crate) fn start<'a>(self, site: Site<'a>) -> Result<Box<dyn Tunnel + 'a>> {
         Ok(match self {
-            PeerKind::Switchback => Box::new(switchback::Switchback::start(site, true)?),
-            PeerKind::SwitchbackTcp => Box::new(switchback::Switchback::start(site, false)?),
+            PeerKind::Switchback => Box::new(Switchback::start(site, Carriers::All)?),
+            PeerKind::SwitchbackUdp => Box::new(Switchback::start(site, Carriers::Udp)?),
+            PeerKind::SwitchbackTcp => Box::new(Switchback::start(site, Carriers::Tcp)?),
             PeerKind::Iroh => Box::new(iroh::Iroh::start(site)?),
             PeerKind::Rathole => Box::new(rathole::Rathole::start(site)?),
             PeerKind::Ssh => Box::new(ssh::Ssh::start(site)?),

@@ -28,6 +28,16 @@ const LOGGED_WITHIN: Duration = Duration::from_millis(200);
 /// Between questions to the broker: each is a process.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
+/// What may carry sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carriers {
+    All,
+    /// A direct UDP path, by the resource's policy.
+    Udp,
+    /// Neither end has UDP.
+    Tcp,
+}
+
 /// One gateway with one agent and one client.
 pub(super) struct Switchback<'a> {
     site: Site<'a>,
@@ -40,7 +50,8 @@ pub(super) struct Switchback<'a> {
 
 impl<'a> Switchback<'a> {
     /// Starts all but the client, and waits until the resource is online.
-    pub(super) fn start(site: Site<'a>, udp: bool) -> Result<Switchback<'a>> {
+    pub(super) fn start(site: Site<'a>, carriers: Carriers) -> Result<Switchback<'a>> {
+        let udp = carriers != Carriers::Tcp;
         let server = serve(&site)?;
         let Ok(ready) = serde_json::from_str::<Value>(&server.first_line(READY_WITHIN)?) else {
             // The line holds secrets: it must not be shown.
@@ -51,7 +62,8 @@ impl<'a> Switchback<'a> {
         let mut command = command(&site, udp);
         command.args(["agent", "--json", "--name", "box", "--state"]).arg(site.files.join("agent"));
         command.env("SWITCHBACK_JOIN", join);
-        command.args(["--resource", &format!("echo=tcp:{}", site.service)]);
+        let policy = if carriers == Carriers::Udp { ";udp=require" } else { "" };
+        command.args(["--resource", &format!("echo=tcp:{}{policy}", site.service)]);
         let agent = Running::start(site.ground, Host::Agent, "switchback agent", command)?;
         let tunnel = Switchback { site, udp, login, server, agent, client: None };
         tunnel.wait_until_online()?;
