@@ -124,6 +124,7 @@ pub async fn run_with(
     let (gone_sender, mut gone) = mpsc::channel(EVENTS_MAX);
     let AgentOptions { sessions_max, session, udp: _, state } = options;
     let doubt = Doubt::default();
+    let doubted = doubt.clone();
     let sessions = Sessions::new(
         key,
         &config.resources,
@@ -133,6 +134,7 @@ pub async fn run_with(
         doubt.clone(),
     );
     let mut network = reach.as_ref().map(Reach::changed);
+    let mut relays = reach.as_ref().map(Reach::relays);
     let mut agent = Agent {
         pool: WarmPool::new(config.warm_legs),
         name: config.name,
@@ -170,7 +172,12 @@ pub async fn run_with(
                 News::Over(over) => agent.session_over(over),
             },
             _ = tick.tick() => agent.report(),
-            () = udp::changed(&mut network) => agent.tell_network(),
+            () = udp::changed(&mut network) => {
+                // The link may be of an address that is gone.
+                doubted.raise();
+                agent.tell_network();
+            }
+            () = udp::changed(&mut relays) => agent.tell_relayed(),
             () = sleep_until(warm_at.unwrap_or_else(Instant::now)), if warm_at.is_some() => {}
             () = stop.cancelled() => break Ok(()),
         }
@@ -385,6 +392,14 @@ impl Agent {
 
     fn report(&mut self) {
         self.link.report(&self.sessions);
+        // Those that were not told as no link was up.
+        self.tell_relayed();
+    }
+
+    fn tell_relayed(&mut self) {
+        if self.link.queue.is_none() {
+            return;
+        }
         for (session, candidates) in self.sessions.relayed() {
             self.link.say(FromAgent::Candidates { session, candidates });
         }

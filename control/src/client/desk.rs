@@ -199,6 +199,7 @@ impl Desk {
         let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut network = reach.as_ref().map(Reach::changed);
+        let mut relays = reach.as_ref().map(Reach::relays);
         loop {
             tokio::select! {
                 ended = &mut link => {
@@ -214,9 +215,15 @@ impl Desk {
                 }
                 _ = tick.tick() => {
                     self.report(&mut reporter);
+                    // Those that were not told as no link was up.
                     self.tell_relayed();
                 }
-                () = udp::changed(&mut network) => self.tell_network(),
+                () = udp::changed(&mut network) => {
+                    // The link may be of an address that is gone.
+                    self.doubt.raise();
+                    self.tell_network();
+                }
+                () = udp::changed(&mut relays) => self.tell_relayed(),
             }
         }
     }
@@ -304,6 +311,9 @@ impl Desk {
 
     /// Relays of sessions that came to be since the last look.
     fn tell_relayed(&self) {
+        if !matches!(*self.link.borrow(), LinkState::Up(_)) {
+            return;
+        }
         for (session, live) in lock(&self.sessions).iter() {
             let candidates = live.udp.untold();
             if !candidates.is_empty() {

@@ -92,6 +92,11 @@ impl Reach {
         self.underlay.changed()
     }
 
+    /// Changes when some session has a relayed address, or another one.
+    pub(crate) fn relays(&self) -> watch::Receiver<u64> {
+        self.underlay.relays()
+    }
+
     /// Starts the search for a session. Waits for a name to be resolved if the relay has one.
     ///
     /// # Errors

@@ -15,8 +15,8 @@ use crate::code::Code;
 use crate::link::report::path_legs;
 use crate::reason;
 use crate::wire::{
-    Candidate, CandidateKind, PathMove, PathPair, PathReport, REPORT_PAIRS_MAX, RelayAccess,
-    TransportPolicy, UdpAccess, UdpUse,
+    Candidate, PathMove, PathPair, PathReport, REPORT_PAIRS_MAX, RelayAccess, TransportPolicy,
+    UdpAccess, UdpUse,
 };
 
 /// Moves that wait for whoever watches; one that is slower misses the oldest.
@@ -149,10 +149,8 @@ impl SessionUdp {
     pub(crate) fn untold(&self) -> Vec<Candidate> {
         let mut search = lock(&self.search);
         let Search::Running { shortpath, told } = &mut *search else { return Vec::new() };
-        let relayed = |candidate: &Candidate| candidate.kind == CandidateKind::Relayed;
-        let local = shortpath.view().local;
-        let fresh: Vec<_> =
-            local.into_iter().filter(|it| relayed(it) && !told.contains(it)).collect();
+        let relayed = *shortpath.relayed().borrow();
+        let fresh: Vec<_> = relayed.into_iter().filter(|it| !told.contains(it)).collect();
         told.extend(&fresh);
         fresh
     }

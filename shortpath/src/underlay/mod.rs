@@ -7,13 +7,15 @@
 //!                  virtual addresses ◄──────────────────────────────────────── shell::quic
 //! ```
 //! * `sockets`, `interfaces`: what the machine has. `wire`: all of it as one socket, for quinn.
-//! * `demux`, `paths`: what a datagram is, and whom it is for; pure.
+//! * `demux`, `paths`: what a datagram is, and whom it is for; `spread`: packets while a session is not heard; pure.
 //! * `exchange`: which task a STUN message is for. `relay`: a TURN allocation at work.
+//! * `alarm`: how often everything is looked at while a session is not heard; pure.
 //! * `endpoint`: quinn. `driver`, `search`: one session's search, and what `view` shows of it.
 //! * `keeping`: candidates, fresh before any session needs them.
 //!
 //! Nothing that arrives is believed before it is authenticated: a STUN message by its signature, a route by an answered
 //! check, a QUIC peer by its key. What fails is counted in [`Ignored`].
+mod alarm;
 mod demux;
 mod driver;
 mod endpoint;
@@ -24,6 +26,7 @@ mod paths;
 mod relay;
 mod search;
 mod sockets;
+mod spread;
 mod view;
 mod wire;
 
@@ -36,7 +39,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::path::{Candidate, IceCredentials, KeeperView, NetworkFilter};
@@ -106,6 +109,10 @@ struct Inner {
     wire: Arc<Wire>,
     quic: Quic,
     known: watch::Sender<Known>,
+    /// Counts allocations made by any session.
+    relays: watch::Sender<u64>,
+    /// Some session is not heard: what is known may be of yesterday.
+    doubt: Notify,
     stop: CancellationToken,
 }
 
@@ -118,8 +125,10 @@ impl Underlay {
         let wire = Arc::new(Wire::new(sockets::open_all(&config)?));
         let quic = Quic::start(&wire)?;
         let (known, _) = watch::channel(Known::default());
+        let (relays, _) = watch::channel(0);
         let stop = CancellationToken::new();
-        let inner = Arc::new(Inner { config, wire, quic, known, stop });
+        let inner =
+            Arc::new(Inner { config, wire, quic, known, relays, doubt: Notify::new(), stop });
         keeping::look(&inner);
         let (servers, asked) = watch::channel(Vec::new());
         let (version, changed) = watch::channel(0);
@@ -148,6 +157,12 @@ impl Underlay {
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.0.changed.clone()
+    }
+
+    /// A number that changes when some session has a relayed address, or another one: see [`Shortpath::relayed`].
+    #[must_use]
+    pub fn relays(&self) -> watch::Receiver<u64> {
+        self.0.inner.relays.subscribe()
     }
 
     /// What is known of the NAT before each socket: mapping behaviour, and what each server sees.

@@ -10,7 +10,7 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -26,6 +26,7 @@ use super::exchange::{Ear, Exchange};
 use super::paths::{Arrival, ConnectionIds, Paths, Refusal, SlotId, slot_at, virtual_address};
 use super::relay::Relay;
 use super::sockets::Bound;
+use super::spread::Spreads;
 use crate::path::{LocalId, Route, canonical};
 
 /// What was ignored, and why.
@@ -89,6 +90,9 @@ pub(super) struct Wire {
     /// Who wants to know of QUIC packets by routes that are not proved.
     strangers: Mutex<HashMap<SlotId, mpsc::Sender<(SlotId, Route)>>>,
     inbox: Mutex<Inbox>,
+    spreads: Mutex<Spreads>,
+    /// Some slot is in an alarm: sending looks at `spreads`.
+    alarmed: AtomicBool,
     /// The socket that could not send last.
     blocked: AtomicUsize,
     /// The socket to receive from first.
@@ -122,6 +126,8 @@ impl Wire {
             relays: RwLock::default(),
             strangers: Mutex::default(),
             inbox: Mutex::default(),
+            spreads: Mutex::default(),
+            alarmed: AtomicBool::new(false),
             blocked: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
         }
@@ -139,6 +145,80 @@ impl Wire {
             Some(ear) => drop(strangers.insert(slot, ear)),
             None => drop(strangers.remove(&slot)),
         }
+    }
+
+    fn spreads<T>(&self, act: impl FnOnce(&mut Spreads) -> T) -> T {
+        act(&mut self.spreads.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Nothing is heard of the session of these slots: what they send leaves by all routes that may carry, for a while.
+    pub(super) fn alarm(&self, slots: &[SlotId]) {
+        self.spreads(|spreads| slots.iter().for_each(|slot| spreads.alarm(now(), *slot)));
+        self.alarmed.store(true, Ordering::Relaxed);
+    }
+
+    /// These routes may carry what the slot sends, the likeliest first.
+    pub(super) fn stand_by(&self, slot: SlotId, routes: Vec<Route>) {
+        let again = self.spreads(|spreads| spreads.stand_by(now(), slot, routes));
+        for (route, batch) in again {
+            // Best effort: quinn sends it again.
+            let _ = self.pass(
+                route,
+                &Transmit {
+                    destination: route.remote,
+                    ecn: None,
+                    contents: &batch.contents,
+                    segment_size: batch.segment,
+                    src_ip: None,
+                },
+            );
+        }
+    }
+
+    /// This socket or relay reaches peers anew.
+    pub(super) fn renewed(&self, slot: SlotId, local: LocalId) {
+        self.spreads(|spreads| spreads.renewed(slot, local));
+    }
+
+    /// A route was admitted for the slot: what came by it too early comes in.
+    pub(super) fn let_in(&self, slot: SlotId, route: Route) {
+        let packets = self.spreads(|spreads| spreads.release(now(), slot, route));
+        packets.iter().for_each(|packet| self.set_aside(slot, packet));
+    }
+
+    /// The slot is gone.
+    pub(super) fn close(&self, slot: SlotId) {
+        self.paths(|paths| paths.close(slot));
+        self.spreads(|spreads| spreads.close(slot));
+    }
+
+    /// What quinn sends for a slot in an alarm leaves by other routes, too.
+    fn spread(&self, slot: SlotId, out: Option<Route>, transmit: &Transmit<'_>) {
+        let (contents, segment) = (transmit.contents, transmit.segment_size);
+        let others = self.spreads(|spreads| {
+            let others = spreads.sends(now(), slot, out, contents, segment);
+            self.alarmed.store(spreads.is_alarmed(), Ordering::Relaxed);
+            others
+        });
+        for route in others {
+            // Best effort.
+            let _ = self.pass(route, transmit);
+        }
+    }
+
+    /// Sends by a route.
+    fn pass(&self, route: Route, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Some(socket) = self.sockets.get(usize::from(route.local.0)) else {
+            self.relay(route.local).iter().for_each(|relay| relay.transmit(route.remote, transmit));
+            return Ok(());
+        };
+        socket.transmit(&Transmit {
+            destination: route.remote,
+            ecn: transmit.ecn,
+            contents: transmit.contents,
+            segment_size: transmit.segment_size,
+            src_ip: None,
+        })
     }
 
     /// Takes a relay in; `None` when all numbers are taken.
@@ -181,7 +261,7 @@ impl Wire {
                     Ok(Arrival::AnyAdmitted) => {
                         admitted.iter().for_each(|slot| self.set_aside(*slot, datagram));
                     }
-                    Err(refusal) => self.refuse(route, refusal),
+                    Err(refusal) => self.refuse(route, refusal, datagram),
                 }
             }
             Kind::Other => count(&self.counters.garbage),
@@ -194,12 +274,13 @@ impl Wire {
         }
     }
 
-    fn refuse(&self, route: Route, refusal: Refusal) {
+    fn refuse(&self, route: Route, refusal: Refusal, datagram: &[u8]) {
         match refusal {
             Refusal::UnknownId => count(&self.counters.quic_unknown_id),
             Refusal::UnknownToken => count(&self.counters.quic_unknown_token),
             Refusal::Stranger(slot) => {
                 count(&self.counters.quic_stranger);
+                self.spreads(|spreads| spreads.hold(now(), route, slot, datagram));
                 let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
                 let all = strangers.iter().filter(|(id, _)| slot.is_none_or(|slot| slot == **id));
                 for (id, ear) in all {
@@ -302,7 +383,7 @@ impl Wire {
                 Ok(Arrival::Slot(slot)) => &[slot][..],
                 Ok(Arrival::AnyAdmitted) => admitted,
                 Err(Some(refusal)) => {
-                    self.refuse(route, refusal);
+                    self.refuse(route, refusal, datagram);
                     continue;
                 }
                 Err(None) if matches!(kind(datagram), Kind::Stun) => {
@@ -363,20 +444,13 @@ impl AsyncUdpSocket for Wire {
             let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
             slot.and_then(|slot| paths.route_of(slot))
         };
+        if let Some(slot) = slot.filter(|_| self.alarmed.load(Ordering::Relaxed)) {
+            self.spread(slot, route, transmit);
+        }
         // Without a route the packet is lost, as any may be.
         let Some(route) = route else { return Ok(()) };
+        let sent = self.pass(route, transmit);
         let at = usize::from(route.local.0);
-        let Some(socket) = self.sockets.get(at) else {
-            self.relay(route.local).iter().for_each(|relay| relay.transmit(route.remote, transmit));
-            return Ok(());
-        };
-        let sent = socket.transmit(&Transmit {
-            destination: route.remote,
-            ecn: transmit.ecn,
-            contents: transmit.contents,
-            segment_size: transmit.segment_size,
-            src_ip: None,
-        });
         match sent {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.blocked.store(at, Ordering::Relaxed);
@@ -423,6 +497,10 @@ impl AsyncUdpSocket for Wire {
     fn may_fragment(&self) -> bool {
         self.sockets.iter().any(|socket| socket.state.may_fragment())
     }
+}
+
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// Waits for the socket that could not send. It may be another connection's by now, which costs one idle try.
