@@ -124,6 +124,7 @@ pub async fn run_with(
     let (gone_sender, mut gone) = mpsc::channel(EVENTS_MAX);
     let AgentOptions { sessions_max, session, udp: _, state } = options;
     let doubt = Doubt::default();
+    let doubted = doubt.clone();
     let sessions = Sessions::new(
         key,
         &config.resources,
@@ -171,7 +172,11 @@ pub async fn run_with(
                 News::Relayed(session, relayed) => agent.tell_relayed(session, relayed),
             },
             _ = tick.tick() => agent.report(),
-            () = udp::changed(&mut network) => agent.tell_network(),
+            () = udp::changed(&mut network) => {
+                // The link may be of an address that is gone.
+                doubted.raise();
+                agent.tell_network();
+            }
             () = sleep_until(warm_at.unwrap_or_else(Instant::now)), if warm_at.is_some() => {}
             () = stop.cancelled() => break Ok(()),
         }

@@ -331,9 +331,10 @@ async fn follow(
                 let (to, cause, stall_us) = (to.label(), cause.as_str(), stall.as_micros());
                 tracing::info!(session = %id, from, to, cause, stall_us, "session moved");
             }
+            // What ails the session may ail the link, and the next leg is offered on that.
+            SessionEvent::InDoubt => doubt.raise(),
             SessionEvent::LegSuspect(leg) => {
                 tracing::debug!(session = %id, %leg, "leg suspect");
-                // What ails the leg may ail the link, and the next leg is offered on that.
                 doubt.raise();
             }
             SessionEvent::LegLost { leg, error } => {

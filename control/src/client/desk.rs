@@ -239,7 +239,11 @@ impl Desk {
                     self.handle(event, &mut reporter);
                 }
                 _ = tick.tick() => self.report(&mut reporter),
-                () = udp::changed(&mut network) => self.tell_network(),
+                () = udp::changed(&mut network) => {
+                    // The link may be of an address that is gone.
+                    self.doubt.raise();
+                    self.tell_network();
+                }
             }
         }
     }

@@ -122,6 +122,7 @@ impl Keeper {
     /// Takes in an event; a fault if it was the session's last.
     fn follow(&mut self, event: Option<SessionEvent>, plan: &mut LegPlan) -> Option<Fault> {
         match event {
+            Some(SessionEvent::InDoubt) => self.desk.doubt_link(),
             Some(SessionEvent::LegSuspect(leg)) if self.is_spare(leg) => {
                 tracing::debug!(session = %self.id, %leg, "UDP leg suspect");
             }

@@ -73,6 +73,11 @@ impl FakeBroker {
                 break stream;
             }
         };
+        Self::upgrade(stream).await
+    }
+
+    /// Makes a link of a connection.
+    pub(crate) async fn upgrade(stream: TlsStream<TcpStream>) -> FakeLink {
         #[expect(clippy::result_large_err, reason = "tungstenite's signature")]
         let check = |request: &Request, response: Response| {
             assert_eq!(request.headers()["authorization"], format!("Bearer {TOKEN}"));

@@ -27,6 +27,12 @@ use crate::invite::Invite;
 /// a session may have to wait for its way back after a long outage.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_CAP: Duration = Duration::from_secs(3);
+/// Pauses in the first seconds after a link that was good: a broker that restarts is back within them, and sessions on TCP
+/// wait for it. Two attempts a second and end, most of them refused by the kernel.
+const RESTART: Duration = Duration::from_secs(6);
+const RESTART_CAP: Duration = Duration::from_millis(500);
+/// A link that lived this long was no attempt that the broker turned down.
+const SETTLED_LINK: Duration = Duration::from_secs(1);
 /// A link that lived this long was a good one: the next attempt starts with a short pause again.
 const GOOD_LINK: Duration = Duration::from_secs(5);
 /// Messages queued per link at most; whoever sends more waits.
@@ -44,7 +50,8 @@ pub enum LinkEvent<Out, In> {
 }
 
 /// Says that the network may have changed: whoever sees another connection fall silent raises it, and the link is asked
-/// for a sign of life at once instead of at its next ping.
+/// for a sign of life at once instead of at its next ping. While that is missing for longer than round trips explain, another
+/// link is made beside it, and whichever speaks first stays.
 #[derive(Clone, Debug, Default)]
 pub struct Doubt(Arc<Notify>);
 
@@ -71,10 +78,13 @@ where
     In: DeserializeOwned,
 {
     let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_CAP);
+    let mut quick = Backoff::new(BACKOFF_FIRST, RESTART_CAP);
+    let mut lost = None;
+    let mut spare = None;
     loop {
         let started = Instant::now();
-        let fault = tokio::select! {
-            fault = attempt(invite, path, &events, &doubt, &stop) => fault,
+        let Ended { fault, next } = tokio::select! {
+            ended = attempt(invite, path, &events, &doubt, &stop, spare.take()) => ended,
             () = events.closed() => return Ok(()),
         };
         if stop.is_cancelled() {
@@ -86,11 +96,19 @@ where
         if started.elapsed() >= GOOD_LINK {
             backoff.reset();
         }
+        if started.elapsed() >= SETTLED_LINK {
+            quick.reset();
+            lost = Some(Instant::now());
+        }
+        let restarts = lost.is_some_and(|at| at.elapsed() < RESTART);
+        let backoff = if restarts { &mut quick } else { &mut backoff };
+        spare = next;
+        let pause = if spare.is_some() { Duration::ZERO } else { backoff.pause(rand::random()) };
         tracing::debug!(code = %fault.code, detail = fault.detail, "no link to the broker");
         let pause = async {
             // Whether the owner still listens is noticed at the top of the loop.
             let _ = events.send(LinkEvent::Down(fault)).await;
-            sleep(backoff.pause(rand::random())).await;
+            sleep(pause).await;
         };
         tokio::select! {
             () = pause => {}
@@ -112,30 +130,60 @@ pub fn is_final(code: Code) -> bool {
     )
 }
 
+/// How a link ended, and the one that was made in its place, if there is one already.
+struct Ended {
+    fault: Fault,
+    next: Option<Made>,
+}
+
+impl From<Fault> for Ended {
+    fn from(fault: Fault) -> Self {
+        Self { fault, next: None }
+    }
+}
+
+/// A link that nothing was said on yet.
+struct Made {
+    socket: socket::Socket,
+    /// What making it took: three round trips and the ends' arithmetic.
+    took: Duration,
+}
+
+async fn open(invite: &Invite, path: &'static str) -> Result<Made, Fault> {
+    let began = Instant::now();
+    let stream = dial::connect_broker(invite).await?;
+    let socket = socket::upgrade(stream, invite, path).await?;
+    Ok(Made { socket, took: began.elapsed() })
+}
+
 async fn attempt<Out: Serialize, In: DeserializeOwned>(
     invite: &Invite,
     path: &'static str,
     events: &mpsc::Sender<LinkEvent<Out, In>>,
     doubt: &Doubt,
     stop: &CancellationToken,
-) -> Fault {
+    spare: Option<Made>,
+) -> Ended {
     let opening = async {
-        let stream = dial::connect_broker(invite).await?;
-        socket::upgrade(stream, invite, path).await
+        match spare {
+            Some(made) => Ok(made),
+            None => open(invite, path).await,
+        }
     };
     let opened = tokio::select! {
         opened = opening => opened,
-        () = stop.cancelled() => return stopped(),
+        () = stop.cancelled() => return stopped().into(),
     };
-    let socket = match opened {
-        Ok(socket) => socket,
-        Err(fault) => return fault,
+    let made = match opened {
+        Ok(made) => made,
+        Err(fault) => return fault.into(),
     };
     let (sender, outgoing) = mpsc::channel(OUTGOING_MAX);
     if events.send(LinkEvent::Up(sender)).await.is_err() {
-        return stopped();
+        return stopped().into();
     }
-    socket::converse(socket, outgoing, events, doubt, stop).await
+    let another = || open(invite, path);
+    socket::converse(made, outgoing, events, doubt, stop, another).await
 }
 
 fn stopped() -> Fault {

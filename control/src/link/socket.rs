@@ -2,6 +2,7 @@
 //!
 //! The upgrade is hyper's, not tungstenite's: that one logs the request, token included, at trace level.
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,7 +24,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
 
-use super::{Doubt, LinkEvent};
+use super::{Doubt, Ended, LinkEvent, Made};
 use crate::api::ErrorBody;
 use crate::code::{Code, Fault};
 use crate::dial::{BrokerAddress, BrokerStream};
@@ -38,6 +39,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(15);
 const IDLE_MAX: Duration = Duration::from_secs(45);
 /// Silence after a doubt that ends a link: as long as the session layer gives a leg, several round trips of a satellite.
 const DOUBT_MAX: Duration = Duration::from_secs(2);
+/// Silence after a doubt before another link is made beside: what making this one took, which was three round trips, and
+/// time for TCP to send one lost packet again. A link that is well has answered by then.
+const SPARE_AFTER: Duration = Duration::from_millis(250);
+const SPARE_AFTER_MOST: Duration = Duration::from_millis(1500);
+/// Between two such links, and between two pings for doubts: a busy broker gets few of both.
+const SPARE_PAUSE: Duration = Duration::from_secs(5);
+const DOUBT_PAUSE: Duration = Duration::from_millis(200);
 /// A message that cannot be written for this long ends the link.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Last words on a link that is being closed.
@@ -115,13 +123,20 @@ async fn refusal(response: Response<Incoming>) -> Fault {
 }
 
 /// Carries messages both ways until the link ends; the fault says how.
-pub(super) async fn converse<Out: Serialize, In: DeserializeOwned>(
-    mut socket: Socket,
+pub(super) async fn converse<Out: Serialize, In: DeserializeOwned, Another>(
+    Made { mut socket, took }: Made,
     mut outgoing: mpsc::Receiver<Out>,
     events: &mpsc::Sender<LinkEvent<Out, In>>,
     doubt: &Doubt,
     stop: &CancellationToken,
-) -> Fault {
+    another: impl Fn() -> Another,
+) -> Ended
+where
+    Another: Future<Output = Result<Made, Fault>>,
+{
+    let patience = (took + SPARE_AFTER).min(SPARE_AFTER_MOST);
+    let mut spare = Spare { patience, begin_at: None, rest_until: Instant::now(), opening: None };
+    let mut doubted: Option<Instant> = None;
     let mut ping_at = Instant::now() + PING_INTERVAL;
     let mut silent_at = Instant::now() + IDLE_MAX;
     loop {
@@ -129,13 +144,14 @@ pub(super) async fn converse<Out: Serialize, In: DeserializeOwned>(
             incoming = socket.next() => match incoming.map_or_else(|| Err(ended(None)), read::<In>) {
                 Ok(message) => {
                     silent_at = Instant::now() + IDLE_MAX;
+                    spare.forget();
                     let Some(message) = message else { continue };
                     if events.send(LinkEvent::Message(message)).await.is_err() {
-                        return ended(None);
+                        return ended(None).into();
                     }
                     continue;
                 }
-                Err(fault) => return fault,
+                Err(fault) => return fault.into(),
             },
             queued = outgoing.recv() => match queued.as_ref().map(write) {
                 Some(Ok(message)) => message,
@@ -143,14 +159,27 @@ pub(super) async fn converse<Out: Serialize, In: DeserializeOwned>(
                     tracing::warn!(%fault, "message not sent");
                     continue;
                 }
-                None => return goodbye(socket, outgoing).await,
+                None => return goodbye(socket, outgoing).await.into(),
             },
-            () = stop.cancelled() => return goodbye(socket, outgoing).await,
+            () = stop.cancelled() => return goodbye(socket, outgoing).await.into(),
             () = doubt.0.notified() => {
-                silent_at = silent_at.min(Instant::now() + DOUBT_MAX);
+                let now = Instant::now();
+                if doubted.is_some_and(|at| now < at + DOUBT_PAUSE) {
+                    continue;
+                }
+                doubted = Some(now);
+                silent_at = silent_at.min(now + DOUBT_MAX);
+                spare.want(now);
                 Message::Ping(Bytes::new())
             }
-            () = sleep_until(silent_at) => return unreachable("the link fell silent"),
+            opened = spare.open(&another) => match opened {
+                Ok(made) => return Ended { fault: unreachable("the link fell silent"), next: Some(made) },
+                Err(fault) => {
+                    tracing::debug!(code = %fault.code, detail = fault.detail, "no link beside a silent one");
+                    continue;
+                }
+            },
+            () = sleep_until(silent_at) => return unreachable("the link fell silent").into(),
             () = sleep_until(ping_at) => {
                 ping_at = Instant::now() + PING_INTERVAL;
                 Message::Ping(Bytes::new())
@@ -158,9 +187,47 @@ pub(super) async fn converse<Out: Serialize, In: DeserializeOwned>(
         };
         match timeout(WRITE_TIMEOUT, socket.send(message)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return unreachable(&format!("the link broke: {error}")),
-            Err(_) => return unreachable("the link takes no more messages"),
+            Ok(Err(error)) => return unreachable(&format!("the link broke: {error}")).into(),
+            Err(_) => return unreachable("the link takes no more messages").into(),
         }
+    }
+}
+
+/// The link that is made beside one that is silent.
+struct Spare<Another> {
+    patience: Duration,
+    begin_at: Option<Instant>,
+    rest_until: Instant,
+    opening: Option<Pin<Box<Another>>>,
+}
+
+impl<Another: Future<Output = Result<Made, Fault>>> Spare<Another> {
+    /// The link is doubted.
+    fn want(&mut self, now: Instant) {
+        if self.opening.is_none() && self.begin_at.is_none() {
+            self.begin_at = Some(self.rest_until.max(now + self.patience));
+        }
+    }
+
+    /// The link spoke.
+    fn forget(&mut self) {
+        (self.begin_at, self.opening) = (None, None);
+    }
+
+    /// Waits until one is to be made, and is. May be dropped and called again.
+    async fn open(&mut self, another: impl Fn() -> Another) -> Result<Made, Fault> {
+        if self.opening.is_none() {
+            match self.begin_at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+            self.begin_at = None;
+            self.rest_until = Instant::now() + SPARE_PAUSE;
+        }
+        let opening = self.opening.get_or_insert_with(|| Box::pin(another()));
+        let opened = opening.await;
+        self.opening = None;
+        opened
     }
 }
 

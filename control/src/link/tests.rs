@@ -118,6 +118,37 @@ async fn a_doubted_link_that_is_silent_is_made_again_and_one_that_answers_stays(
 }
 
 #[tokio::test]
+async fn a_doubted_link_that_is_silent_gives_way_to_one_made_beside_it_at_once() {
+    let broker = FakeBroker::start().await;
+    let mut owner = Owner::of(broker.invite(InviteKind::Login));
+    let _silent = broker.link().await;
+    owner.up().await;
+    owner.doubt.raise();
+    let stream = broker.accept().await.unwrap();
+    assert!(owner.events.try_recv().is_err(), "the silent one is not given up before");
+    let mut link = FakeBroker::upgrade(stream).await;
+    assert_eq!(owner.down().await.code, Code::BrokerUnreachable);
+    owner.up().await.send(ended("new")).await.unwrap();
+    assert_eq!(link.receive::<FromClient>().await, ended("new"));
+}
+
+#[tokio::test]
+async fn doubts_about_a_link_that_answers_make_no_other() {
+    let broker = FakeBroker::start().await;
+    let mut owner = Owner::of(broker.invite(InviteKind::Login));
+    let mut link = broker.link().await;
+    owner.up().await;
+    for _ in 0..8 {
+        owner.doubt.raise();
+        link.send(&end("word")).await;
+        assert!(matches!(owner.event().await, LinkEvent::Message(_)));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let another = timeout(Duration::from_millis(100), broker.accept()).await;
+    assert!(another.is_err(), "no other link is made");
+}
+
+#[tokio::test]
 async fn what_is_queued_when_the_owner_stops_still_leaves() {
     let broker = FakeBroker::start().await;
     let mut owner = Owner::of(broker.invite(InviteKind::Login));

@@ -159,6 +159,22 @@ impl Finder {
         self.pump(now);
     }
 
+    /// The base has one address, and this is it from now on, as when an allocation is made anew on its socket. Its pairs
+    /// stay, and are checked at once.
+    pub fn rename_local(&mut self, now: Instant, candidate: Candidate, base: LocalId) {
+        self.locals.retain(|local| local.id != base);
+        self.add_local(now, candidate, base);
+        self.check_base(now, base);
+    }
+
+    /// Checks all pairs of a base at once: it reaches peers anew.
+    pub fn check_base(&mut self, now: Instant, base: LocalId) {
+        for pair in self.pairs.iter_mut().filter(|pair| pair.route.local == base) {
+            pair.again(now);
+        }
+        self.pump(now);
+    }
+
     /// The socket or allocation is gone, and its pairs with it.
     pub fn remove_local(&mut self, now: Instant, base: LocalId) {
         self.locals.retain(|local| local.id != base);
@@ -343,6 +359,9 @@ impl Finder {
             return;
         };
         let (local_kind, local) = (best.candidate.kind, best.priority);
+        if self.kind == LegKind::UdpRelay && !leads_over_a_relay(local_kind, remote_kind) {
+            return;
+        }
         let theirs = priority(remote_kind, remote.is_ipv6(), 0);
         let worth = pair_priority(self.controlling, local, theirs);
         if let Some(pair) = self.pairs.iter_mut().find(|pair| pair.route == route) {
@@ -353,6 +372,16 @@ impl Finder {
             self.pairs.push(Pair::new(now, route, local_kind, remote_kind, worth));
             self.told_failure = false;
         }
+    }
+
+    /// Routes that may well carry now, the latest sign of life first: those that answered, and those by which the peer was
+    /// heard since `since`.
+    pub(crate) fn lively(&self, since: Instant) -> Vec<Route> {
+        let heard = |pair: &&Pair| pair.heard.is_some_and(|at| at >= since);
+        let lively = |pair: &&Pair| pair.state == PairState::Succeeded || heard(pair);
+        let mut pairs: Vec<_> = self.pairs.iter().filter(lively).collect();
+        pairs.sort_by_key(|pair| std::cmp::Reverse(pair.alive()));
+        pairs.into_iter().map(|pair| pair.route).collect()
     }
 
     /// The clockwork: gives up, chooses, and sends what is due and may leave.
@@ -386,3 +415,9 @@ impl Finder {
 
 /// ICMP errors that fail a pair that never answered: a NAT's answer to an early punch is one, two at most.
 const ICMP_MAX: u32 = 4;
+
+/// One end's relay is enough. Whoever turned up by a check has come that way.
+const fn leads_over_a_relay(local: CandidateKind, remote: CandidateKind) -> bool {
+    matches!(local, CandidateKind::Relayed)
+        || matches!(remote, CandidateKind::Relayed | CandidateKind::PeerReflexive)
+}

@@ -213,18 +213,12 @@ impl World {
             let mut finder = Finder::new(now, self.config(kind, client));
             for candidate in ours {
                 let relayed = candidate.kind == CandidateKind::Relayed;
-                // The client reaches the relay leg's peer only through its allocation; the agent from its socket.
-                if kind == LegKind::UdpDirect && !relayed
-                    || kind == LegKind::UdpRelay && relayed == client
-                {
+                if kind == LegKind::UdpRelay || !relayed {
                     finder.add_local(now, *candidate, if relayed { RELAY } else { SOCKET });
                 }
             }
             for candidate in theirs {
-                if kind == LegKind::UdpDirect || client || candidate.kind == CandidateKind::Relayed
-                {
-                    let _ = finder.add_remote(now, *candidate);
-                }
+                let _ = finder.add_remote(now, *candidate);
             }
             if client { &mut self.a } else { &mut self.b }.finders.push(finder);
         }

@@ -252,7 +252,7 @@ fn an_allocation_that_is_refused_says_why() {
 }
 
 #[test]
-fn an_allocation_lives_through_hours_and_new_nonces_and_dies_with_its_server() {
+fn an_allocation_lives_through_hours_new_nonces_and_its_servers_restart() {
     let mut world = behind("port-restr").with_relay();
     let peer: SocketAddr = "10.0.2.2:5000".parse().unwrap();
     let now = world.net.now;
@@ -266,7 +266,31 @@ fn an_allocation_lives_through_hours_and_new_nonces_and_dies_with_its_server() {
     assert_eq!(world.a.turn_log.len(), 2, "{:?}", world.a.turn_log);
     world.server.restart();
     world.run(Duration::from_secs(900));
-    assert_eq!(world.a.turn_log.last(), Some(&TurnEvent::Failed(TurnFailure::Mismatch)));
+    let [.., TurnEvent::Allocated { .. }, TurnEvent::Bound(bound)] = world.a.turn_log[..] else {
+        panic!("{:?}", world.a.turn_log)
+    };
+    assert_eq!(bound, peer);
+}
+
+#[test]
+fn a_doubted_allocation_is_made_anew_behind_a_rebound_nat_and_left_alone_otherwise() {
+    let mut world = behind("eim-nopres").with_relay();
+    let peer: SocketAddr = "10.0.2.2:5000".parse().unwrap();
+    let now = world.net.now;
+    world.a.turn.as_mut().unwrap().permit(now, peer);
+    world.run(ms(1100));
+    let relayed = |world: &World| world.a.turn.as_ref().unwrap().relayed().unwrap();
+    let before = relayed(&world);
+    let now = world.net.now;
+    world.a.turn.as_mut().unwrap().doubt(now);
+    world.run(ms(1100));
+    assert_eq!(relayed(&world), before);
+    world.net.rebind(A, 0);
+    let now = world.net.now;
+    world.a.turn.as_mut().unwrap().doubt(now);
+    world.run(ms(300));
+    assert_ne!(relayed(&world), before);
+    assert!(world.a.turn.as_ref().unwrap().wrap(peer, 100).is_some(), "its peers stay");
 }
 
 fn peer(n: u16) -> SocketAddr {

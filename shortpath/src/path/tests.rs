@@ -1,7 +1,7 @@
 //! Promises of the path search, in virtual time.
 use std::time::Duration;
 
-use super::fixture::{B, SOCKET, World, ms, nats};
+use super::fixture::{B, RELAY, SOCKET, World, ms, nats};
 use super::lab::{By, NatKind, PortRule};
 use super::*;
 use crate::LegKind::{UdpDirect, UdpRelay};
@@ -147,6 +147,44 @@ fn a_rebinding_that_nobody_doubts_is_found_by_the_next_consent_check() {
     world.net.rebind(super::fixture::A, 0);
     let end = world.net.now + Duration::from_secs(9);
     assert!(world.run_until(end, |world| world.b.finders[0].selected() != before));
+}
+
+/// A relay's finder with a socket and an allocation, and a peer with the same.
+fn relays_finder(now: std::time::Instant) -> Finder {
+    let credentials = |name: &str| IceCredentials { ufrag: name.into(), password: "p".repeat(24) };
+    let config = FinderConfig::new(UdpRelay, true, credentials("ours"), credentials("theirs"));
+    let mut finder = Finder::new(now, config);
+    let candidate = |kind, address: &str| Candidate::new(kind, address.parse().unwrap());
+    finder.add_local(now, candidate(CandidateKind::Host, "10.0.1.2:5000"), SOCKET);
+    finder.add_local(now, candidate(CandidateKind::Relayed, "192.0.2.1:50000"), RELAY);
+    let mapped = candidate(CandidateKind::ServerReflexive, "198.51.100.2:5000");
+    finder.add_remote(now, mapped).unwrap();
+    finder.add_remote(now, candidate(CandidateKind::Relayed, "192.0.2.1:50001")).unwrap();
+    finder
+}
+
+#[test]
+fn a_relays_pairs_lead_over_the_relay_of_either_end() {
+    let finder = relays_finder(std::time::Instant::now());
+    let mut pairs: Vec<_> =
+        finder.pairs().iter().map(|pair| (LocalId(pair.local), pair.remote_kind)).collect();
+    pairs.sort_by_key(|(local, kind)| (*local, kind.as_str()));
+    let (mapped, relayed) = (CandidateKind::ServerReflexive, CandidateKind::Relayed);
+    assert_eq!(pairs, [(SOCKET, relayed), (RELAY, relayed), (RELAY, mapped)]);
+}
+
+#[test]
+fn an_allocation_made_anew_keeps_its_pairs_and_checks_them_at_once() {
+    let now = std::time::Instant::now();
+    let mut finder = relays_finder(now);
+    while finder.poll_transmit().is_some() {}
+    let (before, later) = (finder.pairs().len(), now + ms(20));
+    let renewed = Candidate::new(CandidateKind::Relayed, "192.0.2.1:50009".parse().unwrap());
+    finder.rename_local(later, renewed, RELAY);
+    let mut checked: Vec<_> =
+        std::iter::from_fn(|| finder.poll_transmit()).map(|(route, _)| route.local).collect();
+    checked.dedup();
+    assert_eq!((checked, finder.pairs().len()), (vec![RELAY], before));
 }
 
 #[test]

@@ -44,6 +44,10 @@ const PEERS_MAX: usize = 32;
 /// Until a channel that failed is asked for again. A request takes 12.6 s to fail for want of an answer; what fails at once
 /// costs the server one refusal in this time.
 const CHANNEL_AGAIN: Duration = Duration::from_secs(5);
+/// Between two questions whether an allocation is still there.
+const DOUBT_PAUSE: Duration = Duration::from_secs(1);
+/// Whether there is an allocation may be told wrongly once, by an answer that is late.
+const MISMATCHES_MAX: u32 = 3;
 /// Fresh nonces for one request before we believe that the credentials are wrong.
 const NONCES_MAX: u32 = 4;
 
@@ -105,6 +109,11 @@ pub struct TurnClient {
     requests: Vec<Request>,
     /// Index = channel number - 0x4000.
     peers: Vec<Peer>,
+    /// The server is being asked whether it still knows us.
+    doubted: bool,
+    doubted_at: Option<Instant>,
+    /// Answers in a row that the server and we disagree on whether there is an allocation.
+    mismatches: u32,
     failed: bool,
     transmits: VecDeque<Vec<u8>>,
     events: VecDeque<TurnEvent>,
@@ -134,6 +143,9 @@ impl TurnClient {
             refresh: None,
             requests: Vec::new(),
             peers: Vec::new(),
+            doubted: false,
+            doubted_at: None,
+            mismatches: 0,
             failed: false,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -244,6 +256,22 @@ impl TurnClient {
             .add_address(attribute::XOR_PEER_ADDRESS, peer)
             .add(attribute::DATA, payload);
         Some(out.finish_bare())
+    }
+
+    /// The owner doubts that packets pass. A NAT that has bound our socket anew makes us a stranger to the server: then
+    /// the allocation is made anew, with the same peers, and [`TurnEvent::Allocated`] comes again. Asks once a second at most.
+    pub fn doubt(&mut self, now: Instant) {
+        let rested = |at: Instant| now.saturating_duration_since(at) >= DOUBT_PAUSE;
+        if self.relayed.is_none()
+            || self.is_asked(Purpose::Allocate)
+            || !self.doubted_at.is_none_or(rested)
+        {
+            return;
+        }
+        // Also one that is under way: it may have left by a network that is gone.
+        self.requests.retain(|request| request.purpose != Purpose::Refresh);
+        (self.doubted, self.doubted_at) = (true, Some(now));
+        self.request(now, Purpose::Refresh);
     }
 
     /// Gives the allocation back (a Refresh with lifetime 0); nothing is sent afterwards but its retransmissions.
@@ -359,11 +387,14 @@ impl TurnClient {
             return;
         }
         let purpose = self.requests.remove(at).purpose;
+        if !matches!(purpose, Purpose::Channel(_)) {
+            self.mismatches = 0;
+        }
         let lifetime = message::number_u32(message, attribute::LIFETIME).unwrap_or(LIFETIME);
         let renew = Duration::from_secs(u64::from(lifetime.clamp(10, 3600))) * 5 / 6;
         match purpose {
             Purpose::Allocate => self.allocated(now, renew, message),
-            Purpose::Refresh => self.refresh = Some(now + renew),
+            Purpose::Refresh => (self.refresh, self.doubted) = (Some(now + renew), false),
             Purpose::Release => {}
             Purpose::Channel(address) => {
                 let Some(peer) = self.peers.iter_mut().find(|peer| peer.address == address) else {
@@ -383,13 +414,10 @@ impl TurnClient {
             return;
         };
         self.relayed = Some(relayed);
-        self.refresh = Some(now + renew);
+        (self.refresh, self.doubted) = (Some(now + renew), false);
         let mapped = message::mapped_address(message);
         self.events.push_back(TurnEvent::Allocated { relayed, mapped });
-        let waiting: Vec<_> = self.peers.iter().map(|peer| peer.address).collect();
-        for peer in waiting {
-            self.request(now, Purpose::Channel(peer));
-        }
+        self.bind_all(now);
     }
 
     fn refused(&mut self, now: Instant, at: usize, message: &Message<'_>) {
@@ -405,12 +433,12 @@ impl TurnClient {
             self.challenge = Challenge { realm, nonce: nonce.value.to_vec() };
             self.key = self.derive_key();
             let Request { purpose, nonces, .. } = self.requests.remove(at);
-            if self.key.is_none() {
-                self.lose(now, purpose, TurnFailure::Unauthorized);
-            } else {
-                self.request_anew(now, purpose, nonces + 1);
-            }
-            return;
+            return match purpose {
+                _ if self.key.is_none() => self.lose(now, purpose, TurnFailure::Unauthorized),
+                // Nonces are an address's: ours has changed, unless an hour has passed.
+                Purpose::Refresh if self.doubted => self.remake(now),
+                _ => self.request_anew(now, purpose, nonces + 1),
+            };
         }
         // An error that could be signed and is not may be forged: only those that cannot be are believed without.
         let signed = self.key.as_ref().is_some_and(|key| is_signed(message, key));
@@ -418,8 +446,46 @@ impl TurnClient {
             return;
         }
         let purpose = self.requests.remove(at).purpose;
+        if code == 437 && self.relayed.is_some() && self.mismatches < MISMATCHES_MAX {
+            return self.mismatched(now, purpose);
+        }
         let failure = if code == 438 { TurnFailure::Unauthorized } else { TurnFailure::of(code) };
         self.lose(now, purpose, failure);
+    }
+
+    /// What is there cannot be made, and what is gone cannot be refreshed.
+    fn mismatched(&mut self, now: Instant, purpose: Purpose) {
+        if purpose != Purpose::Allocate && self.is_asked(Purpose::Allocate) {
+            return;
+        }
+        self.mismatches += 1;
+        match purpose {
+            Purpose::Allocate => self.request(now, Purpose::Refresh),
+            _ => self.remake(now),
+        }
+    }
+
+    /// Makes the allocation anew. Nothing is waited for: what is sent behind the request finds it done.
+    fn remake(&mut self, now: Instant) {
+        self.request(now, Purpose::Allocate);
+        self.requests.retain(|request| !matches!(request.purpose, Purpose::Channel(_)));
+        for peer in &mut self.peers {
+            (peer.bound, peer.refused, peer.refresh) = (false, false, None);
+        }
+        self.bind_all(now);
+        self.events.push_back(TurnEvent::Renewing);
+    }
+
+    /// Asks for the channels that are not there.
+    fn bind_all(&mut self, now: Instant) {
+        let unbound = self.peers.iter().filter(|peer| !peer.bound).map(|peer| peer.address);
+        let wanted: Vec<_> =
+            unbound.filter(|peer| !self.is_asked(Purpose::Channel(*peer))).collect();
+        wanted.into_iter().for_each(|peer| self.request(now, Purpose::Channel(peer)));
+    }
+
+    fn is_asked(&self, purpose: Purpose) -> bool {
+        self.requests.iter().any(|request| request.purpose == purpose)
     }
 
     /// MD5(username:realm:password), RFC 8489 section 9.2.2.

@@ -79,7 +79,10 @@ impl TurnFailure {
 /// What happened to the allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TurnEvent {
-    /// It is there.
+    /// It was gone and is being made anew, on the same socket and with the same peers. What is sent from now on arrives, and
+    /// what was sent before did not.
+    Renewing,
+    /// It is there, or there again with another address.
     Allocated {
         /// Our address at the server: a relayed candidate.
         relayed: SocketAddr,

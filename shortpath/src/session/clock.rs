@@ -1,10 +1,14 @@
 //! Everything that happens because time passes.
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::channel::AckDue;
 use super::close::CloseReason;
 use super::core::{Event, Session, Stage};
 use super::words::LegId;
+
+/// [`super::SessionConfig::suspect_after`] at most while nothing else carries the session. A healthy TCP leg has sent a lost
+/// packet again after 200 ms and a round trip; another leg made for nothing costs a few packets.
+const SUSPECT_SOLE_AFTER: Duration = Duration::from_millis(500);
 
 impl Session {
     /// When [`Self::handle_timeout`] is due next; it may lie in the past. `None`: nothing is waited for.
@@ -22,7 +26,7 @@ impl Session {
         for (id, leg) in &self.legs {
             consider(leg.suspect_at(&self.config));
             consider(self.sustained_at(*id));
-            consider(leg.alarm_at(&self.config));
+            consider(leg.alarm_at(self.alarm_after(*id)));
             consider(leg.dead_at(&self.config).map(|(at, _)| at));
             consider(leg.ping_at(&self.config).filter(|_| !leg.ping_wanted));
             consider(leg.seen_at());
@@ -82,7 +86,10 @@ impl Session {
         if leg.seen_at().is_some_and(|at| at <= now) {
             leg.seen_due = AckDue::Now;
         }
-        if leg.alarm_at(&self.config).is_some_and(|at| at <= now) {
+        let least = self.alarm_after(id);
+        if let Some(leg) = self.legs.get_mut(&id)
+            && leg.alarm_at(least).is_some_and(|at| at <= now)
+        {
             leg.alarmed = true;
             self.alarm(id);
         }
@@ -92,11 +99,21 @@ impl Session {
         }
     }
 
+    /// Least silence before the owner is told.
+    fn alarm_after(&self, id: LegId) -> Duration {
+        let least = self.config.suspect_after;
+        if self.has_other(id) { least } else { least.min(SUSPECT_SOLE_AFTER) }
+    }
+
+    /// Another leg is well.
+    fn has_other(&self, id: LegId) -> bool {
+        self.legs.iter().any(|(other, leg)| *other != id && leg.is_well())
+    }
+
     /// Tells the owner to make another leg, unless a UDP leg fell silent that others stand in for.
     fn alarm(&mut self, id: LegId) {
-        let sound = |(other, leg): (&LegId, &super::leg::Leg)| *other != id && leg.is_well();
         let udp = self.legs.get(&id).is_some_and(|leg| leg.kind.is_udp());
-        if !udp || !self.legs.iter().any(sound) {
+        if !udp || !self.has_other(id) {
             self.events.push_back(Event::LegSuspect(id));
         }
     }

@@ -40,6 +40,8 @@ pub enum Event {
     /// A leg owes an answer and is silent, and the owner should make another. It stays in use until one is ready. Not told
     /// of a UDP leg while another is well.
     LegSuspect(LegId),
+    /// A leg owes word for longer than its round trips explain: whoever keeps paths should look at them now. It stays in use.
+    Doubt(LegId),
     /// Another leg carries the session.
     Moved {
         /// The kind of the one before; `None`: this is the first.

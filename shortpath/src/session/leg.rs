@@ -340,12 +340,12 @@ impl Leg {
     }
 
     /// When the owner is told that this leg is silent, unless it is heard of.
-    pub(super) fn alarm_at(&self, config: &SessionConfig) -> Option<Instant> {
+    pub(super) fn alarm_at(&self, least: Duration) -> Option<Instant> {
         if self.alarmed || !self.ready {
             return None;
         }
         let patience = self.rtt.smoothed().map_or(Duration::ZERO, |smoothed| smoothed * 4);
-        Some(self.silent_since()? + patience.max(config.suspect_after))
+        Some(self.silent_since()? + patience.max(least))
     }
 
     /// When this leg is given up unless heard of, and why.

@@ -498,6 +498,7 @@ impl Pair {
                 Event::Incoming(id) => {
                     assert!(side.streams.insert(id, Stream::default()).is_none(), "opened twice");
                 }
+                Event::Doubt(_) => {}
                 Event::LegSuspect(leg) => side.suspects.push(leg),
                 Event::LegLost { leg, error } => {
                     side.lost.push((leg, error));

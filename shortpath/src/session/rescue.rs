@@ -2,7 +2,7 @@
 //! and the leg stays selected; when they answer and it does not, the session leaves it.
 use std::time::Instant;
 
-use super::core::Session;
+use super::core::{Event, Session};
 use super::leg::Copy;
 use super::words::{ChannelId, LegId, MoveCause};
 
@@ -50,6 +50,7 @@ impl Session {
         {
             let timeout = leg.timeout(&self.config);
             leg.health.suspect(now, since, leg.kind, timeout);
+            self.events.push_back(Event::Doubt(id));
             let channels = self.channels.iter().filter(|(_, channel)| channel.takes_state_from(id));
             let told: Vec<_> = channels.map(|(channel, _)| *channel).collect();
             told.into_iter().for_each(|channel| self.copy_state(id, channel));
@@ -61,6 +62,12 @@ impl Session {
             }
         }
         self.leave_if_sustained(now, id);
+    }
+
+    /// What carries the session is in doubt, and nothing has taken its place.
+    pub fn is_troubled(&self) -> bool {
+        let sound = |leg: &super::leg::Leg| leg.ready && !leg.is_doubtful();
+        !self.selected().and_then(|id| self.legs.get(&id)).is_some_and(sound)
     }
 
     /// When a suspect is left, if another leg has answered.

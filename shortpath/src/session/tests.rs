@@ -104,9 +104,12 @@ fn a_silent_leg_is_suspected_once_kept_and_replaced_without_loss() {
     pair.blackhole(old, CLIENT);
     pair.blackhole(old, AGENT);
     pair.write(CLIENT, channel, 1_000);
-    pair.run(ms(1_900));
+    pair.run(ms(450));
     assert!(pair.ends[CLIENT].suspects.is_empty());
-    pair.run(ms(5_000));
+    // Nothing else carries the session: it does not wait for `suspect_after`.
+    pair.run(ms(150));
+    assert_eq!(pair.ends[CLIENT].suspects.len(), 1);
+    pair.run(ms(6_300));
     assert_eq!(pair.ends[CLIENT].suspects.len(), 1);
     assert!(pair.leg(old, CLIENT).is_some(), "suspicion alone drops no leg");
     pair.link(ms(10));

@@ -38,6 +38,18 @@ impl SessionRef {
         leg::let_go(&self.0, leg)
     }
 
+    /// Has `tell` called whenever a leg owes word for too long, before copies of what it carries leave on others. It must be
+    /// quick and not come back here: the session is locked meanwhile.
+    pub(crate) fn when_in_doubt(&self, tell: Option<Box<dyn Fn() + Send>>) {
+        let before = self.0.with(|state, _| std::mem::replace(&mut state.in_doubt, tell));
+        drop(before);
+    }
+
+    /// What carries the session is in doubt, and nothing has taken its place.
+    pub(crate) fn is_troubled(&self) -> bool {
+        self.0.with(|state, _| state.session.is_troubled())
+    }
+
     /// The session is over.
     pub(crate) fn is_closed(&self) -> bool {
         self.0.with(|state, _| state.session.is_closed())

@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) ports: HashMap<LegId, Port>,
     signals: HashMap<ChannelId, Arc<Signals>>,
     events: VecDeque<SessionEvent>,
+    /// Called when a leg owes word.
+    pub(super) in_doubt: Option<Box<dyn Fn() + Send>>,
     /// What the timekeeper sleeps until.
     alarm: Option<Instant>,
 }
@@ -83,6 +85,7 @@ impl Shared {
             ports: HashMap::new(),
             signals: HashMap::new(),
             events: VecDeque::new(),
+            in_doubt: None,
             alarm: None,
         };
         Arc::new(Self {
@@ -140,6 +143,13 @@ impl Shared {
             }
             Event::Moved { from, to, cause, stall } => {
                 return self.moved(state, from, to, cause, stall);
+            }
+            Event::Doubt(_) => {
+                state.in_doubt.iter().for_each(|tell| tell());
+                if matches!(state.events.back(), Some(SessionEvent::InDoubt)) {
+                    return;
+                }
+                SessionEvent::InDoubt
             }
             Event::LegSuspect(leg) => {
                 let same = |e: &SessionEvent| matches!(e, SessionEvent::LegSuspect(l) if *l == leg);

@@ -1,13 +1,15 @@
 //! The task that finds UDP paths for one session, and makes legs of them.
 mod relays;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::Connection;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::alarm::Alarm;
 use super::endpoint;
 use super::exchange::{EAR, Ear, Heard};
 use super::keeping::Known;
@@ -64,9 +66,14 @@ pub(super) struct Driver {
     relayed: watch::Sender<Option<Candidate>>,
     view: watch::Sender<ShortpathView>,
     view_at: Option<Instant>,
+    /// The session is not heard.
+    doubts: Arc<Notify>,
+    alarm: Option<Alarm>,
     stop: CancellationToken,
 }
 
+/// A route by which the peer was heard this lately may well carry.
+const LATELY: Duration = Duration::from_millis(300);
 /// Between two views.
 const VIEW: Duration = Duration::from_millis(100);
 /// The peer's candidates kept: more than it may signal at once, and its relay.
@@ -132,9 +139,12 @@ impl Driver {
             signalled,
             known,
             view,
+            doubts: Arc::new(Notify::new()),
+            alarm: None,
             stop,
         };
         driver.open(&strange, &connect)?;
+        driver.heed_doubts();
         Ok((driver, reins))
     }
 
@@ -171,6 +181,18 @@ impl Driver {
         Ok(())
     }
 
+    /// Packets are spread from the moment at which the session doubts a leg, as its copies leave right after.
+    fn heed_doubts(&self) {
+        let (wire, doubts) = (Arc::downgrade(&self.inner.wire), Arc::clone(&self.doubts));
+        let slots: Vec<_> = self.searches.iter().map(|search| search.slot).collect();
+        self.session.when_in_doubt(Some(Box::new(move || {
+            if let Some(wire) = wire.upgrade() {
+                wire.alarm(&slots);
+            }
+            doubts.notify_one();
+        })));
+    }
+
     fn finder(&self, kind: LegKind) -> Finder {
         let dials = self.plan.role == Role::Client;
         let (local, remote) = (self.plan.local.clone(), self.plan.remote.clone());
@@ -203,6 +225,7 @@ impl Driver {
         let due = self.due();
         tokio::select! {
             () = self.stop.cancelled() => return false,
+            () = self.doubts.notified() => self.raise_alarm(),
             Some(heard) = self.hears.recv() => self.hear(heard),
             Some((slot, route)) = self.strangers.recv() => self.meet_stranger(slot, route),
             Some((slot, connection)) = self.connected.recv() => self.up(slot, connection),
@@ -235,7 +258,8 @@ impl Driver {
         };
         let retired = self.retired.as_ref().map(|(_, _, until)| *until);
         let searches = self.searches.iter().filter_map(Search::poll_timeout).min();
-        [relay, retired, self.view_at, searches].into_iter().flatten().min()
+        let alarm = self.alarm.as_ref().map(Alarm::next);
+        [relay, retired, self.view_at, searches, alarm].into_iter().flatten().min()
     }
 
     /// Does what the searches and the clock ask for. Routes are admitted before answers leave, so that the packets which
@@ -251,33 +275,99 @@ impl Driver {
         if self.retired.as_ref().is_some_and(|(_, _, until)| *until <= now) {
             self.retire_relay();
         }
+        if self.alarm.as_ref().is_some_and(|alarm| alarm.next() <= now) {
+            self.repeat_alarm(now);
+        }
+        let mut seen_by_relay = Vec::new();
+        let lately = now.checked_sub(LATELY).unwrap_or(now);
         for at in 0..self.searches.len() {
             let search = &mut self.searches[at];
             while let Some(event) = search.finder.poll_event() {
                 let Some((route, send)) = search.handle(event) else { continue };
                 let slot = search.slot;
+                if !send && search.is_up() {
+                    // What is in use may be dead, and our next packets are wanted at once.
+                    self.inner.wire.alarm(&[slot]);
+                }
                 self.inner.wire.admit(slot, route, send);
                 if let RelayStage::Asked(Asked { id, relay, .. }) = &self.relay
                     && route.local == *id
                 {
                     relay.permit(route.remote);
+                    seen_by_relay.push(route.remote);
                 }
             }
             if let Some(route) = search.follow() {
                 let slot = search.slot;
                 self.inner.wire.admit(slot, route, true);
             }
+            let since = self.alarm.as_ref().map_or(lately, Alarm::since);
+            self.inner.wire.stand_by(search.slot, search.finder.lively(since));
             if search.wants_dial(now) {
                 search.stage = Stage::Dialling;
                 self.dial(at);
             }
-            while let Some((route, datagram)) = self.searches[at].finder.poll_transmit() {
-                self.inner.wire.send_stun(&self.ear, route, &datagram);
-            }
+            self.send_checks(at);
+        }
+        for address in seen_by_relay {
+            self.meet_behind_relay(now, address);
         }
         if self.view_at.is_some_and(|at| at <= now) {
             self.view_at = None;
             self.view.send_replace(self.look());
+        }
+    }
+
+    fn raise_alarm(&mut self) {
+        let now = now();
+        if self.alarm.is_none() {
+            self.alarm = Some(Alarm::new(now));
+            self.look_everywhere(now);
+        }
+    }
+
+    fn repeat_alarm(&mut self, now: Instant) {
+        if !self.session.is_troubled() {
+            self.alarm = None;
+            return;
+        }
+        if let Some(alarm) = &mut self.alarm {
+            alarm.again(now);
+        }
+        let slots: Vec<_> = self.searches.iter().map(|search| search.slot).collect();
+        self.inner.wire.alarm(&slots);
+        self.look_everywhere(now);
+    }
+
+    /// Whatever is known may be of yesterday: pairs, allocations, and our own addresses.
+    fn look_everywhere(&mut self, now: Instant) {
+        self.searches.iter_mut().for_each(|search| search.finder.doubt(now));
+        if let RelayStage::Asked(Asked { relay, .. }) = &self.relay {
+            relay.doubt();
+        }
+        self.inner.doubt.notify_one();
+    }
+
+    /// The peer's checks reach our relay from there. If its NAT has bound it anew, that is where to punch.
+    fn meet_behind_relay(&mut self, now: Instant, address: SocketAddr) {
+        let relayed = |candidate: &Candidate| {
+            candidate.kind == CandidateKind::Relayed && candidate.address.ip() == address.ip()
+        };
+        let server = self.plan.relay.as_ref().map(|relay| relay.server.ip());
+        if self.remote.iter().any(relayed) || server == Some(address.ip()) {
+            return;
+        }
+        let candidate = Candidate::new(CandidateKind::ServerReflexive, address);
+        for search in self.searches.iter_mut().filter(|it| it.kind == LegKind::UdpDirect) {
+            // Refused when it is known, or nobody may be checked there.
+            let _ = search.finder.add_remote(now, candidate);
+        }
+        (0..self.searches.len()).for_each(|at| self.send_checks(at));
+    }
+
+    fn send_checks(&mut self, at: usize) {
+        while let Some((route, datagram)) = self.searches[at].finder.poll_transmit() {
+            self.inner.wire.send_stun(&self.ear, route, &datagram);
         }
     }
 
@@ -364,6 +454,9 @@ impl Driver {
         if std::mem::replace(&mut self.network_changes, changes) != changes {
             let now = now();
             self.searches.iter_mut().for_each(|search| search.network_changed(now));
+            if let RelayStage::Asked(Asked { relay, .. }) = &self.relay {
+                relay.doubt();
+            }
             self.want_relay_soon();
         }
     }
@@ -372,34 +465,18 @@ impl Driver {
     fn give_candidates(&mut self) {
         let now = now();
         let locals = self.known.borrow().locals.clone();
-        let own_relay = self.goes_through_own_relay();
         for search in &mut self.searches {
-            let kind = search.kind;
-            let through_relay = kind == LegKind::UdpRelay && own_relay;
-            if !through_relay {
-                search.start();
-                for (candidate, base) in &locals {
-                    if serves_locally(kind, self.plan.role, candidate.kind) {
-                        search.finder.add_local(now, *candidate, *base);
-                    }
+            search.start();
+            for (candidate, base) in &locals {
+                if serves_locally(search.kind, self.plan.role, candidate.kind) {
+                    search.finder.add_local(now, *candidate, *base);
                 }
             }
             for candidate in &self.remote {
-                if kind != LegKind::UdpRelay
-                    || through_relay
-                    || candidate.kind == CandidateKind::Relayed
-                {
-                    // Refusals are the finder's to count.
-                    let _ = search.finder.add_remote(now, *candidate);
-                }
+                // Refusals are the finder's to count.
+                let _ = search.finder.add_remote(now, *candidate);
             }
         }
-    }
-
-    /// The end that dials goes through its own relay, to whatever the peer has; the other end answers from its sockets.
-    /// Thus every pair of the relay's finder is one of a relay, and most have one hop only.
-    fn goes_through_own_relay(&self) -> bool {
-        self.plan.role == Role::Client && !matches!(self.relay, RelayStage::Never)
     }
 
     fn look(&self) -> ShortpathView {
@@ -470,6 +547,7 @@ impl Driver {
 
     /// Closes what is left. Paths stay for a moment, by which the peer is told.
     async fn end(&mut self) {
+        self.session.when_in_doubt(None);
         if self.session.is_closed() {
             self.let_legs_end().await;
         }
@@ -483,7 +561,7 @@ impl Driver {
         }
         tokio::time::sleep(FAREWELL).await;
         for search in &self.searches {
-            self.inner.wire.paths(|paths| paths.close(search.slot));
+            self.inner.wire.close(search.slot);
         }
         if let RelayStage::Asked(Asked { relay, .. }) = &self.relay {
             relay.close();

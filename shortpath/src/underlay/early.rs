@@ -1,9 +1,10 @@
-//! First packets of peers that came a moment before the check which proves their route. Pure.
+//! Packets of peers that came a moment before the check which proves their route. Pure.
 //!
 //! A peer dials as soon as a signed check of ours has reached it: its answer, its own check and its first QUIC packet leave
 //! together, and the network or our own tasks may turn their order. Dropped, the packet would come again only after a
-//! timeout of three round trips nobody has measured yet. Only packets that carry a session's token are kept, and none is
-//! let in before its route is proved.
+//! timeout of three round trips nobody has measured yet. After an address has changed the same holds for all that the peer
+//! sends. Only packets that name a session, by its token or a connection id, are kept, and none is let in before its route
+//! is proved.
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,10 @@ use crate::path::Route;
 
 /// How long a packet waits: below quinn's first timeout, after which another one comes.
 const KEPT: Duration = Duration::from_millis(300);
-/// Packets kept of one slot: a client's first flight, twice.
-const SLOT_MAX: usize = 4;
+/// Packets kept of one slot: a client's first flight twice, or what a peer in doubt sends of interactive channels.
+const SLOT_MAX: usize = 16;
 /// Packets kept in all.
-const ALL_MAX: usize = 64;
+const ALL_MAX: usize = 128;
 
 /// See the module.
 #[derive(Debug, Default)]

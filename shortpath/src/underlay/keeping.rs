@@ -109,9 +109,12 @@ impl Keeping {
             let rebound = self.drain();
             self.publish(rebound);
             let due = self.keepers.iter().filter_map(|(_, keeper)| keeper.poll_timeout()).min();
-            let stop = self.inner.stop.clone();
+            let inner = Arc::clone(&self.inner);
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = inner.stop.cancelled() => return,
+                () = inner.doubt.notified() => {
+                    self.keepers.iter_mut().for_each(|(_, keeper)| keeper.doubt(now()));
+                }
                 Some(heard) = hears.recv() => self.hear(&heard),
                 changed = changes.next() => if changed { self.network_changed() },
                 changed = servers.changed() => match changed {

@@ -8,6 +8,7 @@
 //! ```
 //! * `sockets`, `interfaces`: what the machine has. `wire`: all of it as one socket, for quinn.
 //! * `demux`, `paths`, `early`: what a datagram is, whom it is for, and what came a moment too soon; pure.
+//! * `spread`: packets while a session is not heard; `alarm`: how often everything is looked at meanwhile; pure.
 //! * `exchange`: which task a STUN message is for. `relay`: a TURN allocation at work.
 //! * `endpoint`: quinn. `witness`: whose its connection ids are.
 //! * `driver`, `search`: one session's search, and what `view` shows of it.
@@ -16,6 +17,7 @@
 //!
 //! Nothing that arrives is believed before it is authenticated: a STUN message by its signature, a route by an answered
 //! check, a QUIC peer by its key. What fails is counted in [`Ignored`].
+mod alarm;
 mod demux;
 mod driver;
 mod early;
@@ -31,6 +33,7 @@ mod relay;
 mod search;
 mod sockets;
 mod spare;
+mod spread;
 mod view;
 mod wire;
 mod witness;
@@ -44,7 +47,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::path::{Candidate, IceCredentials, KeeperView, MappingLifetime, NetworkFilter};
@@ -118,6 +121,8 @@ struct Inner {
     wire: Arc<Wire>,
     quic: Quic,
     known: watch::Sender<Known>,
+    /// Some session is not heard: what is known may be of yesterday.
+    doubt: Notify,
     stop: CancellationToken,
 }
 
@@ -131,7 +136,7 @@ impl Underlay {
         let quic = Quic::start(&wire)?;
         let (known, _) = watch::channel(Known::default());
         let stop = CancellationToken::new();
-        let inner = Arc::new(Inner { config, wire, quic, known, stop });
+        let inner = Arc::new(Inner { config, wire, quic, known, doubt: Notify::new(), stop });
         keeping::look(&inner);
         let (servers, asked) = watch::channel(Vec::new());
         let (version, changed) = watch::channel(0);
@@ -247,19 +252,6 @@ pub struct ShortpathPlan {
     pub dscp: Option<u8>,
     /// Have a relay ready beside a direct path. Without, one is asked for only while no other UDP path is up.
     pub standby: bool,
-}
-
-impl fmt::Debug for ShortpathPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ShortpathPlan")
-            .field("role", &self.role)
-            .field("local", &self.local)
-            .field("remote", &self.remote)
-            .field("remote_candidates", &self.remote_candidates)
-            .field("relay", &self.relay)
-            .field("policy", &self.policy)
-            .finish_non_exhaustive()
-    }
 }
 
 impl fmt::Debug for ShortpathPlan {

@@ -71,6 +71,12 @@ impl Relay {
         self.earlier.notify_one();
     }
 
+    /// Has the server say whether the allocation is still ours; if not, it is made anew.
+    pub(super) fn doubt(&self) {
+        self.with(|turn| turn.client.doubt(now()));
+        self.earlier.notify_one();
+    }
+
     /// Gives the allocation back.
     pub(super) fn close(&self) {
         self.closing.cancel();

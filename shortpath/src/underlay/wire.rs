@@ -10,10 +10,9 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Instant;
 
 use bytes::Bytes;
 use quinn::udp::{RecvMeta, Transmit};
@@ -28,6 +27,7 @@ use super::exchange::{Ear, Exchange};
 use super::paths::{Arrival, ConnectionIds, Paths, Refusal, SlotId, slot_at, virtual_address};
 use super::relay::Relay;
 use super::sockets::Bound;
+use super::spread::Spreads;
 use crate::path::{LocalId, Route, canonical};
 
 /// What was ignored, and why.
@@ -113,6 +113,9 @@ pub(super) struct Wire {
     /// Who wants to know of QUIC packets by routes that are not proved.
     strangers: Mutex<HashMap<SlotId, mpsc::Sender<(SlotId, Route)>>>,
     inbox: Mutex<Inbox>,
+    spreads: Mutex<Spreads>,
+    /// Some slot is in an alarm: sending looks at `spreads`.
+    alarmed: AtomicBool,
     /// The socket that could not send last.
     blocked: AtomicUsize,
     /// The socket to receive from first.
@@ -152,6 +155,8 @@ impl Wire {
             relays: RwLock::default(),
             strangers: Mutex::default(),
             inbox: Mutex::default(),
+            spreads: Mutex::default(),
+            alarmed: AtomicBool::new(false),
             blocked: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
         }
@@ -165,7 +170,7 @@ impl Wire {
     /// Lets in what comes by a route that is proved, also what came a moment ago; sends by it from now on if `send`.
     pub(super) fn admit(&self, slot: SlotId, route: Route, send: bool) {
         self.paths(|paths| if send { paths.direct(slot, route) } else { paths.admit(slot, route) });
-        let early = self.early().take(Instant::now(), slot, route);
+        let early = self.early().take(now(), slot, route);
         early.iter().for_each(|packet| self.set_aside(slot, packet));
     }
 
@@ -180,6 +185,82 @@ impl Wire {
             Some(ear) => drop(strangers.insert(slot, ear)),
             None => drop(strangers.remove(&slot)),
         }
+    }
+
+    fn spreads<T>(&self, act: impl FnOnce(&mut Spreads) -> T) -> T {
+        act(&mut self.spreads.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Nothing is heard of the session of these slots: what they send leaves by all routes that may carry, for a while.
+    pub(super) fn alarm(&self, slots: &[SlotId]) {
+        self.spreads(|spreads| slots.iter().for_each(|slot| spreads.alarm(now(), *slot)));
+        self.alarmed.store(true, Ordering::Relaxed);
+    }
+
+    /// These routes may carry what the slot sends, the likeliest first.
+    pub(super) fn stand_by(&self, slot: SlotId, routes: Vec<Route>) {
+        let again = self.spreads(|spreads| spreads.stand_by(now(), slot, routes));
+        let dscp = self.mark_of(slot);
+        for (route, batch) in again {
+            // Best effort: quinn sends it again.
+            let _ = self.pass(
+                route,
+                &Transmit {
+                    destination: route.remote,
+                    ecn: None,
+                    contents: &batch.contents,
+                    segment_size: batch.segment,
+                    src_ip: None,
+                },
+                dscp,
+            );
+        }
+    }
+
+    fn mark_of(&self, slot: SlotId) -> Option<u8> {
+        self.paths.read().unwrap_or_else(PoisonError::into_inner).mark_of(slot)
+    }
+
+    /// This socket or relay reaches peers anew.
+    pub(super) fn renewed(&self, slot: SlotId, local: LocalId) {
+        self.spreads(|spreads| spreads.renewed(slot, local));
+    }
+
+    /// The slot is gone.
+    pub(super) fn close(&self, slot: SlotId) {
+        self.paths(|paths| paths.close(slot));
+        self.spreads(|spreads| spreads.close(slot));
+    }
+
+    /// What quinn sends for a slot in an alarm leaves by other routes, too.
+    fn spread(&self, slot: SlotId, out: Option<Route>, transmit: &Transmit<'_>) {
+        let (contents, segment) = (transmit.contents, transmit.segment_size);
+        let others = self.spreads(|spreads| {
+            let others = spreads.sends(now(), slot, out, contents, segment);
+            self.alarmed.store(spreads.is_alarmed(), Ordering::Relaxed);
+            others
+        });
+        let dscp = self.mark_of(slot);
+        for route in others {
+            // Best effort.
+            let _ = self.pass(route, transmit, dscp);
+        }
+    }
+
+    /// Sends by a route, marked with the code point.
+    fn pass(&self, route: Route, transmit: &Transmit<'_>, dscp: Option<u8>) -> io::Result<()> {
+        let Some(socket) = self.sockets.get(usize::from(route.local.0)) else {
+            self.relay(route.local).iter().for_each(|relay| relay.transmit(route.remote, transmit));
+            return Ok(());
+        };
+        let transmit = Transmit {
+            destination: route.remote,
+            ecn: transmit.ecn,
+            contents: transmit.contents,
+            segment_size: transmit.segment_size,
+            src_ip: None,
+        };
+        socket.transmit(&transmit, dscp)
     }
 
     /// Takes a relay in; `None` when all numbers are taken.
@@ -246,17 +327,16 @@ impl Wire {
         match refusal {
             Refusal::UnknownId => count(&self.counters.quic_unknown_id),
             Refusal::UnknownToken => count(&self.counters.quic_unknown_token),
-            Refusal::Early(slot) => {
-                self.early().keep(Instant::now(), slot, route, datagram);
-                self.tell_stranger(route, Some(slot));
-            }
-            Refusal::Stranger(slot) => self.tell_stranger(route, slot),
+            Refusal::Early(slot) => self.is_stranger(route, Some(slot), datagram),
+            Refusal::Stranger(slot) => self.is_stranger(route, slot, datagram),
         }
     }
 
-    fn tell_stranger(&self, route: Route, slot: Option<SlotId>) {
+    /// The packet waits for its route's proof, and the slot's owner hears of the route.
+    fn is_stranger(&self, route: Route, slot: Option<SlotId>, datagram: &[u8]) {
         count(&self.counters.quic_stranger);
         let Some(slot) = slot else { return };
+        self.early().keep(now(), slot, route, datagram);
         let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(ear) = strangers.get(&slot) {
             // A full ear knows already.
@@ -426,23 +506,13 @@ impl AsyncUdpSocket for Wire {
             let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
             slot.and_then(|slot| Some((paths.route_of(slot)?, paths.mark_of(slot))))
         };
+        if let Some(slot) = slot.filter(|_| self.alarmed.load(Ordering::Relaxed)) {
+            self.spread(slot, route.map(|(route, _)| route), transmit);
+        }
         // Without a route the packet is lost, as any may be.
         let Some((route, dscp)) = route else { return Ok(()) };
+        let sent = self.pass(route, transmit, dscp);
         let at = usize::from(route.local.0);
-        let Some(socket) = self.sockets.get(at) else {
-            self.relay(route.local).iter().for_each(|relay| relay.transmit(route.remote, transmit));
-            return Ok(());
-        };
-        let sent = socket.transmit(
-            &Transmit {
-                destination: route.remote,
-                ecn: transmit.ecn,
-                contents: transmit.contents,
-                segment_size: transmit.segment_size,
-                src_ip: None,
-            },
-            dscp,
-        );
         match sent {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.blocked.store(at, Ordering::Relaxed);
@@ -495,6 +565,10 @@ impl AsyncUdpSocket for Wire {
     fn may_fragment(&self) -> bool {
         self.sockets.iter().any(|socket| socket.state.may_fragment())
     }
+}
+
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// Waits for the socket that could not send. It may be another connection's by now, which costs one idle try.

@@ -30,10 +30,11 @@ pub(super) enum RelayStage {
 
 /// Head start of direct paths before a relay is asked for: most are there within two RTT of signalling.
 const RELAY_AFTER: Duration = Duration::from_millis(300);
-/// Where a direct path is up, the relay is only its standby and can wait.
-const RELAY_STANDBY: Duration = Duration::from_secs(2);
-/// The end that is dialled asks only if the other end's relay does not serve both: one hop is better than two.
-const RELAY_SECOND: Duration = Duration::from_secs(3);
+/// Where a direct path is up, the relay is only its standby: it waits until the session has outlived the shortest ones.
+const RELAY_STANDBY: Duration = Duration::from_millis(500);
+/// The end that is dialled has a relay, too: when a NAT binds one end anew, that end's allocation is gone with the rest, and
+/// only the other's lets it in at once.
+const RELAY_SECOND: Duration = Duration::from_secs(1);
 /// After a relay failed.
 const RELAY_RETRY: Duration = Duration::from_secs(30);
 /// How long a direct path has lasted when a session without standby does without its relay.
@@ -51,12 +52,8 @@ impl Driver {
     /// The time for a relay has come: asks, unless it can wait.
     pub(super) fn ask_relay(&mut self, now: Instant) {
         let up = |search: &Search| search.kind != LegKind::UdpRelay && search.is_up();
-        let relayed = |search: &Search| search.kind == LegKind::UdpRelay && search.route.is_some();
-        if self.plan.role == Role::Agent && self.searches.iter().any(relayed) {
-            self.relay = RelayStage::At(now + RELAY_RETRY);
-            return;
-        }
-        if self.searches.iter().any(up) && (self.relay_reason.is_none() || !self.plan.standby) {
+        let waits = self.plan.role == Role::Client && self.relay_reason.is_none();
+        if self.searches.iter().any(up) && (waits || !self.plan.standby) {
             let pause = if self.plan.standby { RELAY_STANDBY } else { RELAY_RETRY };
             self.relay_reason = Some("standby");
             self.relay = RelayStage::At(now + pause);
@@ -97,6 +94,7 @@ impl Driver {
         let (id, relay) = (*id, Arc::clone(relay));
         let failed = match event {
             Some(TurnEvent::Allocated { relayed, .. }) => return self.use_relay(id, relayed),
+            Some(TurnEvent::Renewing) => return self.reach_anew(id),
             Some(TurnEvent::Bound(_) | TurnEvent::PeerRefused(..)) => return,
             Some(TurnEvent::Failed(failure)) => failure.as_str(),
             None => "relay_unreachable",
@@ -113,10 +111,21 @@ impl Driver {
         self.relayed.send_replace(Some(candidate));
         if let Some(search) = self.relay_search() {
             search.start();
-            search.finder.add_local(now(), candidate, id);
+            search.finder.rename_local(now(), candidate, id);
+            let slot = search.slot;
+            self.inner.wire.renewed(slot, id);
         }
         self.give_candidates();
         self.permit_peers();
+    }
+
+    /// The allocation is being made anew on its socket: what is sent through it may arrive again.
+    fn reach_anew(&mut self, id: LocalId) {
+        if let Some(search) = self.relay_search() {
+            search.finder.check_base(now(), id);
+            let slot = search.slot;
+            self.inner.wire.renewed(slot, id);
+        }
     }
 
     fn relay_search(&mut self) -> Option<&mut Search> {
@@ -145,7 +154,7 @@ impl Driver {
     /// The heir takes over once it is there; without one, the present allocation stays for as long as the server lets it.
     pub(super) fn take_heir(&mut self, event: Option<TurnEvent>) {
         match event {
-            Some(TurnEvent::Bound(_) | TurnEvent::PeerRefused(..)) => {}
+            Some(TurnEvent::Bound(_) | TurnEvent::PeerRefused(..) | TurnEvent::Renewing) => {}
             Some(TurnEvent::Allocated { relayed, .. }) => {
                 let Some(heir) = self.heir.take() else { return };
                 self.retire_relay();

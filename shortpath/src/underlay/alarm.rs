@@ -1,0 +1,58 @@
+//! How often everything is looked at while a session is not heard, in pure code: often while a rebinding may be the cause, which
+//! a look or two mend, and rarely while there is no network.
+use std::time::{Duration, Instant};
+
+/// Between two looks: first, and most; it grows by half.
+const FIRST: Duration = Duration::from_millis(100);
+const MOST: Duration = Duration::from_secs(2);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Alarm {
+    since: Instant,
+    next: Instant,
+    pause: Duration,
+}
+
+impl Alarm {
+    /// The first look is due now.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, next: now + FIRST, pause: FIRST }
+    }
+
+    /// Since when the session is not heard.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// When to ask whether it is heard again, and to look if not.
+    pub(super) fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// It is not: a look is due now.
+    pub(super) fn again(&mut self, now: Instant) {
+        self.pause = (self.pause * 3 / 2).min(MOST);
+        self.next = now + self.pause;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_are_many_in_the_first_second_and_few_in_an_hour() {
+        let start = Instant::now();
+        let mut alarm = Alarm::new(start);
+        let mut looks = Vec::new();
+        while alarm.next() < start + Duration::from_secs(3600) {
+            let now = alarm.next();
+            alarm.again(now);
+            looks.push(now.duration_since(start));
+        }
+        let soon = looks.iter().filter(|at| **at < Duration::from_secs(1)).count();
+        assert!(soon >= 4 && looks.len() < 1820, "{soon} of {}", looks.len());
+        assert_eq!(alarm.since(), start);
+    }
+}
