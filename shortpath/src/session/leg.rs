@@ -250,12 +250,6 @@ impl Leg {
         }
     }
 
-    /// A copy that leaves as a datagram at `at`: a third one is due later than the second of the next message.
-    pub(super) fn space(&mut self, at: Instant, id: ChannelId, range: Range<u64>) {
-        let place = self.spaced.partition_point(|(due, ..)| *due <= at);
-        self.spaced.insert(place, (at, id, range));
-    }
-
     /// The PING to send now, if one is due.
     pub(super) fn take_ping(&mut self, now: Instant, config: &SessionConfig) -> Option<u64> {
         let due = self.ping_wanted || self.ping_at(config).is_some_and(|at| at <= now);

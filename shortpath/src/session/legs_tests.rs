@@ -682,16 +682,6 @@ fn a_leg_that_cannot_write_remembers_few_of_the_channels_that_come_and_go() {
 }
 
 #[test]
-fn a_copy_does_not_wait_behind_one_that_is_due_later() {
-    let (mut leg, now) = (super::leg::Leg::new(Instant::now(), UdpDirect), Instant::now());
-    for (after, offset) in [(3, 0), (9, 0), (4, 64), (10, 64), (4, 128)] {
-        leg.space(now + ms(after), id(1), offset..offset + 64);
-    }
-    let order: Vec<_> = leg.spaced.iter().map(|(at, _, range)| (*at - now, range.start)).collect();
-    assert_eq!(order, [(ms(3), 0), (ms(4), 64), (ms(4), 128), (ms(9), 0), (ms(10), 64)]);
-}
-
-#[test]
 fn word_that_a_channel_is_over_goes_back_where_it_was_asked_for() {
     // Found by the random story: the agent takes a leg that is deaf on its way back for the newest there is.
     let mut pair = Pair::new(&SessionConfig::default());
