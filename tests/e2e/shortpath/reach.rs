@@ -31,7 +31,9 @@ fn netcheck_tells_nat_mtu_port_and_round_trips() {
         let Some(scene) = Scene::start(&topology) else { return };
         let report = scene.ask(&["netcheck"]).ok().json();
         assert_eq!(report["nat_v4"]["mapping"], "address_and_port_dependent", "{report}");
-        assert_eq!(report["mtu_v4"], 1400, "{report}");
+        // The gateway's padded answer can be longer than the request by a FINGERPRINT, and must pass, too.
+        let mtu = report["mtu_v4"].as_u64().expect("packets pass");
+        assert!((1392..=1400).contains(&mtu), "{report}");
         assert_eq!(report["broker_is_genuine"], true);
         assert_eq!(report["captive_portal"], false);
         for time in ["tcp_us", "udp_us"] {
