@@ -75,13 +75,9 @@ fn mapping_and_ports_of_each_nat_are_named() {
 #[test]
 fn a_server_with_one_address_and_two_ports_is_enough_to_predict_a_sequential_nat() {
     let around = |name: &str, other: &str| {
-        World::around(
-            lab_server::Server::single(),
-            25,
-            ms(10),
-            Some(kind_of(name)),
-            Some(kind_of(other)),
-        )
+        let mut server = lab_server::Server::new();
+        server.single = true;
+        World::around(server, 25, ms(10), Some(kind_of(name)), Some(kind_of(other)))
     };
     let mut world = around("sym-seq", "port-restr");
     let view = world.a.keeper.view();

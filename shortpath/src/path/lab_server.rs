@@ -56,11 +56,6 @@ impl Server {
         }
     }
 
-    /// With one address.
-    pub(super) fn single() -> Self {
-        Self { single: true, ..Self::new() }
-    }
-
     pub(super) fn stun(&self) -> SocketAddr {
         SocketAddr::new(self.addresses[0], STUN_PORT)
     }

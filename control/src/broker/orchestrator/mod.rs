@@ -21,6 +21,8 @@ mod sessions;
 mod special_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trio;
 mod udp;
 #[cfg(test)]
 mod udp_tests;
