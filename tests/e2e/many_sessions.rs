@@ -4,39 +4,53 @@ use std::time::Duration;
 use switchback_control::client::Client;
 use switchback_control::invite::{Invite, InviteKind};
 
-use crate::support::{Bed, EchoTarget, IOS, eventually};
+use crate::support::{Bed, EchoTarget, IOS, Io, eventually};
 
 const SESSIONS: usize = 1000;
 
 #[test]
 fn a_thousand_sessions_carry_bytes_at_once_and_leave_no_descriptor_or_thread() {
     for io in IOS {
-        let echo = EchoTarget::start();
-        let bed = Bed::start(io, &[echo.resource("echo")]);
-        // One session first, so that what is made lazily and kept (pipes, pools, threads) is not mistaken for a leak.
-        with_sessions(&bed, 1, |_| ());
-        settled(&bed);
-        let before = (bed.server().open_files(), bed.agent().open_files());
-        let threads = (bed.server().threads(), bed.agent().threads());
-        let resident = bed.server().resident();
-
-        with_sessions(&bed, SESSIONS, |bed| {
-            assert_eq!(bed.sessions().len(), SESSIONS);
-            let grown = bed.server().resident().saturating_sub(resident) / SESSIONS as u64;
-            println!(
-                "{io:?}: {} KiB resident per session in broker and gateway together",
-                grown / 1024
-            );
-            assert!(grown < 40 * 1024, "{grown} bytes per session");
-        });
-        settled(&bed);
-        eventually("descriptors to be back where they were", Duration::from_secs(30), || {
-            let now = (bed.server().open_files(), bed.agent().open_files());
-            // Warm legs and links come and go: a handful of slack, nothing that grows with the sessions.
-            (now.0 <= before.0 + 16 && now.1 <= before.1 + 16).then_some(())
-        });
-        assert!(bed.server().threads() <= threads.0 + 2 && bed.agent().threads() <= threads.1 + 2);
+        come_and_go(io, |echo| echo.resource("echo"));
     }
+}
+
+/// The relay's sockets are the gateway's, so they must go with the sessions, whether or not their ends say goodbye to it.
+#[test]
+fn a_thousand_sessions_with_udp_leave_no_allocation_behind() {
+    come_and_go(Io::Uring, |echo| echo.resource_with("echo", ""));
+}
+
+fn come_and_go(io: Io, resource: impl Fn(&EchoTarget) -> String) {
+    let echo = EchoTarget::start();
+    let bed = Bed::start(io, &[resource(&echo)]);
+    // One session first, so that what is made lazily and kept (pipes, pools, threads) is not mistaken for a leak.
+    with_sessions(&bed, 1, |_| ());
+    settled(&bed);
+    let before = (bed.server().open_files(), bed.agent().open_files());
+    let threads = (bed.server().threads(), bed.agent().threads());
+    let resident = bed.server().resident();
+
+    with_sessions(&bed, SESSIONS, |bed| {
+        assert_eq!(bed.sessions().len(), SESSIONS);
+        let grown = bed.server().resident().saturating_sub(resident) / SESSIONS as u64;
+        println!(
+            "{io:?}: {} KiB resident per session in broker and gateway together, {} TURN allocations",
+            grown / 1024,
+            bed.metric("switchback_relay_allocations", "")
+        );
+        assert!(grown < 40 * 1024, "{grown} bytes per session");
+    });
+    settled(&bed);
+    eventually("descriptors to be back where they were", Duration::from_secs(30), || {
+        let now = (bed.server().open_files(), bed.agent().open_files());
+        // Warm legs and links come and go: a handful of slack, nothing that grows with the sessions.
+        (now.0 <= before.0 + 16 && now.1 <= before.1 + 16).then_some(())
+    });
+    eventually("the relay's allocations to be gone", Duration::from_secs(10), || {
+        (bed.metric("switchback_relay_allocations", "") < 1.0).then_some(())
+    });
+    assert!(bed.server().threads() <= threads.0 + 2 && bed.agent().threads() <= threads.1 + 2);
 }
 
 /// Opens `count` sessions from one process, echoes through each, runs `meanwhile`, closes them.

@@ -33,7 +33,7 @@ impl Scene {
 
     /// As [`Self::start`], with options on the resource (`;udp=off`).
     pub(super) fn with_resource(topology: &str, options: &str) -> Option<Self> {
-        Self::build(topology, options, &[])
+        Self::build(topology, options, &[], &[])
     }
 
     /// As [`Self::start`], with these environment variables for agent and client.
@@ -41,13 +41,19 @@ impl Scene {
         topology: &str,
         ends: &'static [(&'static str, &'static str)],
     ) -> Option<Self> {
-        Self::build(topology, "", ends)
+        Self::build(topology, "", ends, &[])
+    }
+
+    /// As [`Self::start`], with these alternate STUN addresses at the gateway.
+    pub(super) fn with_alternates(topology: &str, alternates: &[&str]) -> Option<Self> {
+        Self::build(topology, "", &[], alternates)
     }
 
     fn build(
         topology: &str,
         options: &str,
         ends: &'static [(&'static str, &'static str)],
+        alternates: &[&str],
     ) -> Option<Self> {
         if lab::skip(lab::unavailable()) {
             return None;
@@ -55,7 +61,7 @@ impl Scene {
         let parsed = topology.parse().unwrap_or_else(|error| panic!("{error}"));
         let lab = Lab::start(&parsed, 1).expect("a lab starts");
         let home = TempDir::new().expect("a temporary directory");
-        let mut server = serve(&lab, &home);
+        let mut server = serve(&lab, &home, alternates);
         let ready = server.first_json();
         let text = |key: &str| ready[key].as_str().expect("a text").to_owned();
         let target = lab.host("agent").enter(EchoTarget::start).expect("the agent's host");
@@ -100,7 +106,7 @@ impl Scene {
     }
 
     pub(super) fn restart_server(&self) {
-        let mut server = serve(&self.lab, &self.home);
+        let mut server = serve(&self.lab, &self.home, &[]);
         server.first_json();
         *self.server.lock().unwrap() = Some(server);
     }
@@ -118,18 +124,24 @@ impl Scene {
         }
     }
 
+    /// What `explain` says of the only session.
+    pub(super) fn explained(&self) -> String {
+        let sessions = self.ask(&["sessions"]).ok().json();
+        let id = sessions[0]["id"].as_str().unwrap_or_default();
+        self.ask(&["explain", id]).stdout
+    }
+
     /// As [`Self::transport_within`], for what must come.
     pub(super) fn expect_transport(&self, label: &str) {
         assert_eq!(self.transport_within(label, Duration::from_secs(20)).as_deref(), Some(label));
     }
 }
 
-fn serve(lab: &Lab, home: &TempDir) -> Process {
+fn serve(lab: &Lab, home: &TempDir, alternates: &[&str]) -> Process {
     let data = home.path().join("data");
     run(lab, "server", home, |command| {
         command.args(["serve", "--listen", SERVER, "--json", "--data"]).arg(data);
-        // All four sites of RFC 5780: only so a client learns how its NAT chooses ports.
-        for alternate in ["192.0.2.1:3479", "192.0.2.2:443", "192.0.2.2:3479"] {
+        for alternate in alternates {
             command.args(["--stun-alternate", alternate]);
         }
     })

@@ -118,17 +118,14 @@ impl End {
     pub(super) fn attach(&mut self, now: Instant, via: Via) {
         let kind = match via {
             Via::Pair(_) => LegKind::TcpReverse,
-            Via::Udp(number) => {
-                self.connection = Some(Connection::new(now, number));
-                LegKind::UdpDirect
-            }
+            Via::Udp(_) => LegKind::UdpDirect,
         };
         let id = self.session.attach(now, kind);
         if kind.is_udp() {
             self.session.set_datagram_max(id, 1200);
             let rtt = self.finder.iter().flat_map(Finder::pairs).find_map(|pair| pair.rtt_us);
             let rtt = Duration::from_micros(rtt.unwrap_or(20_000));
-            self.session.note_path(now, id, PathFigures { rtt, sent: 4, lost: 0 });
+            self.session.note_path(now, id, PathFigures { rtt, sent: 4, lost: 0, black_holes: 0 });
         }
         self.legs.push(Leg { id, via });
     }
@@ -168,7 +165,13 @@ impl End {
             let old = self.connection.as_ref().map(|connection| Via::Udp(connection.number));
             old.into_iter().for_each(|via| self.detach(now, via));
             self.connections = number;
-            self.attach(now, Via::Udp(number));
+            self.connection = Some(Connection::new(now, number));
+        }
+        // A connection is a leg when its handshake is done, which is when the other end is heard.
+        let via = Via::Udp(number);
+        let current = self.connection.as_ref().is_some_and(|known| known.number == number);
+        if current && self.legs.iter().all(|leg| leg.via != via) {
+            self.attach(now, via);
         }
         let connection = self.connection.as_mut().filter(|known| known.number == number);
         let frame = connection.and_then(|connection| connection.receive(now, packet));
@@ -226,7 +229,7 @@ impl End {
         let live = self.finder.as_ref().is_some_and(|finder| finder.selected().is_some());
         if self.role == Role::Client && self.connection.is_none() && live && self.route.is_some() {
             self.connections += 1;
-            self.attach(now, Via::Udp(self.connections));
+            self.connection = Some(Connection::new(now, self.connections));
         }
         while let Some((to, bytes)) = self.keeper.poll_transmit() {
             net.send(self.socket, to, bytes);

@@ -11,7 +11,7 @@ use crate::broker::orchestrator::{
     Input, LinkId, Notice, Orchestrator, Output, Registration, Reported, SessionLimits,
 };
 use crate::broker::udp::UdpKeys;
-use crate::wire::{Candidate, PublicKey, Resource, SessionId, SessionReport};
+use crate::wire::{Candidate, LossCounts, PublicKey, Resource, SessionId, SessionReport};
 
 /// How long an end waits before it connects, or asks for a leg, again.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
@@ -209,6 +209,7 @@ impl Trio {
                 channels: 1,
                 resumes: 0,
                 paths: vec![],
+                loss: LossCounts::default(),
             };
             let reports = vec![Reported { report, grant: Some(grant) }];
             self.say(end, Input::Reports { link: self.links[end], reports });
