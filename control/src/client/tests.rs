@@ -230,7 +230,7 @@ fn told_of(session: &str, port: u16) -> ToClient {
 #[tokio::test]
 async fn candidates_that_come_before_their_session_is_admitted_are_held_for_it() {
     let credentials = |name: &str| {
-        let (ufrag, password) = (format!("{name}-ufrag"), "p".repeat(24));
+        let (ufrag, password) = (format!("{name}ufrag"), "p".repeat(24));
         IceCredentials { ufrag, password }
     };
     let access = UdpAccess {

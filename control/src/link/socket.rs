@@ -136,7 +136,8 @@ where
 {
     let patience = (took + SPARE_AFTER).min(SPARE_AFTER_MOST);
     let mut spare = Spare { patience, begin_at: None, rest_until: Instant::now(), opening: None };
-    let mut doubted: Option<Instant> = None;
+    // When the other end is to be asked for a sign of life, and was.
+    let (mut ask_at, mut asked) = (None, None);
     let mut ping_at = Instant::now() + PING_INTERVAL;
     let mut silent_at = Instant::now() + IDLE_MAX;
     loop {
@@ -163,11 +164,14 @@ where
             },
             () = stop.cancelled() => return goodbye(socket, outgoing).await.into(),
             () = doubt.0.notified() => {
+                // Many doubts in a row are one question.
+                let next = asked.map_or_else(Instant::now, |at| at + DOUBT_PAUSE);
+                ask_at.get_or_insert(next);
+                continue;
+            }
+            () = at_last(ask_at) => {
                 let now = Instant::now();
-                if doubted.is_some_and(|at| now < at + DOUBT_PAUSE) {
-                    continue;
-                }
-                doubted = Some(now);
+                (ask_at, asked) = (None, Some(now));
                 silent_at = silent_at.min(now + DOUBT_MAX);
                 spare.want(now);
                 Message::Ping(Bytes::new())
@@ -190,6 +194,14 @@ where
             Ok(Err(error)) => return unreachable(&format!("the link broke: {error}")).into(),
             Err(_) => return unreachable("the link takes no more messages").into(),
         }
+    }
+}
+
+/// Waits until then; for ever, if there is no such time.
+async fn at_last(then: Option<Instant>) {
+    match then {
+        Some(then) => sleep_until(then).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -217,10 +229,7 @@ impl<Another: Future<Output = Result<Made, Fault>>> Spare<Another> {
     /// Waits until one is to be made, and is. May be dropped and called again.
     async fn open(&mut self, another: impl Fn() -> Another) -> Result<Made, Fault> {
         if self.opening.is_none() {
-            match self.begin_at {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
+            at_last(self.begin_at).await;
             self.begin_at = None;
             self.rest_until = Instant::now() + SPARE_PAUSE;
         }

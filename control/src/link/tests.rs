@@ -1,7 +1,7 @@
 //! A link against a broker of the test's making.
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -122,10 +122,11 @@ async fn a_doubted_link_that_is_silent_gives_way_to_one_made_beside_it_at_once()
     let broker = FakeBroker::start().await;
     let mut owner = Owner::of(broker.invite(InviteKind::Login));
     let _silent = broker.link().await;
-    owner.up().await;
+    let _queue = owner.up().await;
     owner.doubt.raise();
     let stream = broker.accept().await.unwrap();
-    assert!(owner.events.try_recv().is_err(), "the silent one is not given up before");
+    let before = owner.events.try_recv().err();
+    assert_eq!(before, Some(TryRecvError::Empty), "the silent one is not given up before");
     let mut link = FakeBroker::upgrade(stream).await;
     assert_eq!(owner.down().await.code, Code::BrokerUnreachable);
     owner.up().await.send(ended("new")).await.unwrap();
@@ -137,7 +138,7 @@ async fn doubts_about_a_link_that_answers_make_no_other() {
     let broker = FakeBroker::start().await;
     let mut owner = Owner::of(broker.invite(InviteKind::Login));
     let mut link = broker.link().await;
-    owner.up().await;
+    let _queue = owner.up().await;
     for _ in 0..8 {
         owner.doubt.raise();
         link.send(&end("word")).await;
