@@ -118,7 +118,10 @@ impl End {
     pub(super) fn attach(&mut self, now: Instant, via: Via) {
         let kind = match via {
             Via::Pair(_) => LegKind::TcpReverse,
-            Via::Udp(_) => LegKind::UdpDirect,
+            Via::Udp(number) => {
+                self.connection = Some(Connection::new(now, number));
+                LegKind::UdpDirect
+            }
         };
         let id = self.session.attach(now, kind);
         if kind.is_udp() {
@@ -165,13 +168,7 @@ impl End {
             let old = self.connection.as_ref().map(|connection| Via::Udp(connection.number));
             old.into_iter().for_each(|via| self.detach(now, via));
             self.connections = number;
-            self.connection = Some(Connection::new(now, number));
-        }
-        // A connection is a leg when its handshake is done, which is when the other end is heard.
-        let via = Via::Udp(number);
-        let current = self.connection.as_ref().is_some_and(|known| known.number == number);
-        if current && self.legs.iter().all(|leg| leg.via != via) {
-            self.attach(now, via);
+            self.attach(now, Via::Udp(number));
         }
         let connection = self.connection.as_mut().filter(|known| known.number == number);
         let frame = connection.and_then(|connection| connection.receive(now, packet));
@@ -229,7 +226,7 @@ impl End {
         let live = self.finder.as_ref().is_some_and(|finder| finder.selected().is_some());
         if self.role == Role::Client && self.connection.is_none() && live && self.route.is_some() {
             self.connections += 1;
-            self.connection = Some(Connection::new(now, self.connections));
+            self.attach(now, Via::Udp(self.connections));
         }
         while let Some((to, bytes)) = self.keeper.poll_transmit() {
             net.send(self.socket, to, bytes);
