@@ -37,6 +37,30 @@ impl Alarm {
     }
 }
 
+/// Looks of all sessions together in a second. One is some dozen packets. Where more sessions are not heard at once, the
+/// machine or its network is out of breath, and looking harder would take the rest of it.
+const LOOKS: u32 = 64;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What is left of the looks of all sessions.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    filled: Option<Instant>,
+    left: u32,
+}
+
+impl Looks {
+    /// Whether a session may look now.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        if self.filled.is_none_or(|at| now.saturating_duration_since(at) >= SECOND) {
+            (self.filled, self.left) = (Some(now), LOOKS);
+        }
+        let some = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        some
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,5 +78,13 @@ mod tests {
         let soon = looks.iter().filter(|at| **at < Duration::from_secs(1)).count();
         assert!(soon >= 4 && looks.len() < 1820, "{soon} of {}", looks.len());
         assert_eq!(alarm.since(), start);
+    }
+    #[test]
+    fn a_thousand_sessions_that_are_not_heard_look_no_more_often_than_a_few() {
+        let (start, mut looks, mut taken) = (Instant::now(), Looks::default(), 0);
+        for at in 0..10_000 {
+            taken += u32::from(looks.take(start + Duration::from_millis(at)));
+        }
+        assert_eq!(taken, 10 * LOOKS);
     }
 }

@@ -2,7 +2,7 @@
 mod relays;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::Connection;
@@ -341,6 +341,9 @@ impl Driver {
 
     /// Whatever is known may be of yesterday: pairs, allocations, and our own addresses.
     fn look_everywhere(&mut self, now: Instant) {
+        if !self.inner.looks.lock().unwrap_or_else(PoisonError::into_inner).take(now) {
+            return;
+        }
         self.searches.iter_mut().for_each(|search| search.finder.doubt(now));
         if let RelayStage::Asked(Asked { relay, .. }) = &self.relay {
             relay.doubt();

@@ -45,7 +45,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -54,6 +54,7 @@ use crate::path::{Candidate, IceCredentials, KeeperView, MappingLifetime, Networ
 use crate::session::Role;
 use crate::shell::SessionHandle;
 use crate::tls::SessionKey;
+use alarm::Looks;
 use driver::{Driver, Signal};
 use endpoint::Quic;
 use keeping::Known;
@@ -123,6 +124,7 @@ struct Inner {
     known: watch::Sender<Known>,
     /// Some session is not heard: what is known may be of yesterday.
     doubt: Notify,
+    looks: Mutex<Looks>,
     stop: CancellationToken,
 }
 
@@ -136,7 +138,15 @@ impl Underlay {
         let quic = Quic::start(&wire)?;
         let (known, _) = watch::channel(Known::default());
         let stop = CancellationToken::new();
-        let inner = Arc::new(Inner { config, wire, quic, known, doubt: Notify::new(), stop });
+        let inner = Arc::new(Inner {
+            config,
+            wire,
+            quic,
+            known,
+            doubt: Notify::new(),
+            looks: Mutex::default(),
+            stop,
+        });
         keeping::look(&inner);
         let (servers, asked) = watch::channel(Vec::new());
         let (version, changed) = watch::channel(0);

@@ -16,6 +16,8 @@ const SPREAD: Duration = Duration::from_millis(600);
 /// Bytes spread per alarm and second, copies not counted: what interactive channels send. Bulk waits.
 const SPREAD_BYTES: usize = 32 * 1024;
 const REFILL: Duration = Duration::from_secs(1);
+/// The same for all slots together: where many are not heard at once, more packets would not help.
+const ALL_BYTES: usize = 8 * SPREAD_BYTES;
 /// Routes besides the one in use.
 const ROUTES_MAX: usize = 3;
 /// Packets that leave again by a route that turns up, the last ones, and the most bytes each may have.
@@ -50,6 +52,10 @@ struct Alarm {
 #[derive(Debug, Default)]
 pub(super) struct Spreads {
     slots: HashMap<SlotId, Spread>,
+    /// When the last alarm ends.
+    until: Option<Instant>,
+    filled: Option<Instant>,
+    room: usize,
 }
 
 impl Spreads {
@@ -80,6 +86,7 @@ impl Spreads {
     pub(super) fn alarm(&mut self, now: Instant, slot: SlotId) {
         let spread = self.slots.entry(slot).or_default();
         let until = now + SPREAD;
+        self.until = Some(until);
         match &mut spread.alarm {
             Some(alarm) if now < alarm.until => {
                 alarm.until = until;
@@ -102,8 +109,8 @@ impl Spreads {
     }
 
     /// Whether any slot may be in an alarm.
-    pub(super) fn is_alarmed(&self) -> bool {
-        self.slots.values().any(|spread| spread.alarm.is_some())
+    pub(super) fn is_alarmed(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
     }
 
     /// What leaves by `out` now: by which other routes it leaves, too.
@@ -117,10 +124,14 @@ impl Spreads {
     ) -> Vec<Route> {
         let Some(spread) = self.slots.get_mut(&slot) else { return Vec::new() };
         spread.alarm.take_if(|alarm| alarm.until <= now);
-        let Some(alarm) = spread.alarm.as_mut().filter(|alarm| contents.len() <= alarm.room) else {
-            return Vec::new();
-        };
-        alarm.room -= contents.len();
+        if self.filled.is_none_or(|at| now.saturating_duration_since(at) >= REFILL) {
+            (self.filled, self.room) = (Some(now), ALL_BYTES);
+        }
+        let size = contents.len();
+        let fits = |alarm: &&mut Alarm| size <= alarm.room.min(self.room);
+        let Some(alarm) = spread.alarm.as_mut().filter(fits) else { return Vec::new() };
+        alarm.room -= size;
+        self.room -= size;
         if contents.len() <= SENT_BYTES {
             if alarm.sent.len() == SENT_MAX {
                 alarm.sent.pop_front();
@@ -164,10 +175,10 @@ mod tests {
         assert!(spreads.sends(now, slot, Some(route(1)), b"a", None).is_empty());
         spreads.alarm(now, slot);
         assert_eq!(spreads.sends(now, slot, Some(route(1)), b"b", None), [route(2)]);
-        assert!(spreads.is_alarmed());
+        assert!(spreads.is_alarmed(now));
         let later = now + SPREAD;
         assert!(spreads.sends(later, slot, Some(route(1)), b"c", None).is_empty());
-        assert!(!spreads.is_alarmed());
+        assert!(!spreads.is_alarmed(later));
     }
 
     #[test]
@@ -196,5 +207,19 @@ mod tests {
             spread += spreads.sends(at, slot, Some(route(1)), &[0; 1200], None).len() * 1200;
         }
         assert!((30_000..=SPREAD_BYTES).contains(&spread), "{spread}");
+    }
+    #[test]
+    fn all_slots_together_spread_no_more_than_a_few_may() {
+        let (mut paths, mut spreads, now) = (Paths::default(), Spreads::default(), Instant::now());
+        let mut spread = 0;
+        for _ in 0..100 {
+            let slot = paths.open(None).unwrap();
+            spreads.stand_by(now, slot, vec![route(1), route(2)]);
+            spreads.alarm(now, slot);
+            for _ in 0..20 {
+                spread += spreads.sends(now, slot, Some(route(1)), &[0; 1200], None).len() * 1200;
+            }
+        }
+        assert!((ALL_BYTES - 1200..=ALL_BYTES).contains(&spread), "{spread}");
     }
 }

@@ -237,7 +237,7 @@ impl Wire {
         let (contents, segment) = (transmit.contents, transmit.segment_size);
         let others = self.spreads(|spreads| {
             let others = spreads.sends(now(), slot, out, contents, segment);
-            self.alarmed.store(spreads.is_alarmed(), Ordering::Relaxed);
+            self.alarmed.store(spreads.is_alarmed(now()), Ordering::Relaxed);
             others
         });
         let dscp = self.mark_of(slot);
