@@ -96,6 +96,8 @@ pub struct Discovery {
     probes: Vec<Probe>,
     stage: u8,
     other: Option<SocketAddr>,
+    /// The server's other port, if it has no other address.
+    other_port: Option<u16>,
     seen: Vec<Observation>,
     report: DiscoveryReport,
     transmits: VecDeque<(SocketAddr, Vec<u8>)>,
@@ -116,6 +118,7 @@ impl Discovery {
             probes: Vec::new(),
             stage: 1,
             other: None,
+            other_port: None,
             seen: Vec::new(),
             report: DiscoveryReport::default(),
             transmits: VecDeque::new(),
@@ -189,6 +192,9 @@ impl Discovery {
                     && other.ip() != server.ip()
                     && other.port() != server.port()
             });
+            let port = message::number_u32(message, attribute::OTHER_PORT);
+            let port = port.and_then(|told| u16::try_from(told >> 16).ok());
+            self.other_port = port.filter(|port| ![0, server.port()].contains(port));
         }
     }
 
@@ -217,7 +223,8 @@ impl Discovery {
         let out = match probe.test {
             Test::ChangeBoth => out.add(attribute::CHANGE_REQUEST, &CHANGE_BOTH.to_be_bytes()),
             Test::ChangePort => out.add(attribute::CHANGE_REQUEST, &CHANGE_PORT.to_be_bytes()),
-            _ => out,
+            Test::Reach => out.add(attribute::OTHER_PORT, &[0; 4]),
+            Test::Hairpin | Test::Map => out,
         };
         self.transmits.push_back((probe.to, out.finish(None)));
         probe.sent.push((id, now));
@@ -243,8 +250,12 @@ impl Discovery {
             self.report.filtering = Filtering::AddressAndPortDependent;
         }
         self.probes.clear();
-        let (Some(server), Some(other)) = (self.report.server, self.other) else { return };
-        self.probe(now, Test::Map, SocketAddr::new(server.ip(), other.port()));
+        let Some(server) = self.report.server else { return };
+        let port = self.other.map(|other| other.port()).or(self.other_port);
+        if let Some(port) = port {
+            self.probe(now, Test::Map, SocketAddr::new(server.ip(), port));
+        }
+        let Some(other) = self.other else { return };
         self.probe(now, Test::Map, SocketAddr::new(other.ip(), server.port()));
         self.probe(now, Test::Map, other);
     }
@@ -284,9 +295,12 @@ mod tests {
     use super::*;
 
     fn discover(nat: Option<NatKind>, blocked: bool) -> DiscoveryReport {
+        ask(Server::new(), nat, blocked)
+    }
+
+    fn ask(mut server: Server, nat: Option<NatKind>, blocked: bool) -> DiscoveryReport {
         let mut net = Net::new(31);
         net.host("10.0.1.2", ms(10), nat.map(|kind| Nat::new(kind, "203.0.113.2")));
-        let mut server = Server::new();
         for ip in server.addresses {
             net.host(&ip.to_string(), Duration::ZERO, None);
         }
@@ -332,6 +346,18 @@ mod tests {
             let report = discover(Some(kind), false);
             assert_eq!((report.mapping, report.filtering), (mapping, filtering), "{name}");
             assert_eq!(report.rtt_us, [("192.0.2.1:3478".parse().unwrap(), 20_000)]);
+        }
+    }
+
+    #[test]
+    fn two_ports_of_one_address_name_a_symmetric_nat_and_no_more() {
+        for (name, kind, ..) in nats() {
+            let mut server = Server::new();
+            server.single = true;
+            let (all, one) = (discover(Some(kind), false), ask(server, Some(kind), false));
+            let named = all.mapping == Mapping::AddressAndPortDependent;
+            let wanted = if named { all.mapping } else { Mapping::Unknown };
+            assert_eq!((one.mapping, one.full_test), (wanted, false), "{name}");
         }
     }
 
