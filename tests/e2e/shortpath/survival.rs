@@ -17,18 +17,19 @@ const MIB: usize = 1 << 20;
 /// byte at its place.
 fn while_busy(topology: &str, happen: impl FnOnce(&Scene)) {
     if let Some(scene) = Scene::start(topology) {
-        busy_in(&scene, || happen(&scene));
+        busy_in(&scene, 600, || happen(&scene));
     }
 }
 
-fn busy_in(scene: &Scene, happen: impl FnOnce()) {
+/// The same, with so many messages of the echo.
+fn busy_in(scene: &Scene, messages: usize, happen: impl FnOnce()) {
     let session = scene.connect();
     let mut interactive = session.dial();
     let through = session.dial();
     echo(&mut interactive, 100, 20);
     scene.expect_transport(DIRECT);
     let busy = thread::spawn(move || bulk(through, 16 * MIB));
-    let measured = thread::spawn(move || echo(&mut interactive, 100, 600));
+    let measured = thread::spawn(move || echo(&mut interactive, 100, messages));
     thread::sleep(Duration::from_secs(1));
     happen();
     let longest = measured.join().expect("the echo ends well");
@@ -57,7 +58,8 @@ fn without_standby_udp_stands_alone_and_tcp_is_dialled_when_it_dies() {
             (!paths.is_empty() && paths.iter().all(is_udp)).then_some(())
         });
     };
-    busy_in(&scene, || {
+    // An idle session is in no hurry to come back.
+    busy_in(&scene, 3_000, || {
         alone();
         scene.lab.nat("client-nat").block("udp=drop").unwrap();
         scene.expect_transport(TCP);
