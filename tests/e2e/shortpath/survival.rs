@@ -22,7 +22,7 @@ fn while_busy(topology: &str, happen: impl FnOnce(&Scene)) {
 }
 
 /// The same, with so many messages of the echo.
-fn busy_in(scene: &Scene, messages: usize, happen: impl FnOnce()) {
+fn busy_in(scene: &Scene, messages: u32, happen: impl FnOnce()) {
     let session = scene.connect();
     let mut interactive = session.dial();
     let through = session.dial();
