@@ -26,7 +26,7 @@ const LAST_WAIT: Duration = Duration::from_millis(500);
 /// STUN's header, PADDING's, and FINGERPRINT.
 const STUN_HEADERS: u16 = 20 + 4 + 8;
 
-/// See the [module](self).
+/// See the module.
 #[derive(Debug)]
 pub struct MtuProbe {
     server: SocketAddr,

@@ -28,10 +28,10 @@ const PATIENCE: TimeoutConfig = TimeoutConfig {
 };
 /// For giving a port back: nobody waits longer for a process that ends.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// The lifetime that [`probe`] asks for: it gives the port back, but the answer may be lost.
+/// The lifetime that [`probe_port_mapping`] asks for: it gives the port back, but the answer may be lost.
 const PROBED: Duration = Duration::from_secs(30);
 
-/// What [`probe`] found.
+/// What [`probe_port_mapping`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingProbe {
     /// The router.
