@@ -17,7 +17,7 @@ use crate::{account, output};
 /// What this machine's network lets through: UDP, kind of NAT, latency.
 ///
 /// Connects to the gateway by TCP, asks its STUN by UDP over IPv4 and IPv6, tells which kind of NAT is in between (RFC
-/// 5780: the filtering and the mapping need a gateway with --stun-alternate), whether the NAT lets a machine behind it
+/// 5780: the filtering, and whether mappings differ by address, need a gateway with --stun-alternate), whether the NAT lets a machine behind it
 /// reach its own public address, how large packets may be, whether the router opens a port when asked (PCP, NAT-PMP), and
 /// whether something answers TLS or HTTP in the broker's place. Takes up to 12 seconds.
 #[derive(Debug, Args)]

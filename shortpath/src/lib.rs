@@ -18,6 +18,7 @@
 pub mod path;
 pub mod session;
 pub mod shell;
+mod time;
 pub mod tls;
 pub mod underlay;
 

@@ -147,7 +147,7 @@ impl SessionHandle {
         id: &str,
         config: SessionConfig,
     ) -> (Self, mpsc::Receiver<SessionEvent>) {
-        let now = tokio::time::Instant::now().into_std();
+        let now = crate::time::now();
         let shared = Shared::new(Session::new(now, role, id, rand::random(), config));
         let (sender, receiver) = mpsc::channel(EVENTS);
         tokio::spawn(keep_time(Arc::clone(&shared)));

@@ -12,6 +12,7 @@ use super::channel::Channel;
 use super::datagrams::DatagramFlow;
 use super::handle::SessionEvent;
 use crate::session::{ChannelError, ChannelId, Event, LegId, LegKind, MoveCause, Session};
+use crate::time::now;
 
 /// Wake-ups of one channel. Each side has one task at most, so one stored permit suffices.
 #[derive(Debug, Default)]
@@ -201,11 +202,6 @@ impl Shared {
 
 /// How long legs may take to end once the session is over.
 const GOODBYE: Duration = Duration::from_secs(2);
-
-/// The clock every part of the shell reads; tests may pause it.
-pub(super) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
 
 /// Wakes the core when its next deadline comes, until the session is over.
 pub(super) async fn keep_time(shared: Arc<Shared>) {

@@ -22,6 +22,7 @@ use crate::LegKind;
 use crate::path::{Candidate, CandidateKind, Finder, FinderConfig, LocalId, Route};
 use crate::session::Role;
 use crate::shell::SessionRef;
+use crate::time::{now, sleep_until};
 use crate::tls::KeyError;
 use relays::{Asked, RelayStage, heir_event, relay_at_first, relay_event};
 
@@ -610,17 +611,6 @@ fn serves_locally(leg: LegKind, role: Role, candidate: CandidateKind) -> bool {
         (LegKind::UdpManaged, Role::Agent) => candidate == CandidateKind::Managed,
         _ => candidate != CandidateKind::Managed,
     }
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

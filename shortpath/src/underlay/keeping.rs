@@ -1,7 +1,7 @@
 //! What is known of the network around the process: our candidates, always fresh.
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
@@ -13,6 +13,7 @@ use crate::path::{
     Candidate, Keeper, KeeperConfig, KeeperEvent, KeeperView, LocalId, Mapping, MappingLifetime,
     Route,
 };
+use crate::time::{now, sleep_until};
 
 /// What sessions need to know.
 #[derive(Clone, Debug, Default)]
@@ -217,15 +218,4 @@ fn add(
             locals.push((candidate, id));
         }
     }
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }

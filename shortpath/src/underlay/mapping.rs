@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crab_nat::{
     GATEWAY_PORT, InternetProtocol, MappingFailure as Failure, PortMapping, PortMappingOptions,
@@ -19,6 +19,7 @@ use crate::path::{
     Candidate, CandidateKind, LocalId, MAPPING_LIFETIME, MappingFailure, MappingGrant,
     MappingProtocol, PortMapper,
 };
+use crate::time::{now, sleep_until};
 
 /// Waits of 250, 500, 1000 and 2000 ms: RFC 6886 section 3.1's, cut short, as routers are near.
 const PATIENCE: TimeoutConfig = TimeoutConfig {
@@ -272,17 +273,6 @@ fn default_router(routes: &str) -> Option<Ipv4Addr> {
     };
     let routers = routes.lines().filter_map(router);
     routers.min_by_key(|(metric, _)| *metric).map(|(_, router)| router)
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(all(test, target_endian = "little"))]

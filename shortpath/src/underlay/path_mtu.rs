@@ -1,12 +1,12 @@
 //! Measures the path MTU to a STUN server: the edge of [`MtuProbe`].
 use std::io;
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use tokio::time::sleep_until;
 
 use super::sockets::Bound;
 use crate::path::{LocalId, MtuProbe, canonical};
+use crate::time::now;
 
 /// The largest IP packet, bytes, that reaches the STUN server and is answered: at most 1500, rounded down to four. `None`
 /// if nothing was answered. Takes 3 s at most.
@@ -33,8 +33,4 @@ pub async fn probe_path_mtu(server: SocketAddr) -> io::Result<Option<u16>> {
         }
     }
     Ok(probe.mtu())
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }

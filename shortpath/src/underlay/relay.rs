@@ -13,6 +13,7 @@ use super::demux::segments;
 use super::sockets::{Bound, open_in_range};
 use super::wire::{Wire, count};
 use crate::path::{LocalId, Route, TurnClient, TurnConfig, TurnEvent, canonical};
+use crate::time::{now, sleep_until};
 
 /// See the module. Dropping the last handle does not end it: [`Relay::close`] does.
 #[derive(Debug)]
@@ -149,19 +150,13 @@ impl Relay {
                 }
                 turn.client.poll_timeout()
             });
-            let wait = async {
-                match due {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 received = self.socket.io.readable() => {
                     if received.is_err() || !self.receive(&wire, &mut buffer) {
                         tokio::time::sleep(AFTER_ERROR).await;
                     }
                 }
-                () = wait => self.with(|turn| turn.client.handle_timeout(now())),
+                () = sleep_until(due) => self.with(|turn| turn.client.handle_timeout(now())),
                 () = self.earlier.notified() => {}
                 () = self.closing.cancelled() => break,
             }
@@ -215,10 +210,6 @@ const CHANNEL_HEADER: usize = 4;
 const TURN: usize = 16;
 /// A socket that fails is left alone for a moment, so that an error which stays costs nothing.
 const AFTER_ERROR: Duration = Duration::from_millis(10);
-
-fn now() -> std::time::Instant {
-    tokio::time::Instant::now().into_std()
-}
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
@@ -14,6 +14,7 @@ use super::Inner;
 use super::keeping::Known;
 use super::sockets::open_in_range;
 use crate::path::{LifetimeProbe, LocalId, Mapping, MappingLifetime, canonical};
+use crate::time::now;
 
 /// Before the first request: a process that lives that long will probably live on.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -101,10 +102,6 @@ async fn probe(inner: &Inner, server: SocketAddr, learnt: &Learnt) -> io::Result
         }
     }
     Ok(())
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use super::relay::Relay;
 use super::sockets::Bound;
 use super::spread::Spreads;
 use crate::path::{LocalId, Route, canonical};
+use crate::time::now;
 
 /// What was ignored, and why.
 #[derive(Debug, Default)]
@@ -233,14 +234,13 @@ impl Wire {
     }
 
     /// What quinn sends for a slot in an alarm leaves by other routes, too.
-    fn spread(&self, slot: SlotId, out: Option<Route>, transmit: &Transmit<'_>) {
+    fn spread(&self, slot: SlotId, out: Option<Route>, transmit: &Transmit<'_>, dscp: Option<u8>) {
         let (contents, segment) = (transmit.contents, transmit.segment_size);
         let others = self.spreads(|spreads| {
             let others = spreads.sends(now(), slot, out, contents, segment);
             self.alarmed.store(spreads.is_alarmed(now()), Ordering::Relaxed);
             others
         });
-        let dscp = self.mark_of(slot);
         for route in others {
             // Best effort.
             let _ = self.pass(route, transmit, dscp);
@@ -502,15 +502,15 @@ impl AsyncUdpSocket for Wire {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let slot = slot_at(transmit.destination);
-        let route = {
+        let (route, dscp) = {
             let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
-            slot.and_then(|slot| Some((paths.route_of(slot)?, paths.mark_of(slot))))
+            slot.map_or((None, None), |slot| (paths.route_of(slot), paths.mark_of(slot)))
         };
         if let Some(slot) = slot.filter(|_| self.alarmed.load(Ordering::Relaxed)) {
-            self.spread(slot, route.map(|(route, _)| route), transmit);
+            self.spread(slot, route, transmit, dscp);
         }
         // Without a route the packet is lost, as any may be.
-        let Some((route, dscp)) = route else { return Ok(()) };
+        let Some(route) = route else { return Ok(()) };
         let sent = self.pass(route, transmit, dscp);
         let at = usize::from(route.local.0);
         match sent {
@@ -565,10 +565,6 @@ impl AsyncUdpSocket for Wire {
     fn may_fragment(&self) -> bool {
         self.sockets.iter().any(|socket| socket.state.may_fragment())
     }
-}
-
-fn now() -> std::time::Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 /// Waits for the socket that could not send. It may be another connection's by now, which costs one idle try.

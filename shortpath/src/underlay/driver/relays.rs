@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::{Driver, now};
+use super::Driver;
 use crate::LegKind;
 use crate::path::{Candidate, CandidateKind, LocalId, TurnConfig, TurnEvent};
 use crate::session::Role;
+use crate::time::now;
 use crate::underlay::relay::Relay;
 use crate::underlay::search::Search;
 use crate::underlay::{RelayAccess, ShortpathPlan, UnderlayConfig};
