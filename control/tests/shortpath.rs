@@ -1,4 +1,5 @@
 //! Client, broker, gateway and agent in one process: sessions find UDP, keep to their policies, and carry datagrams.
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -160,13 +161,24 @@ async fn until(session: &ClientSession, wanted: impl Fn(&str) -> bool) {
     }
 }
 
-/// A connection of an application through the session.
-async fn application(session: &ClientSession) -> TcpStream {
+/// Where applications reach the session.
+async fn forwarded(session: &ClientSession) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let session = session.clone();
     tokio::spawn(async move { session.forward(listener).await });
-    TcpStream::connect(address).await.unwrap()
+    address
+}
+
+/// A connection of an application through the session.
+async fn application(session: &ClientSession) -> TcpStream {
+    TcpStream::connect(forwarded(session).await).await.unwrap()
+}
+
+/// How a connection to `local` fails: a reset may come before `connect` has returned.
+async fn refusal(local: SocketAddr) -> ErrorKind {
+    let read = async { TcpStream::connect(local).await?.read(&mut [0; 1]).await };
+    read.await.unwrap_err().kind()
 }
 
 async fn echoes(stream: &mut TcpStream, text: &[u8]) {
@@ -390,16 +402,13 @@ async fn a_refused_target_is_told_whatever_carries_the_session() {
     let world = World::start(UdpOptions::default()).await;
     let client = world.client(UdpOptions::default()).await;
     let session = client.open("closed").await.unwrap();
+    let local = forwarded(&session).await;
     for _ in 0..20 {
-        let mut stream = application(&session).await;
-        let reset = soon(stream.read(&mut [0; 1])).await;
-        assert_eq!(reset.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(soon(refusal(local)).await, ErrorKind::ConnectionReset);
         sleep(Duration::from_millis(20)).await;
     }
     until(&session, is_direct).await;
-    let mut stream = application(&session).await;
-    let reset = soon(stream.read(&mut [0; 1])).await;
-    assert_eq!(reset.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(soon(refusal(local)).await, ErrorKind::ConnectionReset);
     session.close().await;
     world.end().await;
 }
