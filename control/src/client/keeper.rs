@@ -135,8 +135,12 @@ impl Keeper {
                 tracing::info!(session = %self.id, %leg, error, "leg lost");
                 self.lost(leg, plan);
             }
-            // Follows the loss of a leg, which was acted on.
-            Some(SessionEvent::Down) => tracing::info!(session = %self.id, "session paused"),
+            Some(SessionEvent::Down) => {
+                tracing::info!(session = %self.id, "session paused");
+                if self.legs.is_empty() {
+                    plan.down(Instant::now(), rand::random());
+                }
+            }
             Some(SessionEvent::Resumed) => tracing::info!(session = %self.id, "session carried"),
             Some(SessionEvent::Incoming(mut channel)) => {
                 // Agents open no channels; one that does is refused, not obeyed.
@@ -171,10 +175,10 @@ impl Keeper {
         }
         let newest = self.legs.last() == Some(&leg);
         self.legs.remove(&leg);
-        if self.legs.is_empty() {
+        if self.legs.is_empty() && self.handle.stats().leg.is_none() {
             plan.down(Instant::now(), rand::random());
         } else if newest {
-            // Those that are left were suspect when it was dialled.
+            // UDP carries the session, or those that are left were suspect when it was dialled.
             plan.suspect(Instant::now(), rand::random());
         }
     }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::code::{Code, Fault};
 use crate::dial::Backoff;
+use crate::link::may_be_interception;
 
 /// Pauses between attempts: an application notices 50 ms less than a broker or gateway under load would notice more.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -88,7 +89,8 @@ impl LegPlan {
     /// The attempt failed.
     pub(super) fn failed(&mut self, now: Instant, dice: f64, fault: Fault) {
         self.dialling = false;
-        if may_pass(fault.code) {
+        let was_up = self.attached.is_some();
+        if may_pass(fault.code) || (was_up && may_be_interception(fault.code)) {
             self.not_before = now + self.backoff.pause(dice);
         } else if self.need == Need::Leg {
             self.verdict = Some(fault.clone());
@@ -208,6 +210,35 @@ mod tests {
         assert_eq!(plan.poll(now + 5 * SECOND), Action::Dial);
         plan.failed(now + 5 * SECOND, 0.0, Code::TokenRevoked.into());
         assert_eq!(plan.poll(now + 5 * SECOND), Action::GiveUp(Code::TokenRevoked.into()));
+    }
+
+    #[test]
+    fn an_interceptor_ends_no_session_that_was_carried() {
+        for code in [Code::PeerKeyMismatch, Code::BrokerPinMismatch] {
+            let (mut plan, now) = carried();
+            plan.down(now + 5 * SECOND, 0.0);
+            assert_eq!(plan.poll(now + 5 * SECOND), Action::Dial);
+            plan.failed(now + 5 * SECOND, 0.0, code.into());
+            assert_eq!(plan.poll(now + 8 * SECOND), Action::Dial);
+            let (mut plan, now) = started();
+            assert_eq!(plan.poll(now), Action::Dial);
+            plan.failed(now, 0.0, code.into());
+            assert!(matches!(plan.poll(now), Action::GiveUp(_)), "{code}: a first leg must be right");
+        }
+    }
+
+    #[test]
+    fn a_leg_refused_while_another_carries_ends_the_session_only_when_none_does() {
+        let (mut plan, now) = carried();
+        let later = now + 5 * SECOND;
+        plan.suspect(later, 0.0);
+        assert_eq!(plan.poll(later), Action::Dial);
+        plan.failed(later, 0.0, Code::GrantInvalid.into());
+        assert_eq!(plan.poll(later + SECOND), Action::Wait(None));
+        plan.down(later + SECOND, 0.0);
+        assert_eq!(plan.poll(later + 2 * SECOND), Action::Dial);
+        plan.failed(later + 2 * SECOND, 0.0, Code::GrantInvalid.into());
+        assert_eq!(plan.poll(later + 2 * SECOND), Action::GiveUp(Code::GrantInvalid.into()));
     }
 
     #[test]

@@ -33,21 +33,14 @@ pub(crate) struct FakeLink(WebSocketStream<TlsStream<TcpStream>>);
 
 impl FakeBroker {
     pub(crate) async fn start() -> Self {
-        let certified = rcgen::generate_simple_self_signed(["switchback".to_owned()]).unwrap();
-        let spki = certified.signing_key.subject_public_key_info();
-        let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certified.cert.der().clone()], key)
-            .unwrap();
-        Self {
-            listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            tls: TlsAcceptor::from(Arc::new(config)),
-            pin: BASE64URL_NOPAD.encode(digest(&SHA256, &spki).as_ref()),
-        }
+        let (tls, pin) = identity();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self { listener, tls, pin }
+    }
+
+    /// Answers with another key from now on, as an interceptor would, until it gets back what this returns.
+    pub(crate) fn swap_key(&mut self, tls: Option<TlsAcceptor>) -> TlsAcceptor {
+        std::mem::replace(&mut self.tls, tls.unwrap_or_else(|| identity().0))
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -121,4 +114,20 @@ impl FakeLink {
         // The other end may be faster.
         let _ = self.0.close(None).await;
     }
+}
+
+/// A self-signed certificate's server, and the pin of its key.
+fn identity() -> (TlsAcceptor, String) {
+    let certified = rcgen::generate_simple_self_signed(["switchback".to_owned()]).unwrap();
+    let spki = certified.signing_key.subject_public_key_info();
+    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    let pin = BASE64URL_NOPAD.encode(digest(&SHA256, &spki).as_ref());
+    (TlsAcceptor::from(Arc::new(config)), pin)
 }

@@ -65,7 +65,7 @@ impl Doubt {
 /// Keeps a link to `path` at the invitation's broker until `stop`, or until the owner drops the events' receiver.
 ///
 /// # Errors
-/// The fault that no retry will mend, see [`is_final`].
+/// The fault that no retry will mend, see [`is_final`]; [`Code::BrokerPinMismatch`] only if no link was ever up.
 pub async fn run<Out, In>(
     invite: &Invite,
     path: &'static str,
@@ -81,16 +81,18 @@ where
     let mut quick = Backoff::new(BACKOFF_FIRST, RESTART_CAP);
     let mut lost = None;
     let mut spare = None;
+    let mut was_up = false;
     loop {
         let started = Instant::now();
-        let Ended { fault, next } = tokio::select! {
+        let Ended { fault, next, up } = tokio::select! {
             ended = attempt(invite, path, &events, &doubt, &stop, spare.take()) => ended,
             () = events.closed() => return Ok(()),
         };
         if stop.is_cancelled() {
             return Ok(());
         }
-        if is_final(fault.code) {
+        was_up |= up;
+        if is_final(fault.code) && !(was_up && may_be_interception(fault.code)) {
             return Err(fault);
         }
         if started.elapsed() >= GOOD_LINK {
@@ -130,15 +132,23 @@ pub fn is_final(code: Code) -> bool {
     )
 }
 
+/// Whether somebody on the way (a captive portal, a middlebox, an attacker) can cause this refusal. Once the true broker
+/// was seen, it ends no session: whoever can answer in its place for a moment would end them all.
+pub(crate) fn may_be_interception(code: Code) -> bool {
+    matches!(code, Code::BrokerPinMismatch | Code::PeerKeyMismatch)
+}
+
 /// How a link ended, and the one that was made in its place, if there is one already.
 struct Ended {
     fault: Fault,
     next: Option<Made>,
+    /// It was up before it ended.
+    up: bool,
 }
 
 impl From<Fault> for Ended {
     fn from(fault: Fault) -> Self {
-        Self { fault, next: None }
+        Self { fault, next: None, up: false }
     }
 }
 
@@ -183,7 +193,8 @@ async fn attempt<Out: Serialize, In: DeserializeOwned>(
         return stopped().into();
     }
     let another = || open(invite, path);
-    socket::converse(made, outgoing, events, doubt, stop, another).await
+    let ended = socket::converse(made, outgoing, events, doubt, stop, another).await;
+    Ended { up: true, ..ended }
 }
 
 fn stopped() -> Fault {

@@ -177,7 +177,7 @@ where
                 Message::Ping(Bytes::new())
             }
             opened = spare.open(&another) => match opened {
-                Ok(made) => return Ended { fault: unreachable("the link fell silent"), next: Some(made) },
+                Ok(made) => return Ended { fault: unreachable("the link fell silent"), next: Some(made), up: true },
                 Err(fault) => {
                     tracing::debug!(code = %fault.code, detail = fault.detail, "no link beside a silent one");
                     continue;

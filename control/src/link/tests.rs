@@ -185,6 +185,22 @@ async fn a_broker_with_another_key_ends_the_link_before_the_token_is_shown() {
 }
 
 #[tokio::test]
+async fn a_link_that_was_good_outlives_an_interceptor() {
+    let mut broker = FakeBroker::start().await;
+    let mut owner = Owner::of(broker.invite(InviteKind::Login));
+    let link = broker.link().await;
+    owner.up().await;
+    let own = broker.swap_key(None);
+    drop(link);
+    assert_eq!(owner.down().await.code, Code::BrokerUnreachable);
+    assert!(broker.accept().await.is_none());
+    assert_eq!(owner.down().await.code, Code::BrokerPinMismatch);
+    broker.swap_key(Some(own));
+    let _link = broker.link().await;
+    owner.up().await;
+}
+
+#[tokio::test]
 async fn a_refusal_that_may_pass_is_retried() {
     let broker = FakeBroker::start().await;
     let mut owner = Owner::of(broker.invite(InviteKind::Login));

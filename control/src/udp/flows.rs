@@ -113,9 +113,14 @@ pub(crate) async fn connect(target: &str) -> io::Result<UdpSocket> {
         } else {
             (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
         };
-        let socket = UdpSocket::bind(any).await?;
-        match socket.connect(address).await {
-            Ok(()) => return Ok(socket),
+        // A machine may lack the family of one of the name's addresses.
+        let connected = async {
+            let socket = UdpSocket::bind(any).await?;
+            socket.connect(address).await?;
+            Ok(socket)
+        };
+        match connected.await {
+            Ok(socket) => return Ok(socket),
             Err(error) => last = error,
         }
     }

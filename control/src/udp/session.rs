@@ -119,10 +119,18 @@ impl SessionUdp {
                 }
                 Err(fault) => {
                     tracing::warn!(%fault, "no UDP for this session");
-                    *lock(&this.search) = Search::None;
+                    this.failed();
                 }
             }
         });
+    }
+
+    /// A later offer may have more luck, unless the session is over.
+    fn failed(&self) {
+        let mut search = lock(&self.search);
+        if matches!(*search, Search::Starting(_)) {
+            *search = Search::None;
+        }
     }
 
     fn running(&self, shortpath: Shortpath) {
