@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use switchback_control::client::{Client, ClientOptions, ClientSession, SessionConfig};
 use switchback_control::invite::Invite;
+use switchback_control::udp::PAUSED;
 use switchback_control::wire::{PathMove, ResourceKind, RttView};
 use switchback_control::{Code, Fault};
 use tokio::net::{TcpListener, UdpSocket};
@@ -237,6 +238,10 @@ fn since(moves: &mut broadcast::Receiver<PathMove>, transport: Option<&str>) -> 
 
 fn move_in_words(moved: &PathMove) -> String {
     let PathMove { to, cause, stall_us, rtt_us, .. } = moved;
+    if to == PAUSED {
+        return "  paused: no path carries the session; it goes on with the first that comes back"
+            .into();
+    }
     let rtt = rtt_us.map_or_else(|| human::UNKNOWN.into(), |us| human::micros(us.into()));
     let stall = if *stall_us == 0 {
         String::new()
@@ -331,6 +336,8 @@ mod tests {
         assert_eq!(move_in_words(&moved), "  now UDP (Shortpath), RTT 12.0 ms (better)");
         moved.stall_us = 41_000;
         assert!(move_in_words(&moved).ends_with("(better, 41.0 ms stalled)"));
+        moved.to = PAUSED.into();
+        assert!(move_in_words(&moved).starts_with("  paused: "));
     }
 
     #[test]

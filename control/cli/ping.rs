@@ -41,7 +41,7 @@ pub(crate) struct PingArgs {
     /// Bytes of a probe, 8 to 16384
     #[arg(short, long, value_name = "BYTES", default_value_t = 64, value_parser = size)]
     size: usize,
-    /// Stop at the first reply that came by a direct path
+    /// Stop at the first reply that went and came by a direct path
     #[arg(long)]
     until_direct: bool,
     /// How long to wait for the last replies
@@ -142,7 +142,8 @@ async fn exchange(
                 }
             }
             _ = clock.tick(), if !all_sent => {
-                tally.sent.push(Instant::now());
+                let direct = session.stats().transport.as_deref().is_some_and(is_direct);
+                tally.sent.push((Instant::now(), direct));
                 sender.send(tally.sent.len() as u64, args.size).await?;
             }
             () = sleep_until(give_up), if all_sent => return Ok(()),
@@ -152,7 +153,8 @@ async fn exchange(
 
 /// What came back so far.
 struct Tally {
-    sent: Vec<Instant>,
+    /// When each left, and whether on a direct path.
+    sent: Vec<(Instant, bool)>,
     received: u64,
     round_trips: Histogram<u64>,
     direct: u64,
@@ -182,7 +184,8 @@ struct Summary {
 }
 
 impl Tally {
-    /// Counts and prints a reply; whether it came by a direct path.
+    /// Counts and prints a reply; whether it went and came by a direct path, as far as the session's choice when it left
+    /// and when it was back tells.
     fn take(
         &mut self,
         session: &ClientSession,
@@ -191,18 +194,19 @@ impl Tally {
         seq: u64,
     ) -> Result<bool, Fault> {
         let sent = usize::try_from(seq).ok().and_then(|seq| self.sent.get(seq.checked_sub(1)?));
-        let Some(sent) = sent else { return Ok(false) };
+        let Some(&(sent, left_direct)) = sent else { return Ok(false) };
         let transport = session.stats().transport;
         let label = transport.as_deref().unwrap_or("no transport");
         let rtt = sent.elapsed();
-        let rtt_us = self.count(rtt, is_direct(label));
+        let direct = left_direct && is_direct(label);
+        let rtt_us = self.count(rtt, direct);
         if global.json {
             output::json(&Reply { seq, bytes: args.size, rtt_us, transport: label })?;
         } else if global.quiet == 0 {
             let time = human::micros(rtt_us);
             output::line(&format!("{} bytes: seq={seq} time={time} via {label}", args.size))?;
         }
-        Ok(is_direct(label))
+        Ok(direct)
     }
 
     fn count(&mut self, rtt: Duration, direct: bool) -> u64 {
@@ -211,7 +215,7 @@ impl Tally {
         self.round_trips.saturating_record(rtt_us);
         if direct {
             self.direct += 1;
-            let since = self.sent.first().map(Instant::elapsed).unwrap_or_default();
+            let since = self.sent.first().map(|(sent, _)| sent.elapsed()).unwrap_or_default();
             let since = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
             self.first_direct_ms.get_or_insert(since);
         }
@@ -285,7 +289,7 @@ mod tests {
     fn nothing_back_is_a_failure_and_so_is_no_direct_path_if_one_was_waited_for() {
         let mut tally = Tally::default();
         assert!(tally.verdict(true).is_err());
-        tally.sent.push(Instant::now());
+        tally.sent.push((Instant::now(), false));
         assert_eq!(tally.verdict(false).unwrap_err().code, Code::PingUnanswered);
         tally.count(Duration::from_millis(3), false);
         assert_eq!(tally.verdict(false), Ok(()));

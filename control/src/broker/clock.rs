@@ -18,9 +18,15 @@ pub(crate) fn unix_seconds() -> u64 {
 /// Unix time in seconds as it was when this process first asked, moved on by the monotonic clock: for what this process
 /// alone makes and judges, like tickets. A wall clock that jumps neither makes them expire nor brings used ones to life.
 pub(crate) fn steady_seconds() -> u64 {
-    static SINCE: LazyLock<Steady> = LazyLock::new(|| Steady { unix_s: unix_seconds(), at: now() });
     SINCE.seconds(now())
 }
+
+/// How far the wall clock was set since this process first asked, in seconds; forward is positive.
+pub(crate) fn wall_clock_set_by() -> i64 {
+    SINCE.wall_clock_set_by(unix_seconds(), now())
+}
+
+static SINCE: LazyLock<Steady> = LazyLock::new(|| Steady { unix_s: unix_seconds(), at: now() });
 
 /// What the wall clock showed at one moment.
 struct Steady {
@@ -31,6 +37,13 @@ struct Steady {
 impl Steady {
     fn seconds(&self, now: Instant) -> u64 {
         self.unix_s.saturating_add(now.saturating_duration_since(self.at).as_secs())
+    }
+
+    fn wall_clock_set_by(&self, wall_s: u64, now: Instant) -> i64 {
+        let steady = i64::try_from(self.seconds(now)).unwrap_or(i64::MAX);
+        let ahead = i64::try_from(wall_s).unwrap_or(i64::MAX).saturating_sub(steady);
+        // Both are whole seconds.
+        if ahead.abs() <= 1 { 0 } else { ahead }
     }
 }
 
@@ -68,6 +81,11 @@ mod tests {
             let after = |seconds| steady.seconds(at + Duration::from_secs(seconds)) - unix_s;
             assert_eq!([after(0), after(1), after(9)], [0, 1, 9]);
         }
+        let steady = Steady { unix_s: 1_800_000_000, at };
+        let later = at + Duration::from_secs(60);
+        let set_by = [1_800_000_061, 1_800_000_060, 1_800_003_660, 1_799_996_460, 0]
+            .map(|wall| steady.wall_clock_set_by(wall, later));
+        assert_eq!(set_by, [0, 0, 3600, -3600, -1_800_000_060]);
         let [first, second] = [steady_seconds(), steady_seconds()];
         assert!(first <= second && first.abs_diff(unix_seconds()) < 3600);
     }

@@ -137,11 +137,15 @@ impl Keeper {
             }
             Some(SessionEvent::Down) => {
                 tracing::info!(session = %self.id, "session paused");
+                self.udp.pause();
                 if self.legs.is_empty() {
                     plan.down(Instant::now(), rand::random());
                 }
             }
-            Some(SessionEvent::Resumed) => tracing::info!(session = %self.id, "session carried"),
+            Some(SessionEvent::Resumed) => {
+                tracing::info!(session = %self.id, "session carried");
+                self.udp.resume(&self.handle);
+            }
             Some(SessionEvent::Incoming(mut channel)) => {
                 // Agents open no channels; one that does is refused, not obeyed.
                 channel.reset(reason::to_wire(Code::ChannelLimit));

@@ -223,7 +223,10 @@ mod tests {
             let (mut plan, now) = started();
             assert_eq!(plan.poll(now), Action::Dial);
             plan.failed(now, 0.0, code.into());
-            assert!(matches!(plan.poll(now), Action::GiveUp(_)), "{code}: a first leg must be right");
+            assert!(
+                matches!(plan.poll(now), Action::GiveUp(_)),
+                "{code}: a first leg must be right"
+            );
         }
     }
 

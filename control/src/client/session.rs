@@ -107,7 +107,7 @@ impl ClientSession {
         self.0.held.udp.transport()
     }
 
-    /// Every move to another transport from now on.
+    /// Every move to another transport from now on; a pause is one to [`PAUSED`](crate::udp::PAUSED).
     #[must_use]
     pub fn moves(&self) -> broadcast::Receiver<PathMove> {
         self.0.held.udp.watch()

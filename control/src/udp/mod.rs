@@ -13,6 +13,7 @@ use std::ops::RangeInclusive;
 
 use tokio::sync::watch;
 
+pub use session::PAUSED;
 pub use switchback_shortpath::path::{Network, NetworkFilter};
 
 /// The agent's fixed UDP port, when it is asked to have one: the one that the reference uses for managed networks.

@@ -30,6 +30,9 @@ const DIRECT_LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Silence after which a session without standby has another leg dialled: nothing helps it until that is there.
 const COLD_SUSPECT_AFTER: Duration = Duration::from_millis(300);
 
+/// Where a session goes that nothing carries, in the words of [`SessionUdp::watch`].
+pub const PAUSED: &str = "paused";
+
 /// What an end knows and does about a session's UDP.
 #[derive(Debug)]
 pub(crate) struct SessionUdp {
@@ -38,6 +41,8 @@ pub(crate) struct SessionUdp {
     started: Instant,
     search: Mutex<Search>,
     moves: broadcast::Sender<PathMove>,
+    /// Since when nothing carries the session, if it was carried before.
+    paused: Mutex<Option<Instant>>,
     /// Our address at this session's relay, for the other end.
     relayed: watch::Sender<Option<Candidate>>,
 }
@@ -70,7 +75,8 @@ impl SessionUdp {
     pub(crate) fn new(transport: TransportPolicy, reach: Option<Reach>) -> Arc<Self> {
         let (moves, search) = (broadcast::Sender::new(MOVES_WAITING), Mutex::default());
         let (started, relayed) = (Instant::now(), watch::Sender::new(None));
-        Arc::new(Self { transport, reach, started, search, moves, relayed })
+        let paused = Mutex::default();
+        Arc::new(Self { transport, reach, started, search, moves, paused, relayed })
     }
 
     /// What may carry the session.
@@ -78,7 +84,7 @@ impl SessionUdp {
         self.transport
     }
 
-    /// Every move from now on.
+    /// Every move from now on, and every pause: a move to [`PAUSED`] and one back.
     pub(crate) fn watch(&self) -> broadcast::Receiver<PathMove> {
         self.moves.subscribe()
     }
@@ -208,6 +214,32 @@ impl SessionUdp {
         // Nobody may be watching.
         let _ = self.moves.send(moved.clone());
         moved
+    }
+
+    /// Nothing carries the session any more.
+    pub(crate) fn pause(&self) {
+        *lock(&self.paused) = Some(Instant::now());
+        self.tell(None, PAUSED, "no_path", Duration::ZERO);
+    }
+
+    /// Something carries the session, for the first time or again.
+    pub(crate) fn resume(&self, session: &SessionHandle) {
+        let Some(since) = lock(&self.paused).take() else { return };
+        if let Some(leg) = session.stats().leg {
+            self.tell(Some(PAUSED), leg.label(), "resumed", since.elapsed());
+        }
+    }
+
+    fn tell(&self, from: Option<&str>, to: &str, cause: &str, stall: Duration) {
+        // Nobody may be watching.
+        let _ = self.moves.send(PathMove {
+            at_ms: saturated(self.started.elapsed().as_millis()),
+            from: from.map(str::to_owned),
+            to: to.to_owned(),
+            cause: cause.to_owned(),
+            stall_us: saturated(stall.as_micros()),
+            rtt_us: None,
+        });
     }
 
     fn in_words(&self, moved: &MoveStats) -> PathMove {

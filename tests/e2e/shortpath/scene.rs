@@ -1,6 +1,7 @@
 //! A whole installation in a lab: the server on the internet, the agent and the client behind their NATs.
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use serde_json::Value;
 use switchback_bench::lab::{self, Lab};
 use tempfile::TempDir;
 
-use crate::support::{Bytes, EchoTarget, Output, Process, eventually, switchback};
+use crate::support::{Bytes, EchoTarget, Output, Process, Sshd, eventually, switchback};
 
 /// Where the server listens: the gateway's own port, as users will have it.
 const SERVER: &str = "192.0.2.1:443";
@@ -19,6 +20,7 @@ pub(super) struct Scene {
     _agent: Process,
     login: String,
     home: TempDir,
+    sshd: Option<Sshd>,
     /// Environment of both ends.
     ends: &'static [(&'static str, &'static str)],
     pub(super) lab: Lab,
@@ -33,7 +35,12 @@ impl Scene {
 
     /// As [`Self::start`], with options on the resource (`;udp=off`).
     pub(super) fn with_resource(topology: &str, options: &str) -> Option<Self> {
-        Self::build(topology, options, &[], &[])
+        Self::build(topology, options, &[], &[], false)
+    }
+
+    /// As [`Self::start`], with an SSH server beside the agent as resource `ssh`; `None` also where OpenSSH is missing.
+    pub(super) fn with_sshd(topology: &str) -> Option<Self> {
+        Self::build(topology, "", &[], &[], true).filter(|scene| scene.sshd.is_some())
     }
 
     /// As [`Self::start`], with these environment variables for agent and client.
@@ -41,12 +48,12 @@ impl Scene {
         topology: &str,
         ends: &'static [(&'static str, &'static str)],
     ) -> Option<Self> {
-        Self::build(topology, "", ends, &[])
+        Self::build(topology, "", ends, &[], false)
     }
 
     /// As [`Self::start`], with these alternate STUN addresses at the gateway.
     pub(super) fn with_alternates(topology: &str, alternates: &[&str]) -> Option<Self> {
-        Self::build(topology, "", &[], alternates)
+        Self::build(topology, "", &[], alternates, false)
     }
 
     fn build(
@@ -54,6 +61,7 @@ impl Scene {
         options: &str,
         ends: &'static [(&'static str, &'static str)],
         alternates: &[&str],
+        with_sshd: bool,
     ) -> Option<Self> {
         if lab::skip(lab::unavailable()) {
             return None;
@@ -65,17 +73,27 @@ impl Scene {
         let ready = server.first_json();
         let text = |key: &str| ready[key].as_str().expect("a text").to_owned();
         let target = lab.host("agent").enter(EchoTarget::start).expect("the agent's host");
+        // A host of its own: its loopback has nobody else.
+        let address = "127.0.0.1:22".parse().expect("an address");
+        let sshd = with_sshd
+            .then(|| Sshd::start_with(home.path(), address, |it| lab.host("agent").spawn(it)))
+            .flatten();
         let agent = run(&lab, "agent", &home, |command| {
             command.args(["agent", "--name", "box", "--join", &text("join"), "--resource"]);
             command.arg(target.resource_with("echo", options));
+            if let Some(sshd) = &sshd {
+                command.args(["--resource", &sshd.resource]);
+            }
             command.envs(ends.iter().copied());
         });
         let login = text("login");
         let scene =
-            Self { server: Mutex::new(Some(server)), _agent: agent, login, home, ends, lab };
+            Self { server: Mutex::new(Some(server)), _agent: agent, login, home, sshd, ends, lab };
         eventually("the resource to be online", Duration::from_secs(20), || {
             let feed = scene.ask(&["resources"]).json();
-            feed.as_array()?.iter().any(|line| line["online"] == true).then_some(())
+            let resources = feed.as_array()?;
+            let all = !resources.is_empty() && resources.iter().all(|line| line["online"] == true);
+            all.then_some(())
         });
         Some(scene)
     }
@@ -99,6 +117,28 @@ impl Scene {
         let ready = process.first_json();
         let listen = ready["listen"].as_str().expect("an address").parse().expect("an address");
         Session { scene: self, process, listen }
+    }
+
+    /// A running `scp` in the client's host, to the resource `ssh`, of this many kbit/s at most.
+    pub(super) fn scp(&self, rate: u32, from: &Path, to: &Path) -> Process {
+        let sshd = self.sshd.as_ref().expect("an SSH server");
+        let mut command = sshd.command("scp", self.home.path(), &self.login);
+        command.args(["-l", &rate.to_string()]).arg(from).arg(format!("box:{}", to.display()));
+        Process::start_with(command, |command| self.lab.host("client").spawn(command))
+    }
+
+    pub(super) fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Waits until this label carries every session.
+    pub(super) fn expect_all(&self, count: usize, label: &str) {
+        eventually(label, Duration::from_secs(20), || {
+            let sessions = self.ask(&["sessions"]).ok().json();
+            let sessions = sessions.as_array()?;
+            let there = sessions.iter().filter(|session| session["transport"] == label).count();
+            (there == count && sessions.len() == count).then_some(())
+        });
     }
 
     pub(super) fn kill_server(&self) {

@@ -1,11 +1,12 @@
 //! What happens to paths while applications run: every byte arrives once, in order, and the session goes on.
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::scene::{Scene, bulk, echo};
-use crate::support::eventually;
+use crate::support::{Bytes, eventually, sha256};
 
 const PAIR: &str = "pair:client-link=delay=10ms,agent-link=delay=10ms";
 const DIRECT: &str = "UDP (Shortpath)";
@@ -140,6 +141,39 @@ fn a_gateway_that_is_killed_is_not_missed_by_a_direct_session() {
         scene.restart_server();
         scene.expect_transport(DIRECT);
     });
+}
+
+#[test]
+fn scp_and_an_echo_survive_drop_rebinding_roaming_and_restart_with_equal_hashes() {
+    const SIZE: usize = 64 * MIB;
+    // 40 Mbit/s: slow enough that everything falls into the transfer.
+    const RATE: u32 = 40_000;
+    let Some(scene) = Scene::with_sshd(PAIR) else { return };
+    let session = scene.connect();
+    let mut stream = session.dial();
+    let (here, there) = (scene.home().join("here"), scene.home().join("there"));
+    let mut content = vec![0; SIZE];
+    Bytes::seeded(4).fill(&mut content);
+    fs::write(&here, &content).unwrap();
+    echo(&mut stream, 100, 20);
+    let mut copy = scene.scp(RATE, &here, &there);
+    let measured = thread::spawn(move || echo(&mut stream, 100, 1_200));
+    scene.expect_all(2, DIRECT);
+    let nat = scene.lab.nat("client-nat");
+    nat.block("udp=drop").unwrap();
+    scene.expect_all(2, TCP);
+    nat.block("udp=allow").unwrap();
+    nat.rebind(None).unwrap();
+    scene.expect_all(2, DIRECT);
+    scene.lab.host("client").readdress("192.168.1.2/24", "192.168.1.77/24").unwrap();
+    thread::sleep(Duration::from_secs(1));
+    scene.kill_server();
+    thread::sleep(Duration::from_secs(1));
+    scene.restart_server();
+    assert!(!copy.has_ended(), "all of it fell into the copy: {}", copy.stderr());
+    assert_eq!(copy.wait(Duration::from_secs(120)), 0, "{}", copy.stderr());
+    assert_eq!(sha256(&here), sha256(&there));
+    measured.join().expect("the echo ends well");
 }
 
 #[test]

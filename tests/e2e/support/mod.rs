@@ -3,15 +3,20 @@ mod bed;
 mod busy;
 mod process;
 mod proxy;
+mod sshd;
 mod targets;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
 
 pub(crate) use bed::{Bed, IOS, Io};
 pub(crate) use busy::{BusyPairs, BusySessions, Pair};
 pub(crate) use process::{Output, Process, switchback, switchback_at};
 pub(crate) use proxy::FreezingProxy;
+pub(crate) use sshd::Sshd;
 pub(crate) use targets::{EchoTarget, HangingTarget, SinkTarget};
 
 /// Waits until `probe` gives a value, and says what it waited for when it does not.
@@ -28,6 +33,14 @@ pub(crate) fn eventually<T>(
         assert!(Instant::now() < deadline, "waited {limit:?} in vain for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// The hash of a file's content.
+pub(crate) fn sha256(path: &Path) -> String {
+    let mut file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut hasher = Sha256::new();
+    std::io::copy(&mut file, &mut hasher).unwrap();
+    format!("{:x}", hasher.finalize())
 }
 
 /// The path of a program, or `None` after printing that the test is skipped. In CI as root, where scripts/test installs

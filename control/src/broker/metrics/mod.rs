@@ -13,6 +13,7 @@ use switchback_engine::{LegSide, Metrics};
 use self::text::Page;
 use crate::api::SessionState;
 use crate::broker::app::App;
+use crate::broker::clock;
 use crate::broker::counters::PerCode;
 use crate::broker::http::Admin;
 
@@ -45,6 +46,12 @@ fn process(page: &mut Page, app: &App) {
     .sample(&labels, 1);
     let uptime = app.started.elapsed().as_secs_f64();
     page.single("switchback_uptime_seconds", "gauge", "Since the broker started.", uptime);
+    page.single(
+        "switchback_wall_clock_set_by_seconds",
+        "gauge",
+        "How far the wall clock was set since the start; tickets do not follow it.",
+        clock::wall_clock_set_by(),
+    );
 }
 
 /// Codes never seen are left out; a code's series starts at its first occurrence.
