@@ -24,6 +24,8 @@ const RTT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the other end may take to hear that the session is over: a person waits for the prompt.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 const RTT_POLL: Duration = Duration::from_millis(20);
+/// Pause after a failed accept: out of descriptors, as a rule, and one must be closed first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Reach a resource by a local port or standard input and output.
 ///
@@ -31,13 +33,15 @@ const RTT_POLL: Duration = Duration::from_millis(20);
 /// address that sends becomes a flow of datagrams, forgotten after two minutes of silence. One line tells each change of
 /// transport: to what, its round trip, and why. With --stdio, one channel runs
 /// over standard input and output, for ssh's ProxyCommand; nothing else is printed there. If the network or the
-/// gateway goes away, connections pause and go on where they stopped.
+/// gateway goes away, connections pause and go on where they stopped. With --on-demand a session lasts only as long as it
+/// is used, and the next is held ready, so that its first byte waits for nothing but one round trip.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   switchback connect web --listen 127.0.0.1:8080      then: curl http://127.0.0.1:8080/
   switchback connect game --listen 127.0.0.1:9000     a UDP service
   switchback connect db --listen 127.0.0.1:0 --json   one line says which port it became
+  switchback connect rdp --listen 127.0.0.1:3389 --on-demand 5m     a session while it is used
   ssh -o ProxyCommand='switchback connect ssh --stdio -q' user@ssh")]
 pub(crate) struct ConnectArgs {
     /// Resource, from `switchback resources`
@@ -53,6 +57,10 @@ pub(crate) struct ConnectArgs {
     /// Carry one connection over standard input and output
     #[arg(long)]
     stdio: bool,
+    /// Begin a session with the first connection and end it after TIME without any; the next connection begins another.
+    /// One is held ready, which shows nowhere and counts for nothing until it is used
+    #[arg(long, value_name = "TIME", requires = "listen", value_parser = humantime::parse_duration)]
+    on_demand: Option<Duration>,
     /// How long to keep trying before a temporary refusal is reported
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = humantime::parse_duration)]
     start_timeout: Duration,
@@ -93,6 +101,12 @@ struct Status {
 pub(crate) async fn run(args: ConnectArgs, global: &Global) -> Result<(), Fault> {
     let invite = account::invite(global)?;
     let mut stop = Stop::listen()?;
+    if let (Some(idle), Some(address)) = (args.on_demand, args.listen) {
+        return tokio::select! {
+            ended = on_demand(&args, invite, (address, idle), global) => ended,
+            () = stop.wait() => Ok(()),
+        };
+    }
     let opening = open(&args, invite);
     let (port, session) = tokio::select! {
         opened = opening => opened?,
@@ -137,14 +151,8 @@ async fn open(args: &ConnectArgs, invite: Invite) -> Result<(Port, ClientSession
         }
         None => None,
     };
-    let options = ClientOptions {
-        start_within: args.start_timeout,
-        session: SessionConfig { resume_window: args.resume_window, ..SessionConfig::default() },
-        udp: args.udp.options(),
-        // This process opens one session.
-        ready_max: 0,
-    };
-    let client = Client::connect_with(invite, options).await?;
+    // This process opens one session.
+    let client = Client::begin(invite, options(args, 0))?;
     let session = client.open(&args.name).await?;
     let port = match (ports, session.kind()) {
         (Some((tcp, _)), ResourceKind::Tcp) => tcp.map(Port::Tcp),
@@ -162,6 +170,58 @@ async fn open(args: &ConnectArgs, invite: Invite) -> Result<(Port, ClientSession
     }
 }
 
+fn options(args: &ConnectArgs, ready_max: usize) -> ClientOptions {
+    ClientOptions {
+        start_within: args.start_timeout,
+        session: SessionConfig { resume_window: args.resume_window, ..SessionConfig::default() },
+        udp: args.udp.options(),
+        ready_max,
+    }
+}
+
+/// A session whenever there are connections.
+async fn on_demand(
+    args: &ConnectArgs,
+    invite: Invite,
+    (address, idle): (SocketAddr, Duration),
+    global: &Global,
+) -> Result<(), Fault> {
+    let listener = bind(address).await?;
+    let client = Client::connect_with(invite, options(args, 1)).await?;
+    client.prepare(&args.name);
+    announce_waiting(&args.name, &listener, global)?;
+    loop {
+        let first = match listener.accept().await {
+            Ok((first, _)) => first,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a local connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let session = match client.open(&args.name).await {
+            Ok(session) => session,
+            // The next connection may fare better.
+            Err(fault) if fault.code.is_temporary() => {
+                tracing::warn!(%fault, "local connection turned away");
+                continue;
+            }
+            Err(fault) => return Err(fault),
+        };
+        if session.kind() != ResourceKind::Tcp {
+            return Err(Code::UsageInvalid
+                .because(format!("{} is a UDP service: use --listen alone", args.name)));
+        }
+        let moves = session.moves();
+        let used = session.forward_while_used(first, &listener, idle);
+        let outcome =
+            while_told(used, tell(&session, moves, &args.name, listener.local_addr().ok(), global))
+                .await;
+        tokio::spawn(async move { timeout(CLOSE_PATIENCE, session.close()).await });
+        outcome?;
+    }
+}
+
 async fn carry(
     session: &ClientSession,
     port: Port,
@@ -169,13 +229,7 @@ async fn carry(
     global: &Global,
 ) -> Result<(), Fault> {
     let local = port.address();
-    let mut moves = session.moves();
-    let tell = async {
-        let status = status(session, resource, local).await;
-        announce(&status, global)?;
-        let since = since(&mut moves, status.transport.as_deref());
-        tell_moves(since, moves, &status, global).await
-    };
+    let tell = tell(session, session.moves(), resource, local, global);
     let work = async {
         match port {
             Port::Tcp(listener) => session.forward(listener).await,
@@ -183,13 +237,34 @@ async fn carry(
             Port::Stdio => session.stdio().await,
         }
     };
+    while_told(work, tell).await
+}
+
+/// The application's bytes neither wait for the status nor, if they are few, does the end.
+async fn while_told(
+    work: impl Future<Output = Result<(), Fault>>,
+    tell: impl Future<Output = Result<(), Fault>>,
+) -> Result<(), Fault> {
     tokio::pin!(work);
-    // The application's bytes neither wait for the status nor, if they are few, does the end.
     tokio::select! {
         told = tell => told?,
         ended = &mut work => return ended,
     }
     work.await
+}
+
+/// The session's status, then its moves until it is over.
+async fn tell(
+    session: &ClientSession,
+    mut moves: broadcast::Receiver<PathMove>,
+    resource: &str,
+    local: Option<SocketAddr>,
+    global: &Global,
+) -> Result<(), Fault> {
+    let status = status(session, resource, local).await;
+    announce(&status, global)?;
+    let since = since(&mut moves, status.transport.as_deref());
+    tell_moves(since, moves, &status, global).await
 }
 
 /// One line for each change of transport from what the status told, until the session is over.
@@ -285,6 +360,27 @@ fn announce(status: &Status, global: &Global) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Nobody uses a session yet.
+#[derive(Debug, Serialize)]
+struct Waiting<'a> {
+    resource: &'a str,
+    listen: Option<SocketAddr>,
+    session: Option<String>,
+}
+
+fn announce_waiting(resource: &str, listener: &TcpListener, global: &Global) -> Result<(), Fault> {
+    let listen = listener.local_addr().ok();
+    if global.json {
+        return output::json(&Waiting { resource, listen, session: None });
+    }
+    if let Some(listen) = listen.filter(|_| global.quiet == 0) {
+        output::note(&format!(
+            "listening on {listen}, forwarding to {resource}\n  a session begins with the first connection"
+        ));
+    }
+    Ok(())
+}
+
 fn in_words(status: &Status) -> String {
     let Status { resource, session, agent, .. } = status;
     let place = match status.listen {
@@ -367,6 +463,8 @@ mod tests {
         assert!(!parse(&[]));
         assert!(!parse(&["--stdio", "--listen", "127.0.0.1:0"]));
         assert!(!parse(&["--listen", "8080"]));
+        assert!(parse(&["--listen", "127.0.0.1:0", "--on-demand", "5m"]));
+        assert!(!parse(&["--stdio", "--on-demand", "5m"]), "there is one connection");
     }
 
     #[test]

@@ -29,6 +29,12 @@ pub const AGENT_LINK: &str = "/v1/link/agent";
 pub const CLIENT_LINK: &str = "/v1/link/client";
 /// Largest message in bytes. The largest honest one, an agent's register with 100 resources, is about 16 KiB.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// Header of a client's request for a link: its first message, JSON in base64url, so that the answer comes right behind the
+/// link. A broker that took the message says so by the same header in its answer; otherwise it is to be sent on the link.
+pub const FIRST_WORD: &str = "switchback-first-word";
+/// Longest message that travels so: with the rest of the request it fits a head of 16 KiB. A wish for a session with 32
+/// candidates is about 4 KiB.
+pub const FIRST_WORD_BYTES_MAX: usize = 8 * 1024;
 
 /// Names a session. Chosen by the broker, stable over all legs and restarts. 12 lower-case base32 characters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -26,7 +26,7 @@ use crate::code::{Code, Fault};
 use crate::dial::BrokerAddress;
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, register_grants};
-use crate::link::{self, Doubt, LinkEvent};
+use crate::link::{self, Doubt, FirstWord, LinkEvent};
 use crate::udp::reach::Reach;
 use crate::udp::{self, UdpOptions};
 use crate::wire::{
@@ -151,8 +151,10 @@ pub async fn run_with(
     let link_stop = CancellationToken::new();
     let (sender, mut events) = mpsc::channel(EVENTS_MAX);
     let (invite, linking) = (config.invite, link_stop.clone());
-    let link =
-        tokio::spawn(async move { link::run(&invite, AGENT_LINK, sender, doubt, linking).await });
+    let link = tokio::spawn(async move {
+        let nothing = FirstWord::default();
+        link::run(&invite, AGENT_LINK, sender, doubt, nothing, linking).await
+    });
     let mut tick = interval(REPORT_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = loop {

@@ -13,7 +13,7 @@ use crate::code::{Code, Fault};
 use crate::dial::leg::Ahead;
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, figures};
-use crate::link::{self, Doubt, LinkEvent};
+use crate::link::{self, Doubt, FirstWord, LinkEvent};
 use crate::udp;
 use crate::udp::reach::Reach;
 use crate::udp::session::SessionUdp;
@@ -69,7 +69,9 @@ pub(super) struct Desk {
     home: String,
     link: watch::Sender<LinkState>,
     doubt: Doubt,
-    requests: Mutex<HashMap<u64, oneshot::Sender<Result<ToClient, Fault>>>>,
+    /// A request that goes along with the one for the link.
+    first: FirstWord<FromClient>,
+    requests: Mutex<HashMap<u64, Waiting>>,
     next_request: AtomicU64,
     sessions: Mutex<HashMap<SessionId, Live>>,
     /// Candidates for sessions that are not admitted yet; the oldest go.
@@ -87,6 +89,7 @@ impl Desk {
             home,
             link: watch::Sender::new(LinkState::Down(None)),
             doubt: Doubt::default(),
+            first: FirstWord::default(),
             requests: Mutex::default(),
             // 0 is the broker's for "no request".
             next_request: AtomicU64::new(1),
@@ -124,26 +127,44 @@ impl Desk {
         self.doubt.raise();
     }
 
-    /// Asks the broker and waits for the answer: for the link to come up as long as it takes, then 10 s.
+    /// Asks the broker and waits for the answer: for the link to come up as long as it takes, then 10 s. What is asked
+    /// while there is no link travels with the request for one, if nothing else does; `message` is called when it leaves.
     ///
     /// # Errors
     /// The broker's refusal; [`Code::BrokerUnreachable`] if the link breaks or falls silent; [`Code::RateLimited`] if too
     /// many requests are in flight; the link's final fault.
     pub(super) async fn ask(
         &self,
-        message: impl FnOnce(u64) -> FromClient,
+        message: impl Fn(u64) -> FromClient + Send + Sync + 'static,
     ) -> Result<ToClient, Fault> {
-        let queue = self.up().await?;
-        let (request, answer) = self.enlist()?;
         let unreachable = |detail| Code::BrokerUnreachable.because(detail);
-        if queue.send(message(request.number)).await.is_err() {
-            return Err(unreachable("the link to the broker broke"));
+        let (request, mut answer) = self.enlist()?;
+        let number = request.number;
+        let message = Arc::new(move || message(number));
+        let ahead = !self.is_up() && self.first.offer(number, message.clone());
+        request.set(if ahead { Stage::Ahead } else { Stage::Waits });
+        let answered = |answer: Result<_, _>| {
+            answer.unwrap_or_else(|_| Err(unreachable("the link to the broker broke")))
+        };
+        let queue = tokio::select! {
+            biased;
+            answer = &mut answer => return answered(answer),
+            queue = self.up() => queue?,
+        };
+        if !ahead || self.first.withdraw(number) {
+            request.set(Stage::Sent);
+            if queue.send(message()).await.is_err() {
+                return Err(unreachable("the link to the broker broke"));
+            }
         }
         match timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(unreachable("the link to the broker broke")),
+            Ok(answer) => answered(answer),
             Err(_) => Err(unreachable("the broker did not answer in time")),
         }
+    }
+
+    fn is_up(&self) -> bool {
+        matches!(&*self.link.borrow(), LinkState::Up(_))
     }
 
     /// Waits for the link to be up.
@@ -163,8 +184,8 @@ impl Desk {
             return Err(Code::RateLimited.because("too many requests wait for the broker"));
         }
         let number = self.next_request.fetch_add(1, Ordering::Relaxed);
-        let (sender, answer) = oneshot::channel();
-        requests.insert(number, sender);
+        let (answered, answer) = oneshot::channel();
+        requests.insert(number, Waiting { answered, stage: Stage::Waits });
         Ok((Request { desk: self, number }, answer))
     }
 
@@ -219,7 +240,8 @@ impl Desk {
     /// Runs the desk until `stop`, or until the link is over.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken, reach: Option<Reach>) {
         let (sender, mut events) = mpsc::channel(EVENTS_MAX);
-        let link = link::run(&self.invite, CLIENT_LINK, sender, self.doubt.clone(), stop);
+        let (doubt, first) = (self.doubt.clone(), self.first.clone());
+        let link = link::run(&self.invite, CLIENT_LINK, sender, doubt, first, stop);
         tokio::pin!(link);
         let mut reporter = Reporter::default();
         let mut tick = interval(REPORT_INTERVAL);
@@ -229,6 +251,7 @@ impl Desk {
             tokio::select! {
                 ended = &mut link => {
                     let fault = ended.err().unwrap_or_else(|| Code::SessionClosed.into());
+                    // Those that wait for the link see that.
                     self.link.send_replace(LinkState::Over(fault.clone()));
                     return self.fail_requests(&fault);
                 }
@@ -252,6 +275,7 @@ impl Desk {
         match event {
             LinkEvent::Up(queue) => {
                 reporter.link_up();
+                tracing::debug!("signed in");
                 self.link.send_replace(LinkState::Up(queue));
                 self.report(reporter);
                 self.tell_relays();
@@ -299,7 +323,7 @@ impl Desk {
     fn answer(&self, request: u64, answer: Result<ToClient, Fault>) {
         let waiting = lock(&self.requests).remove(&request);
         let unwanted = match waiting {
-            Some(waiting) => match waiting.send(answer) {
+            Some(waiting) => match waiting.answered.send(answer) {
                 Ok(()) => return,
                 Err(answer) => answer,
             },
@@ -356,10 +380,17 @@ impl Desk {
         }
     }
 
+    /// The link is gone, and with it what was asked on it; the rest waits for the next one.
     fn fail_requests(&self, fault: &Fault) {
-        for (_, waiting) in lock(&self.requests).drain() {
+        let waits = self.first.number();
+        let asked = |number: u64, stage| match stage {
+            Stage::Waits => false,
+            Stage::Ahead => waits != Some(number),
+            Stage::Sent => true,
+        };
+        for (_, waiting) in lock(&self.requests).extract_if(|number, it| asked(*number, it.stage)) {
             // The asker may have left.
-            let _ = waiting.send(Err(fault.clone()));
+            let _ = waiting.answered.send(Err(fault.clone()));
         }
     }
 
@@ -384,14 +415,40 @@ impl Desk {
 
 type Answer = oneshot::Receiver<Result<ToClient, Fault>>;
 
+/// Who waits for an answer.
+struct Waiting {
+    answered: oneshot::Sender<Result<ToClient, Fault>>,
+    stage: Stage,
+}
+
+/// Where a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It waits for the link.
+    Waits,
+    /// It is the first word, or was.
+    Ahead,
+    /// It was sent on the link.
+    Sent,
+}
+
 /// A request in flight; it is forgotten when its asker leaves.
 struct Request<'desk> {
     desk: &'desk Desk,
     number: u64,
 }
 
+impl Request<'_> {
+    fn set(&self, stage: Stage) {
+        if let Some(waiting) = lock(&self.desk.requests).get_mut(&self.number) {
+            waiting.stage = stage;
+        }
+    }
+}
+
 impl Drop for Request<'_> {
     fn drop(&mut self) {
+        self.desk.first.withdraw(self.number);
         lock(&self.desk.requests).remove(&self.number);
     }
 }

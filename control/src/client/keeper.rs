@@ -19,9 +19,7 @@ use crate::code::{Code, Fault};
 use crate::dial::leg::{self, Ahead};
 use crate::reason;
 use crate::udp::session::{SessionUdp, Wanted};
-use crate::wire::{
-    Candidate, FromClient, LegTicket, SealedGrant, SessionId, Standby, ToClient, UdpAccess,
-};
+use crate::wire::{FromClient, LegTicket, SealedGrant, SessionId, Standby, ToClient, UdpAccess};
 
 /// From our close to the session layer's last word: it gives its own CLOSE 2 s.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -229,7 +227,7 @@ impl Keeper {
                 Some(first) => first,
                 None => {
                     let ahead = desk.dial_ahead();
-                    let (ticket, access) = ask_ticket(&desk, grant, udp.candidates()).await?;
+                    let (ticket, access) = ask_ticket(&desk, grant, udp.clone()).await?;
                     if let Some(access) = access {
                         udp.begin(wanted, *access, &session);
                     }
@@ -270,9 +268,13 @@ type Answer = (LegTicket, Option<Box<UdpAccess>>);
 async fn ask_ticket(
     desk: &Desk,
     grant: SealedGrant,
-    udp: Option<Vec<Candidate>>,
+    udp: Arc<SessionUdp>,
 ) -> Result<Answer, Fault> {
-    match desk.ask(|request| FromClient::Leg { request, grant, udp }).await? {
+    let leg = move |request| {
+        let (grant, udp) = (grant.clone(), udp.candidates());
+        FromClient::Leg { request, grant, udp }
+    };
+    match desk.ask(leg).await? {
         ToClient::Leg { ticket, udp, .. } => Ok((ticket, udp)),
         _ => Err(Code::MessageMalformed.because("the broker answered another question")),
     }

@@ -15,7 +15,7 @@ mod stdio;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
@@ -95,14 +95,30 @@ impl Client {
     /// At once: [`Code::InviteInvalid`], [`Code::BrokerPinMismatch`], [`Code::TokenInvalid`], [`Code::TokenRevoked`].
     /// After [`ClientOptions::start_within`]: the last attempt's fault, as a rule [`Code::BrokerUnreachable`].
     pub async fn connect_with(invite: Invite, options: ClientOptions) -> Result<Self, Fault> {
+        let client = Self::begin(invite, options)?;
+        client.signed_in().await?;
+        Ok(client)
+    }
+
+    /// Begins to sign in and does not wait for it: the first [`Client::open`] travels with the request for the link, which
+    /// saves it a round trip, and tells what keeps the link from coming. Call within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Code::InviteInvalid`], [`Code::UdpUnavailable`].
+    pub fn begin(invite: Invite, options: ClientOptions) -> Result<Self, Fault> {
         let home = BrokerAddress::of(&invite)?.host_port();
         let reach = Reach::start(&options.udp, &home)?;
         let stop = CancellationToken::new();
         let guard = Arc::new(stop.clone().drop_guard());
         let desk = Desk::new(invite, home);
-        let mut link = desk.link();
         tokio::spawn(desk.clone().run(stop, reach.clone()));
-        let deadline = Instant::now() + options.start_within;
+        let shelf = Arc::new(Shelf::new(options.ready_max));
+        Ok(Self { desk, options, guard, reach, shelf })
+    }
+
+    async fn signed_in(&self) -> Result<(), Fault> {
+        let deadline = Instant::now() + self.options.start_within;
+        let mut link = self.desk.link();
         let known = async {
             match link.wait_for(|state| !matches!(state, LinkState::Down(_))).await.as_deref() {
                 Ok(LinkState::Over(fault)) => Err(fault.clone()),
@@ -110,10 +126,7 @@ impl Client {
                 Err(_) => Err(Code::Internal.because("the link's task is gone")),
             }
         };
-        timeout_at(deadline, known).await.unwrap_or_else(|_| Err(last_fault(&desk.link())))?;
-        tracing::debug!("signed in");
-        let shelf = Arc::new(Shelf::new(options.ready_max));
-        Ok(Self { desk, options, guard, reach, shelf })
+        timeout_at(deadline, known).await.unwrap_or_else(|_| Err(last_fault(&self.desk.link())))
     }
 
     /// Has a session to `resource` held ready, ahead of its first use. Does not wait for it.
@@ -175,22 +188,23 @@ impl Client {
         let key = PublicKey(BASE64URL_NOPAD.encode(&key.public()));
         let mut backoff = Backoff::new(OPEN_BACKOFF_FIRST, OPEN_BACKOFF_CAP);
         loop {
-            let (resource, key) = (resource.to_owned(), key.clone());
-            let told = self.reach.as_ref().map(Reach::candidates);
-            let udp = told.clone();
-            let open = |request| FromClient::Open {
-                request,
-                protocol: PROTOCOL,
-                resource,
-                key,
-                udp,
-                purpose,
-                ready,
+            let (resource, key, reach) = (resource.to_owned(), key.clone(), self.reach.clone());
+            let told = Arc::new(Mutex::new(None));
+            let telling = told.clone();
+            let open = move |request| {
+                tracing::debug!("session asked for");
+                let udp = reach.as_ref().map(Reach::candidates);
+                telling.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&udp);
+                let (resource, key) = (resource.clone(), key.clone());
+                FromClient::Open { request, protocol: PROTOCOL, resource, key, udp, purpose, ready }
             };
             let ahead = self.desk.dial_ahead();
             let answer = timeout_at(start_by, self.desk.ask(open)).await;
             let fault = match answer.unwrap_or_else(|_| Err(last_fault(&self.desk.link()))) {
-                Ok(answer) => return Ok((Granted::of(answer, told)?, ahead)),
+                Ok(answer) => {
+                    let told = told.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    return Ok((Granted::of(answer, told)?, ahead));
+                }
                 Err(fault) => fault,
             };
             let again = Instant::now() + backoff.pause(rand::random());

@@ -159,6 +159,7 @@ impl Owner {
             drop(client);
             let gone = match made {
                 Ok(session) => {
+                    tracing::debug!(resource, session = %session.id(), "a session is ready");
                     let phase = session.phase();
                     self.put(resource, Some(session));
                     self.watch(resource, phase, taken).await

@@ -10,6 +10,7 @@ use switchback_shortpath::{
 };
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::DropGuard;
 
@@ -170,6 +171,40 @@ impl ClientSession {
         }
     }
 
+    /// As [`Self::forward`], beginning with a connection that was accepted already, until there was none for `idle`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub async fn forward_while_used(
+        &self,
+        first: TcpStream,
+        listener: &TcpListener,
+        idle: Duration,
+    ) -> Result<(), Fault> {
+        let mut carried = JoinSet::new();
+        let mut next = Some(first);
+        loop {
+            if let Some(carrying) = next.take().and_then(|stream| self.carrying(stream)) {
+                carried.spawn(carrying);
+            }
+            tokio::select! {
+                fault = self.closed() => {
+                    let ours = self.0.closing.load(Ordering::Relaxed);
+                    return if ours { Ok(()) } else { Err(fault) };
+                }
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => next = Some(stream),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a local connection");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(_) = carried.join_next() => {}
+                () = sleep(idle), if carried.is_empty() => return Ok(()),
+            }
+        }
+    }
+
     /// Carries every address that sends to `socket` as a flow of datagrams until the session is over.
     ///
     /// # Errors
@@ -242,6 +277,13 @@ impl ClientSession {
     }
 
     fn carry(&self, stream: TcpStream) {
+        if let Some(carrying) = self.carrying(stream) {
+            tokio::spawn(carrying);
+        }
+    }
+
+    /// What carries a connection until its end; `None` if it was turned away.
+    fn carrying(&self, stream: TcpStream) -> Option<impl Future<Output = ()> + Send + use<>> {
         let channel = match tcp::tune(&stream) {
             Ok(()) => self.open_channel(),
             Err(error) => Err(Code::Internal.because(error.to_string())),
@@ -250,15 +292,16 @@ impl ClientSession {
             Ok(channel) => channel,
             Err(fault) => {
                 tracing::warn!(session = %self.0.held.id, %fault, "local connection turned away");
-                return reset(&stream);
+                reset(&stream);
+                return None;
             }
         };
         let (id, phase) = (self.0.held.id.clone(), self.0.phase.clone());
-        tokio::spawn(async move {
+        Some(async move {
             if let Err(fault) = fault_of(carry(channel, stream).await, &phase) {
                 tracing::warn!(session = %id, %fault, "connection ended early");
             }
-        });
+        })
     }
 
     /// The end of standard input and output; when the session ended with the channel, the session's reason.

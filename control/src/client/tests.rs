@@ -259,3 +259,61 @@ async fn candidates_that_come_before_their_session_is_admitted_are_held_for_it()
     timeout(PATIENCE, asked).await.expect("it looks there");
     opening.abort();
 }
+
+#[tokio::test]
+async fn a_client_that_opens_at_once_asks_with_its_request_for_the_link() {
+    let broker = FakeBroker::start().await;
+    let invite = broker.invite(InviteKind::Login);
+    let options = ClientOptions { ready_max: 0, ..ClientOptions::default() };
+    let client = Client::begin(invite, options).unwrap();
+    let refused = tokio::spawn({
+        let client = client.clone();
+        async move { client.open("ssh").await.map(drop).unwrap_err() }
+    });
+    // What it takes for its gateway is dialled as well; only the link shakes hands.
+    let stream = loop {
+        if let Some(stream) = broker.accept().await {
+            break stream;
+        }
+    };
+    let (mut link, word) = FakeBroker::upgrade_with_word::<FromClient>(stream).await;
+    let FromClient::Open { request, resource, .. } = word else { panic!("{word:?}") };
+    assert_eq!(resource, "ssh");
+    let (code, message) = (Code::ResourceUnknown, String::new());
+    link.send(&ToClient::Refused { request, code, message }).await;
+    let fault = timeout(PATIENCE, refused).await.unwrap().unwrap();
+    assert_eq!(fault.code, Code::ResourceUnknown);
+}
+
+#[tokio::test]
+async fn a_client_that_opens_at_once_says_so_again_on_the_link_of_a_broker_without_first_words() {
+    let broker = FakeBroker::start().await;
+    let invite = broker.invite(InviteKind::Login);
+    let options = ClientOptions { ready_max: 0, ..ClientOptions::default() };
+    let client = Client::begin(invite, options).unwrap();
+    let refused = tokio::spawn({
+        let client = client.clone();
+        async move { client.open("ssh").await.map(drop).unwrap_err() }
+    });
+    let mut link = broker.link().await;
+    let FromClient::Open { request, .. } = link.receive().await else { panic!("it opens first") };
+    let (code, message) = (Code::ResourceUnknown, String::new());
+    link.send(&ToClient::Refused { request, code, message }).await;
+    let fault = timeout(PATIENCE, refused).await.unwrap().unwrap();
+    assert_eq!(fault.code, Code::ResourceUnknown);
+}
+
+#[tokio::test]
+async fn what_keeps_the_link_from_coming_is_told_to_who_opens_at_once() {
+    let broker = FakeBroker::start().await;
+    let client = Client::begin(broker.invite(InviteKind::Login), ClientOptions::default()).unwrap();
+    let opening = tokio::spawn(async move { client.open("ssh").await.map(drop).unwrap_err() });
+    let stream = loop {
+        if let Some(stream) = broker.accept().await {
+            break stream;
+        }
+    };
+    FakeBroker::turn_away(stream, 401, Code::TokenRevoked.into()).await;
+    let fault = timeout(PATIENCE, opening).await.unwrap().unwrap();
+    assert_eq!(fault.code, Code::TokenRevoked);
+}

@@ -20,6 +20,7 @@ use crate::api::ErrorBody;
 use crate::code::Fault;
 use crate::invite::{Invite, InviteKind};
 use crate::secret::Secret;
+use crate::wire::FIRST_WORD;
 
 pub(crate) const TOKEN: &str = "t0ken";
 
@@ -79,9 +80,29 @@ impl FakeBroker {
         FakeLink(accept_hdr_async(stream, check).await.unwrap())
     }
 
+    /// Makes a link of a connection whose request brings a first word, and takes that.
+    pub(crate) async fn upgrade_with_word<In: DeserializeOwned>(
+        stream: TlsStream<TcpStream>,
+    ) -> (FakeLink, In) {
+        let mut word = None;
+        #[expect(clippy::result_large_err, reason = "tungstenite's signature")]
+        let check = |request: &Request, mut response: Response| {
+            let text = BASE64URL_NOPAD.decode(request.headers()[FIRST_WORD].as_bytes()).unwrap();
+            word = Some(serde_json::from_slice(&text).unwrap());
+            response.headers_mut().insert(FIRST_WORD, "taken".parse().unwrap());
+            Ok(response)
+        };
+        let link = FakeLink(accept_hdr_async(stream, check).await.unwrap());
+        (link, word.unwrap())
+    }
+
     /// Refuses the next link with this fault, as the broker's API does.
     pub(crate) async fn refuse(&self, status: u16, fault: Fault) {
-        let stream = self.accept().await.unwrap();
+        Self::turn_away(self.accept().await.unwrap(), status, fault).await;
+    }
+
+    /// Refuses this one.
+    pub(crate) async fn turn_away(stream: TlsStream<TcpStream>, status: u16, fault: Fault) {
         let body = serde_json::to_string(&ErrorBody::from(fault)).unwrap();
         #[expect(clippy::result_large_err, reason = "tungstenite's signature")]
         let refuse = |_: &Request, _: Response| -> Result<Response, ErrorResponse> {

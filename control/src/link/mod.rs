@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub(crate) mod fake_broker;
+mod first;
 pub mod report;
 mod socket;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::code::{Code, Fault};
 use crate::dial::{self, Backoff};
 use crate::invite::Invite;
+pub use first::FirstWord;
 
 /// Pauses between attempts: quick after a broker restart, gentle on a broker that thousands have lost. The cap is what
 /// a session may have to wait for its way back after a long outage.
@@ -62,7 +64,8 @@ impl Doubt {
     }
 }
 
-/// Keeps a link to `path` at the invitation's broker until `stop`, or until the owner drops the events' receiver.
+/// Keeps a link to `path` at the invitation's broker until `stop`, or until the owner drops the events' receiver. What waits
+/// in `first` travels with each request for a link until a broker takes it.
 ///
 /// # Errors
 /// The fault that no retry will mend, see [`is_final`]; [`Code::BrokerPinMismatch`] only if no link was ever up.
@@ -71,6 +74,7 @@ pub async fn run<Out, In>(
     path: &'static str,
     events: mpsc::Sender<LinkEvent<Out, In>>,
     doubt: Doubt,
+    first: FirstWord<Out>,
     stop: CancellationToken,
 ) -> Result<(), Fault>
 where
@@ -85,7 +89,7 @@ where
     loop {
         let started = Instant::now();
         let Ended { fault, next, up } = tokio::select! {
-            ended = attempt(invite, path, &events, &doubt, &stop, spare.take()) => ended,
+            ended = attempt((invite, path), &events, &doubt, &first, &stop, spare.take()) => ended,
             () = events.closed() => return Ok(()),
         };
         if stop.is_cancelled() {
@@ -159,25 +163,34 @@ struct Made {
     took: Duration,
 }
 
-async fn open(invite: &Invite, path: &'static str) -> Result<Made, Fault> {
+/// Makes a link, and says the first word with it.
+async fn open<Out: Serialize>(
+    (invite, path): (&Invite, &'static str),
+    first: &FirstWord<Out>,
+) -> Result<Made, Fault> {
     let began = Instant::now();
     let stream = dial::connect_broker(invite).await?;
-    let socket = socket::upgrade(stream, invite, path).await?;
+    let leaving = first.leave();
+    let word = leaving.as_ref().map(|leaving| leaving.header.clone());
+    let (socket, taken) = socket::upgrade(stream, invite, path, word).await?;
+    if let Some(leaving) = leaving.filter(|_| taken) {
+        first.said(&leaving);
+    }
     Ok(Made { socket, took: began.elapsed() })
 }
 
 async fn attempt<Out: Serialize, In: DeserializeOwned>(
-    invite: &Invite,
-    path: &'static str,
+    to: (&Invite, &'static str),
     events: &mpsc::Sender<LinkEvent<Out, In>>,
     doubt: &Doubt,
+    first: &FirstWord<Out>,
     stop: &CancellationToken,
     spare: Option<Made>,
 ) -> Ended {
     let opening = async {
         match spare {
             Some(made) => Ok(made),
-            None => open(invite, path).await,
+            None => open(to, first).await,
         }
     };
     let opened = tokio::select! {
@@ -192,7 +205,9 @@ async fn attempt<Out: Serialize, In: DeserializeOwned>(
     if events.send(LinkEvent::Up(sender)).await.is_err() {
         return stopped().into();
     }
-    let another = || open(invite, path);
+    // What is asked while this one is up is asked on it, and one that is made beside it may never be used.
+    let nothing = FirstWord::<Out>::default();
+    let another = || open(to, &nothing);
     let ended = socket::converse(made, outgoing, events, doubt, stop, another).await;
     Ended { up: true, ..ended }
 }

@@ -29,7 +29,7 @@ use crate::api::ErrorBody;
 use crate::code::{Code, Fault};
 use crate::dial::{BrokerAddress, BrokerStream};
 use crate::invite::Invite;
-use crate::wire::MESSAGE_BYTES_MAX;
+use crate::wire::{FIRST_WORD, MESSAGE_BYTES_MAX};
 
 /// From the request to the switch of protocols.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,20 +55,29 @@ const BUFFER_BYTES: usize = 4096;
 
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// Turns an HTTPS connection into a WebSocket (RFC 6455 section 4.1).
+/// Turns an HTTPS connection into a WebSocket (RFC 6455 section 4.1), and says whether the broker took the first word.
 pub(super) async fn upgrade(
     stream: BrokerStream,
     invite: &Invite,
     path: &'static str,
-) -> Result<Socket, Fault> {
-    timeout(UPGRADE_TIMEOUT, ask_upgrade(stream, invite, path))
+    word: Option<HeaderValue>,
+) -> Result<(Socket, bool), Fault> {
+    timeout(UPGRADE_TIMEOUT, ask_upgrade(stream, invite, path, word))
         .await
         .unwrap_or_else(|_| Err(unreachable("no answer to the link's request")))
 }
 
-async fn ask_upgrade(stream: BrokerStream, invite: &Invite, path: &str) -> Result<Socket, Fault> {
+async fn ask_upgrade(
+    stream: BrokerStream,
+    invite: &Invite,
+    path: &str,
+    word: Option<HeaderValue>,
+) -> Result<(Socket, bool), Fault> {
     let key = generate_key();
-    let request = request(invite, path, &key)?;
+    let mut request = request(invite, path, &key)?;
+    if let Some(word) = word {
+        request.headers_mut().insert(FIRST_WORD, word);
+    }
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let connection = tokio::spawn(connection.with_upgrades());
@@ -83,13 +92,15 @@ async fn ask_upgrade(stream: BrokerStream, invite: &Invite, path: &str) -> Resul
     if accepted.map(HeaderValue::as_bytes) != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
         return Err(Code::MessageMalformed.because("the broker's answer is no WebSocket"));
     }
+    let taken = response.headers().contains_key(FIRST_WORD);
     let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
     let config = WebSocketConfig::default()
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)
         .max_message_size(Some(MESSAGE_BYTES_MAX))
         .max_frame_size(Some(MESSAGE_BYTES_MAX));
-    Ok(Socket::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(config)).await)
+    let stream = TokioIo::new(upgraded);
+    Ok((Socket::from_raw_socket(stream, Role::Client, Some(config)).await, taken))
 }
 
 fn request(invite: &Invite, path: &str, key: &str) -> Result<Request<Empty<Bytes>>, Fault> {

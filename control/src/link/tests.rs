@@ -1,4 +1,5 @@
 //! A link against a broker of the test's making.
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, error::TryRecvError};
@@ -7,7 +8,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::fake_broker::FakeBroker;
-use super::{Doubt, LinkEvent, is_final, run};
+use super::{Doubt, FirstWord, LinkEvent, is_final, run};
 use crate::code::{Code, Fault};
 use crate::invite::{Invite, InviteKind};
 use crate::wire::{CLIENT_LINK, FromClient, MESSAGE_BYTES_MAX, SessionId, ToClient};
@@ -18,6 +19,7 @@ struct Owner {
     events: mpsc::Receiver<Event>,
     link: JoinHandle<Result<(), Fault>>,
     doubt: Doubt,
+    first: FirstWord<FromClient>,
     stop: CancellationToken,
 }
 
@@ -27,10 +29,13 @@ impl Owner {
         let stop = CancellationToken::new();
         let token = stop.clone();
         let doubt = Doubt::default();
-        let asked = doubt.clone();
+        let (asked, first) = (doubt.clone(), FirstWord::default());
+        let words = first.clone();
         let link =
-            tokio::spawn(async move { run(&invite, CLIENT_LINK, sender, asked, token).await });
-        Self { events, link, doubt, stop }
+            tokio::spawn(
+                async move { run(&invite, CLIENT_LINK, sender, asked, words, token).await },
+            );
+        Self { events, link, doubt, first, stop }
     }
 
     async fn event(&mut self) -> Event {
@@ -229,4 +234,31 @@ fn only_what_no_time_mends_is_final() {
     for code in [Code::BrokerUnreachable, Code::RateLimited, Code::GatewayDraining] {
         assert!(!is_final(code), "{code}");
     }
+}
+
+#[tokio::test]
+async fn the_first_word_travels_with_every_request_for_a_link_until_it_is_taken() {
+    let broker = FakeBroker::start().await;
+    let mut owner = Owner::of(broker.invite(InviteKind::Login));
+    assert!(owner.first.offer(7, Arc::new(|| ended("first"))));
+    broker.refuse(503, Code::RateLimited.into()).await;
+    owner.down().await;
+    assert_eq!(owner.first.number(), Some(7), "what was refused was not said");
+    let stream = broker.accept().await.unwrap();
+    let (mut link, word) = FakeBroker::upgrade_with_word::<FromClient>(stream).await;
+    assert_eq!(word, ended("first"));
+    let queue = owner.up().await;
+    assert!(!owner.first.withdraw(7), "it was said");
+    queue.send(ended("second")).await.unwrap();
+    assert_eq!(link.receive::<FromClient>().await, ended("second"), "and is not said twice");
+}
+
+#[tokio::test]
+async fn a_broker_that_knows_no_first_word_leaves_it_to_its_owner() {
+    let broker = FakeBroker::start().await;
+    let mut owner = Owner::of(broker.invite(InviteKind::Login));
+    assert!(owner.first.offer(7, Arc::new(|| ended("first"))));
+    let _link = broker.link().await;
+    owner.up().await;
+    assert!(owner.first.withdraw(7), "it is still to be said");
 }

@@ -201,3 +201,68 @@ async fn a_ready_session_goes_with_its_right_and_with_its_agent() {
     echo(&session).await;
     agent.until(|state| state.sessions == 1).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_client_has_its_session_granted_with_its_link() {
+    let far = Far::start(0).await;
+    let way = FarAway::to(far.world.listen, ONE_WAY).await;
+    let mut login = far.world.login.clone();
+    login.url = through(&way);
+    let udp = UdpOptions::off();
+    let options = ClientOptions { ready_max: 0, udp, ..ClientOptions::default() };
+    let began = std::time::Instant::now();
+    let client = Client::begin(login, options).unwrap();
+    let session = client.open("echo").await.unwrap();
+    println!("new client: carried after {:?}, broker RTT {:?}", began.elapsed(), ONE_WAY * 2);
+    echo(&session).await;
+    let events = way.events();
+    // The leg is dialled at once and waits for its ticket; the link speaks first.
+    let speaks = |event: &Event| match event {
+        Event::Sent(number, _) => Some(*number),
+        _ => None,
+    };
+    let link = events.iter().find_map(speaks).unwrap();
+    let leg = events.iter().position(|event| speaks(event).is_some_and(|number| number != link));
+    let before = &events[..leg.unwrap()];
+    // ClientHello, then all the rest: what it was granted came with the link.
+    assert_eq!(sent_within(before, link, 1), sent_within(before, link, 9), "{events:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_on_demand_lasts_as_long_as_it_is_used() {
+    const IDLE: Duration = Duration::from_millis(300);
+    let world = World::start().await;
+    let mut agent = world.agent(2);
+    agent.until(|state| state.registered).await;
+    let client = Client::connect(world.login.clone()).await.unwrap();
+    client.prepare("echo");
+    until(|| client.is_ready("echo")).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let mut application = TcpStream::connect(port).await.unwrap();
+        let (first, _) = listener.accept().await.unwrap();
+        let session = client.open("echo").await.unwrap();
+        let used = session.forward_while_used(first, &listener, IDLE);
+        let work = async {
+            // Longer than the pause that ends it: a connection that is open is use enough.
+            sleep(IDLE * 3).await;
+            application.write_all(b"x").await.unwrap();
+            application.read_exact(&mut [0]).await.unwrap();
+            let mut second = TcpStream::connect(port).await.unwrap();
+            drop(application);
+            sleep(IDLE * 3).await;
+            second.write_all(b"y").await.unwrap();
+            second.read_exact(&mut [0]).await.unwrap();
+            std::time::Instant::now()
+        };
+        let (ended, last) = tokio::join!(timeout(PATIENCE, used), work);
+        ended.unwrap().unwrap();
+        assert!(last.elapsed() >= IDLE);
+        session.close().await;
+        ids.push(session.id().clone());
+        until(|| client.is_ready("echo")).await;
+    }
+    assert_ne!(ids[0], ids[1]);
+}

@@ -195,6 +195,20 @@ pub(crate) trait Tunnel {
         None
     }
 
+    /// When the client was signed in, if it tells.
+    fn signed_in(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Starts the client's end so that it stays connected, and a session begins with a first connection
+    /// and ends [`IDLE`] after the last. Returns when it is connected and at rest.
+    ///
+    /// # Errors
+    /// It does not start, or there is no such client.
+    fn client_on_demand(&mut self) -> Result<()> {
+        anyhow::bail!("its client has no sessions on demand")
+    }
+
     /// What carries the session now, as the peer calls it; `None` if it does not tell.
     fn transport(&self) -> Option<String> {
         None
@@ -220,6 +234,9 @@ pub(crate) trait Tunnel {
     /// The server's processes.
     fn servers(&self) -> Vec<Pid>;
 }
+
+/// How long a session on demand outlasts its last connection.
+pub(crate) const IDLE: Duration = Duration::from_millis(200);
 
 /// The longest a program may take until it is ready, on a busy machine.
 pub(crate) const READY_WITHIN: Duration = Duration::from_secs(20);

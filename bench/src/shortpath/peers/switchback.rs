@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::super::ground::Host;
 use super::super::running::Running;
-use super::{READY_WITHIN, Site, Tunnel};
+use super::{IDLE, READY_WITHIN, Site, Tunnel};
 
 /// Fixed, so that an application may dial before `connect` has said where it listens.
 const ENTRY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7001);
@@ -19,8 +19,10 @@ const ENTRY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHO
 /// The gateway's port, for TCP and UDP.
 const PORT: u16 = 443;
 
-/// The client's log line after which it asks for its session.
+/// The client's log lines when its link is up, when it asks for a session, and when one waits for its first use.
 const SIGNED_IN: &str = "signed in";
+const ASKED: &str = "session asked for";
+const READY: &str = "a session is ready";
 
 /// Standard error is read by another thread than standard output.
 const LOGGED_WITHIN: Duration = Duration::from_millis(200);
@@ -83,6 +85,24 @@ impl<'a> Switchback<'a> {
         }
     }
 
+    fn connect(&mut self, more: &[&str]) -> Result<&Running> {
+        self.client = None;
+        let mut command = command(&self.site, self.udp);
+        command.args(["connect", "echo", "--json", "--listen", &ENTRY.to_string()]).args(more);
+        command.env("SWITCHBACK_LOGIN", &self.login);
+        command.env("RUST_LOG", "switchback_control::client=debug");
+        let client = Running::start(self.site.ground, Host::Client, "switchback connect", command)?;
+        Ok(self.client.insert(client))
+    }
+
+    /// When the client logged this.
+    fn logged(&self, words: &str) -> Option<Instant> {
+        let client = self.client.as_ref()?;
+        // It says where it listens once the session is there: it was signed in before.
+        client.first_line(READY_WITHIN).ok()?;
+        client.logged(words, LOGGED_WITHIN)
+    }
+
     /// What a command says as JSON. Asked at the server's host, so as not to load the client's link.
     fn ask(&self, words: &[&str]) -> Result<Value> {
         let mut command = command(&self.site, self.udp);
@@ -95,13 +115,14 @@ impl<'a> Switchback<'a> {
 
 impl Tunnel for Switchback<'_> {
     fn client(&mut self) -> Result<()> {
-        self.client = None;
-        let mut command = command(&self.site, self.udp);
-        command.args(["connect", "echo", "--json", "--listen", &ENTRY.to_string()]);
-        command.env("SWITCHBACK_LOGIN", &self.login);
-        command.env("RUST_LOG", "switchback_control::client=debug");
-        let ground = self.site.ground;
-        self.client = Some(Running::start(ground, Host::Client, "switchback connect", command)?);
+        self.connect(&[]).map(drop)
+    }
+
+    fn client_on_demand(&mut self) -> Result<()> {
+        let idle = format!("{}ms", IDLE.as_millis());
+        let client = self.connect(&["--on-demand", &idle])?;
+        client.first_line(READY_WITHIN)?;
+        client.logged(READY, READY_WITHIN).context("no session became ready")?;
         Ok(())
     }
 
@@ -110,10 +131,11 @@ impl Tunnel for Switchback<'_> {
     }
 
     fn asked(&self) -> Option<Instant> {
-        let client = self.client.as_ref()?;
-        // It says where it listens once the session is there: it was signed in before.
-        client.first_line(READY_WITHIN).ok()?;
-        client.logged(SIGNED_IN, LOGGED_WITHIN)
+        self.logged(ASKED)
+    }
+
+    fn signed_in(&self) -> Option<Instant> {
+        self.logged(SIGNED_IN)
     }
 
     fn transport(&self) -> Option<String> {

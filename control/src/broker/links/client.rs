@@ -4,7 +4,9 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::WebSocket;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
+use data_encoding::BASE64URL_NOPAD;
 use switchback_engine::PairId;
 use tokio::time::Instant;
 
@@ -21,7 +23,7 @@ use crate::broker::rate::{Bucket, LINK_MESSAGES};
 use crate::broker::store::Owner;
 use crate::code::{Code, Fault};
 use crate::wire::{
-    Candidate, ClientAddress, FromClient, PROTOCOL, PublicKey, SealedGrant, SessionId,
+    Candidate, ClientAddress, FIRST_WORD, FromClient, PROTOCOL, PublicKey, SealedGrant, SessionId,
     SessionPurpose,
 };
 
@@ -32,21 +34,40 @@ pub(in crate::broker) async fn open(
     State(app): State<Arc<App>>,
     Extension(visitor): Extension<Visitor>,
     Caller(owner): Caller,
+    headers: HeaderMap,
     Upgrade(upgrade): Upgrade,
 ) -> Result<Response, Refused> {
+    let word = first_word(&headers);
     let share = app.user_links.take(owner.name.clone());
     let share =
         share.ok_or_else(|| Code::RateLimited.because("you hold as many links as you may"))?;
     let tasks = app.tasks.clone();
-    Ok(limited(upgrade).on_upgrade(move |socket| {
+    let taken = word.is_some();
+    let mut response = limited(upgrade).on_upgrade(move |socket| {
         tasks.track_future(async move {
-            serve(app, visitor, owner, socket).await;
+            serve(app, visitor, owner, word, socket).await;
             drop(share);
         })
-    }))
+    });
+    if taken {
+        response.headers_mut().insert(FIRST_WORD, HeaderValue::from_static("taken"));
+    }
+    Ok(response)
 }
 
-async fn serve(app: Arc<App>, visitor: Visitor, owner: Owner, socket: WebSocket) {
+/// The message that came with the request. One that is no text in base64url is left to the link: it is not ours.
+fn first_word(headers: &HeaderMap) -> Option<String> {
+    let word = headers.get(FIRST_WORD)?.as_bytes();
+    String::from_utf8(BASE64URL_NOPAD.decode(word).ok()?).ok()
+}
+
+async fn serve(
+    app: Arc<App>,
+    visitor: Visitor,
+    owner: Owner,
+    word: Option<String>,
+    socket: WebSocket,
+) {
     let (link, queue) = app.hub.attach();
     let (user, token) = (owner.name.clone(), owner.token.clone());
     tracing::info!(user, link = link.0, peer = %visitor.address, "client's link started");
@@ -57,6 +78,8 @@ async fn serve(app: Arc<App>, visitor: Visitor, owner: Owner, socket: WebSocket)
     // Until the link was known a revocation could not reach it.
     if !matches!(app.store.is_good(&client.owner.token).await, Ok(true)) {
         client.refuse(Code::TokenRevoked.into());
+    } else if let Some(word) = word {
+        client.said(&word).await;
     }
     run(socket, queue, &mut client, &app.stop).await;
     app.hub.detach(link, Input::ClientDown { link });

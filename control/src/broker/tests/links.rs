@@ -313,3 +313,41 @@ async fn refusals_of_requests_leave_the_link_as_it_is() {
     let metrics = bench.get("/metrics", &bench.admin).await;
     assert!(metrics.text().contains("switchback_faults_total{code=\"RESOURCE_NOT_GRANTED\"} 1"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_word_is_heard_like_any_other_and_only_from_those_who_may_speak() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let _agent = bench.agent("lab", vec![]).await;
+    let encoded = |text: &str| data_encoding::BASE64URL_NOPAD.encode(text.as_bytes());
+    let open = FromClient::Open {
+        request: 7,
+        protocol: PROTOCOL,
+        resource: "ssh".into(),
+        key: key("client"),
+        udp: None,
+        purpose: SessionPurpose::Use,
+        ready: false,
+    };
+    let word = encoded(&serde_json::to_string(&open).unwrap());
+    let refused = bench.link_with(CLIENT_LINK, "guess", Some(&word)).await.err();
+    assert_eq!(refused, Some(StatusCode::UNAUTHORIZED));
+    let (mut link, taken) = bench.link_with(CLIENT_LINK, &bench.admin, Some(&word)).await.unwrap();
+    assert!(taken);
+    let granted: ToClient = link.hear().await;
+    assert!(matches!(granted, ToClient::Granted { request: 7, .. }), "{granted:?}");
+    // Malformed: refused as on the link. No text at all: not ours, and the link is as good as any.
+    let bad = encoded("{");
+    let (mut link, taken) = bench.link_with(CLIENT_LINK, &bench.admin, Some(&bad)).await.unwrap();
+    assert!(taken);
+    assert_eq!(code_of_client(&link.hear().await), Some(Code::MessageMalformed));
+    link.ends().await;
+    let (mut link, taken) = bench.link_with(CLIENT_LINK, &bench.admin, Some("?")).await.unwrap();
+    assert!(!taken);
+    link.say(&open).await;
+    let granted: ToClient = link.hear().await;
+    assert!(matches!(granted, ToClient::Granted { request: 7, .. }), "{granted:?}");
+    let long = encoded(&"x".repeat(FIRST_WORD_BYTES_MAX * 2));
+    let refused = bench.link_with(CLIENT_LINK, &bench.admin, Some(&long)).await.err();
+    assert_eq!(refused, Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
+}

@@ -26,8 +26,8 @@ use crate::broker::{Broker, ServeConfig};
 use crate::code::Code;
 use crate::invite::{Invite, InviteKind};
 use crate::wire::{
-    AGENT_LINK, CLIENT_LINK, FromAgent, FromClient, LegTicket, PROTOCOL, PublicKey, Resource,
-    SealedGrant, SessionId, SessionPurpose, ToAgent, ToClient,
+    AGENT_LINK, CLIENT_LINK, FIRST_WORD, FromAgent, FromClient, LegTicket, PROTOCOL, PublicKey,
+    Resource, SealedGrant, SessionId, SessionPurpose, ToAgent, ToClient,
 };
 
 /// Far beyond what anything here takes, so that a hang becomes a failure.
@@ -172,12 +172,27 @@ impl Bench {
     }
 
     pub(super) async fn link(&self, path: &str, token: &str) -> Result<Link, StatusCode> {
+        self.link_with(path, token, None).await.map(|(link, _)| link)
+    }
+
+    /// A link whose request brings a first word as it stands here, and whether the broker took that.
+    pub(super) async fn link_with(
+        &self,
+        path: &str,
+        token: &str,
+        word: Option<&str>,
+    ) -> Result<(Link, bool), StatusCode> {
         let mut request = format!("wss://localhost{path}").into_client_request().unwrap();
         let bearer = format!("Bearer {token}").parse().unwrap();
         request.headers_mut().insert("authorization", bearer);
+        if let Some(word) = word {
+            request.headers_mut().insert(FIRST_WORD, word.parse().unwrap());
+        }
         let stream = self.connect().await;
         match tokio_tungstenite::client_async(request, stream).await {
-            Ok((socket, _)) => Ok(Link { socket }),
+            Ok((socket, answer)) => {
+                Ok((Link { socket }, answer.headers().contains_key(FIRST_WORD)))
+            }
             Err(WsError::Http(response)) => Err(response.status()),
             Err(error) => panic!("{error}"),
         }
