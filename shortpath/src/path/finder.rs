@@ -65,6 +65,7 @@ pub struct Finder {
     doubted: Option<Instant>,
     evicted: Option<Instant>,
     doubted_all: Option<Instant>,
+    changed: Option<Instant>,
     /// Requests lately seen, to tell replays.
     pub(super) seen: VecDeque<(TransactionId, Route)>,
     pub(super) outgoing: Tokens,
@@ -85,7 +86,7 @@ const ANSWERS: (u32, Duration) = (64, Duration::from_millis(5));
 const EVICTION_PAUSE: Duration = Duration::from_secs(5);
 /// A doubt asks for checks of good pairs at most that often.
 const DOUBT_PAUSE: Duration = Duration::from_millis(100);
-/// And of failed ones: a peer that acknowledges nothing makes us doubt, and shall not make us scan.
+/// And of failed ones that once answered.
 const DOUBT_ALL_PAUSE: Duration = Duration::from_secs(2);
 
 impl fmt::Debug for Finder {
@@ -130,6 +131,7 @@ impl Finder {
             doubted: None,
             evicted: None,
             doubted_all: None,
+            changed: None,
             seen: VecDeque::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -266,28 +268,45 @@ impl Finder {
         self.pump(now);
     }
 
-    /// The owner has a reason to doubt what is known: bytes of the session stay unacknowledged, the network changed, a
-    /// mapping changed. Good pairs are checked at once, ten times a second at most; failed ones too, each 2 s at most.
+    /// The owner has a reason to doubt what is known: bytes of the session stay unacknowledged, or come from elsewhere. Good pairs are checked at once, ten times a second at most; failed ones that once answered too, each
+    /// 2 s at most. Those that never did are tried as seldom as without doubt: a peer that acknowledges nothing makes us
+    /// doubt for as long as it likes, and shall not make us scan.
     pub fn doubt(&mut self, now: Instant) {
-        let rested = |at: Option<Instant>, pause| {
-            at.is_none_or(|at| now.saturating_duration_since(at) >= pause)
-        };
-        if !rested(self.doubted, DOUBT_PAUSE) {
+        if !is_past(now, self.doubted, DOUBT_PAUSE) {
             return;
         }
         self.doubted = Some(now);
-        let all = rested(self.doubted_all, DOUBT_ALL_PAUSE);
+        let all = is_past(now, self.doubted_all, DOUBT_ALL_PAUSE);
         if all {
             self.doubted_all = Some(now);
         }
-        for pair in &mut self.pairs {
+        for at in 0..self.pairs.len() {
+            let worth = self.is_rested(now, &self.pairs[at]);
+            let pair = &mut self.pairs[at];
             match pair.state {
                 PairState::Succeeded => pair.due = pair.due.min(now),
-                PairState::Failed if all => pair.again(now),
+                PairState::Failed if (all && pair.answers > 0) || worth => pair.again(now),
                 _ => {}
             }
         }
         self.pump(now);
+    }
+
+    /// Our own network is another one, which no peer brings about: the likeliest of all failed pairs are checked at once, each
+    /// 2 s at most.
+    pub fn network_changed(&mut self, now: Instant) {
+        if is_past(now, self.changed, DOUBT_ALL_PAUSE) {
+            self.changed = Some(now);
+            for at in 0..self.pairs.len() {
+                let pair = &self.pairs[at];
+                if pair.state == PairState::Failed
+                    && (pair.answers > 0 || self.is_worth_a_retry(pair))
+                {
+                    self.pairs[at].again(now);
+                }
+            }
+        }
+        self.doubt(now);
     }
 
     /// Time has passed.
@@ -411,6 +430,11 @@ impl Finder {
         let route = self.selected?;
         self.pairs.iter().find(|pair| pair.route == route)
     }
+}
+
+/// Whether that was never, or as long ago as `pause`.
+fn is_past(now: Instant, at: Option<Instant>, pause: Duration) -> bool {
+    at.is_none_or(|at| now.saturating_duration_since(at) >= pause)
 }
 
 /// ICMP errors that fail a pair that never answered: a NAT's answer to an early punch is one, two at most.

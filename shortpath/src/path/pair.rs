@@ -74,6 +74,8 @@ pub(super) struct Pair {
     pub(super) tries: u32,
     /// Rounds that failed.
     pub(super) rounds: u32,
+    /// When the last of them ended.
+    pub(super) failed: Option<Instant>,
     pub(super) in_flight: VecDeque<Check>,
     pub(super) rtt: Option<Duration>,
     pub(super) answered: Option<Instant>,
@@ -106,6 +108,7 @@ impl Pair {
             triggered: false,
             tries: 0,
             rounds: 0,
+            failed: None,
             in_flight: VecDeque::new(),
             rtt: None,
             answered: None,
@@ -178,6 +181,7 @@ impl Pair {
 
     pub(super) fn fail(&mut self, now: Instant, timing: &FinderTiming) {
         self.state = PairState::Failed;
+        self.failed = Some(now);
         self.tries = 0;
         self.nominated = None;
         self.triggered = false;

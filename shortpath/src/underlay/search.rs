@@ -184,7 +184,7 @@ impl Search {
     /// The network is another one: what failed may work now.
     pub(super) fn network_changed(&mut self, now: Instant) {
         (self.retry_at, self.backoff) = (None, BACKOFF);
-        self.finder.doubt(now);
+        self.finder.network_changed(now);
     }
 
     /// Looks whether the connection still receives what it asks for; if not, the route is doubted.
