@@ -403,6 +403,27 @@ impl Finder {
         pairs.into_iter().map(|pair| pair.route).collect()
     }
 
+    /// The route answers, as far as is known.
+    pub(crate) fn is_good(&self, route: Route) -> bool {
+        let good = |pair: &Pair| pair.route == route && pair.state == PairState::Succeeded;
+        self.pairs.iter().any(good)
+    }
+
+    /// Whether the route is good and no check waits there that left before `since`. If so, it is checked again.
+    pub(crate) fn verify(&mut self, now: Instant, route: Route, since: Instant) -> bool {
+        let good = self.is_good(route);
+        let Some(pair) = self.pairs.iter_mut().find(|pair| pair.route == route) else {
+            return false;
+        };
+        if !good || pair.waits_since().is_some_and(|sent| sent <= since) {
+            return false;
+        }
+        pair.due = pair.due.min(now);
+        pair.triggered = true;
+        self.pump(now);
+        true
+    }
+
     /// The clockwork: gives up, chooses, and sends what is due and may leave.
     fn pump(&mut self, now: Instant) {
         self.give_up(now);

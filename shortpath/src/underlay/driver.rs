@@ -298,7 +298,7 @@ impl Driver {
                     seen_by_relay.push(route.remote);
                 }
             }
-            if let Some(route) = search.follow() {
+            if let Some(route) = search.follow(now) {
                 let slot = search.slot;
                 self.inner.wire.admit(slot, route, true);
             }
@@ -416,19 +416,22 @@ impl Driver {
         match outcome {
             Outcome::Dialled(slot, Ok(connection)) => self.up(slot, connection),
             Outcome::Dialled(slot, Err(detail)) => {
-                if let Some(search) = self.search(slot) {
-                    search.ended(now(), detail);
-                }
+                self.ended(slot, detail);
             }
             Outcome::Closed(slot, id, detail) => {
                 let Some(search) = self.search(slot) else { return };
                 if matches!(&search.stage, Stage::Up { connection, .. } if connection.stable_id() == id)
                 {
-                    search.ended(now(), detail);
+                    self.ended(slot, detail);
                     self.want_relay_soon();
                 }
             }
         }
+    }
+
+    fn ended(&mut self, slot: SlotId, detail: String) {
+        let route = self.search(slot).and_then(|search| search.ended(now(), detail));
+        route.into_iter().for_each(|route| self.inner.wire.admit(slot, route, true));
     }
 
     /// A connection is there: it becomes a leg.

@@ -2,7 +2,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -68,14 +68,14 @@ fn for_slot<T>(slot: SlotId, act: impl FnOnce() -> T) -> T {
 
 struct Ids {
     wire: Arc<Wire>,
-    number: AtomicU16,
+    number: AtomicU32,
 }
 
 impl ConnectionIdGenerator for Ids {
     fn generate_cid(&mut self) -> ConnectionId {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         if SLOT.get().is_none() {
-            self.wire.paths(|paths| paths.forget_id(number));
+            self.wire.forget_id(number);
         }
         ConnectionId::new(&self.wire.ids.make(SLOT.get(), number))
     }
@@ -100,7 +100,7 @@ impl Quic {
         config.grease_quic_bit(false);
         let ids = Arc::clone(wire);
         config.cid_generator(move || {
-            Box::new(Ids { wire: Arc::clone(&ids), number: AtomicU16::new(rand::random()) })
+            Box::new(Ids { wire: Arc::clone(&ids), number: AtomicU32::new(rand::random()) })
         });
         let endpoint = Endpoint::new_with_abstract_socket(
             config,

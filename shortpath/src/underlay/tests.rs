@@ -361,7 +361,7 @@ async fn a_stranger_gets_no_answer_to_anything() {
 }
 
 /// A packet that begins as one of a connection between the two underlays would.
-fn packet_for(id: [u8; 9]) -> Vec<u8> {
+fn packet_for(id: [u8; super::demux::CID_LEN]) -> Vec<u8> {
     let mut packet = vec![0x41];
     packet.extend(id);
     packet.resize(60, 7);

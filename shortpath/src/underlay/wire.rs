@@ -10,7 +10,7 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -117,6 +117,7 @@ pub(super) struct Wire {
     spreads: Mutex<Spreads>,
     /// Some slot is in an alarm: sending looks at `spreads`.
     alarmed: AtomicBool,
+    forgotten: AtomicU32,
     /// The socket that could not send last.
     blocked: AtomicUsize,
     /// The socket to receive from first.
@@ -158,6 +159,7 @@ impl Wire {
             inbox: Mutex::default(),
             spreads: Mutex::default(),
             alarmed: AtomicBool::new(false),
+            forgotten: AtomicU32::new(0),
             blocked: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
         }
@@ -315,6 +317,18 @@ impl Wire {
         if let Some(number) = self.ids.number_of_nobodys(id) {
             self.paths(|paths| paths.learn(slot, number));
         }
+    }
+
+    /// The number is given to a new id. quinn may refuse it as it holds the old one, so its owner must learn it anew.
+    pub(super) fn forget_id(&self, number: u32) {
+        if self.paths(|paths| paths.forget_id(number)) {
+            self.forgotten.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Goes up whenever it is forgotten whose an id is.
+    pub(super) fn forgotten(&self) -> u32 {
+        self.forgotten.load(Ordering::Relaxed)
     }
 
     fn stun(&self, route: Route, datagram: &[u8]) {

@@ -5,7 +5,7 @@
 //! packets that arrive are wrapped: after a success they tell the [`Wire`] whose id that was.
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
 use quinn::crypto::{
@@ -28,7 +28,7 @@ pub(super) struct Witnessed {
 
 impl Witnessed {
     pub(super) fn new(inner: Arc<dyn ClientConfig>, wire: Arc<Wire>, slot: SlotId) -> Self {
-        let witness = Witness { wire, slot, last: AtomicU32::new(NONE) };
+        let witness = Witness { wire, slot, last: AtomicU64::new(NONE) };
         Self { inner, witness: Arc::new(witness) }
     }
 }
@@ -36,12 +36,13 @@ impl Witnessed {
 struct Witness {
     wire: Arc<Wire>,
     slot: SlotId,
-    /// Number of the id seen last: all but a few packets of a connection come to the same.
-    last: AtomicU32,
+    /// Number of the id seen last, and how often the wire had forgotten whose an id is: all but a few packets of a connection
+    /// come to the same.
+    last: AtomicU64,
 }
 
-/// No id has this number: they are of 16 bits.
-const NONE: u32 = u32::MAX;
+/// Before the first. Should it be a real one, that id stays unknown, which costs copies where sessions share a route.
+const NONE: u64 = u64::MAX;
 
 impl Witness {
     /// A packet with this header was decrypted. Only short headers have ids of ours, and those alone repeat.
@@ -50,9 +51,8 @@ impl Witness {
             return;
         }
         let Some(id) = header.get(1..=CID_LEN) else { return };
-        let number = number_of(id);
-        if self.last.load(Ordering::Relaxed) != u32::from(number) {
-            self.last.store(u32::from(number), Ordering::Relaxed);
+        let seen = u64::from(self.wire.forgotten()) << 32 | u64::from(number_of(id));
+        if self.last.swap(seen, Ordering::Relaxed) != seen {
             self.wire.learn(self.slot, id);
         }
     }
@@ -169,5 +169,31 @@ impl PacketKey for WitnessedKey {
 
     fn integrity_limit(&self) -> u64 {
         self.inner.integrity_limit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::paths::Refusal;
+    use super::*;
+
+    #[test]
+    fn an_owner_that_was_forgotten_is_learnt_from_its_next_packet() {
+        let wire = Arc::new(Wire::new(Vec::new()));
+        let slot = wire.paths(|paths| paths.open(None)).unwrap();
+        let witness = Witness { wire: Arc::clone(&wire), slot, last: AtomicU64::new(NONE) };
+        let id = wire.ids.make(None, 7);
+        let header = [&[0x41][..], &id].concat();
+        let owner = || match wire.paths(|paths| paths.arrive(&wire.ids, &[], &id)) {
+            Err(Refusal::Stranger(owner)) => owner,
+            other => panic!("{other:?}"),
+        };
+        witness.saw(&header);
+        assert_eq!(owner(), Some(slot));
+        // quinn is offered the number anew, and refuses it as it holds the id still.
+        wire.forget_id(7);
+        assert_eq!(owner(), None);
+        witness.saw(&header);
+        assert_eq!(owner(), Some(slot));
     }
 }
