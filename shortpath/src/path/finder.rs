@@ -252,22 +252,6 @@ impl Finder {
         self.pump(now);
     }
 
-    /// The kernel reported an ICMP error for packets to that address. Never believed alone: NATs send such answers to a
-    /// punch that comes too early, and anybody may forge one.
-    pub fn unreachable(&mut self, now: Instant, route: Route) {
-        self.counters.icmp += 1;
-        let (timing, selected) = (self.timing.clone(), self.selected);
-        if let Some(pair) = self.pairs.iter_mut().find(|pair| pair.route == route) {
-            pair.icmp += 1;
-            if pair.state == PairState::Checking && pair.icmp >= ICMP_MAX {
-                pair.fail(now, &timing);
-            } else if selected == Some(route) {
-                pair.due = pair.due.min(now);
-            }
-        }
-        self.pump(now);
-    }
-
     /// The owner has a reason to doubt what is known: bytes of the session stay unacknowledged, or come from elsewhere. Good pairs are checked at once, ten times a second at most; failed ones that once answered too, each
     /// 2 s at most. Those that never did are tried as seldom as without doubt: a peer that acknowledges nothing makes us
     /// doubt for as long as it likes, and shall not make us scan.
@@ -457,9 +441,6 @@ impl Finder {
 fn is_past(now: Instant, at: Option<Instant>, pause: Duration) -> bool {
     at.is_none_or(|at| now.saturating_duration_since(at) >= pause)
 }
-
-/// ICMP errors that fail a pair that never answered: a NAT's answer to an early punch is one, two at most.
-const ICMP_MAX: u32 = 4;
 
 /// One end's relay is enough. Whoever turned up by a check has come that way.
 const fn leads_over_a_relay(local: CandidateKind, remote: CandidateKind) -> bool {

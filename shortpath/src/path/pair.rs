@@ -83,8 +83,6 @@ pub(super) struct Pair {
     pub(super) heard: Option<Instant>,
     /// The peer's USE-CANDIDATE stands, and since when.
     pub(super) nominated: Option<Instant>,
-    /// ICMP errors since the last answer.
-    pub(super) icmp: u32,
     pub(super) checks: u32,
     pub(super) answers: u32,
     pub(super) requests: u32,
@@ -114,7 +112,6 @@ impl Pair {
             answered: None,
             heard: None,
             nominated: None,
-            icmp: 0,
             checks: 0,
             answers: 0,
             requests: 0,
@@ -155,7 +152,7 @@ impl Pair {
         self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         self.answered = Some(now);
         self.answers = self.answers.saturating_add(1);
-        (self.tries, self.icmp, self.rounds) = (0, 0, 0);
+        (self.tries, self.rounds) = (0, 0);
         self.state = PairState::Succeeded;
     }
 
@@ -172,7 +169,6 @@ impl Pair {
     /// Starts another round of checks.
     pub(super) fn again(&mut self, now: Instant) {
         self.tries = 0;
-        self.icmp = 0;
         self.due = now;
         if self.state == PairState::Failed {
             self.state = PairState::Waiting;

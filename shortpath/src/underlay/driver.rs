@@ -160,7 +160,7 @@ impl Driver {
             self.client = Some(endpoint::client(&self.plan.key, &self.plan.peer_key)?);
             None
         } else {
-            Some(Arc::new(endpoint::server(&self.plan.key, &self.plan.peer_key)?))
+            Some(endpoint::server(&self.plan.key, &self.plan.peer_key)?)
         };
         for kind in kinds(self.plan.policy) {
             let token = token_of(&self.plan.token, kind);
@@ -173,7 +173,8 @@ impl Driver {
             self.inner.wire.paths(|paths| paths.mark(slot, self.plan.dscp));
             self.inner.wire.watch_strangers(slot, Some(strange.clone()));
             if let Some(config) = &server {
-                self.inner.quic.answer(slot, Arc::clone(config), connect.clone());
+                let config = endpoint::callee(config, (&self.inner.wire, slot));
+                self.inner.quic.answer(slot, config, connect.clone());
             }
             self.inner.wire.exchange.listen(&self.plan.local.of_kind(kind).ufrag, &self.ear);
             let finder = self.finder(kind);

@@ -220,6 +220,17 @@ pub(super) fn server(own: &SessionKey, peer: &[u8]) -> Result<ServerConfig, KeyE
     Ok(config)
 }
 
+/// [`server`] for those who dial a slot.
+pub(super) fn callee(
+    server: &ServerConfig,
+    (wire, slot): (&Arc<Wire>, SlotId),
+) -> Arc<ServerConfig> {
+    let crypto = Witnessed::new(Arc::clone(&server.crypto), Arc::clone(wire), slot);
+    let mut config = server.clone();
+    config.crypto = Arc::new(crypto);
+    Arc::new(config)
+}
+
 /// What makes a session's QUIC client.
 pub(super) type Client = Arc<QuicClientConfig>;
 
@@ -238,7 +249,8 @@ pub(super) fn attempt(
     token: Token,
     rtt: Option<Duration>,
 ) -> ClientConfig {
-    let crypto = Witnessed::new(Arc::clone(client) as _, Arc::clone(wire), slot);
+    let crypto = Arc::clone(client) as Arc<dyn quinn::crypto::ClientConfig>;
+    let crypto = Witnessed::new(crypto, Arc::clone(wire), slot);
     let mut config = ClientConfig::new(Arc::new(crypto));
     let mut id = [0; TOKEN_CID_LEN];
     id[..token.len()].copy_from_slice(&token);

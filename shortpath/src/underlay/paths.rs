@@ -263,9 +263,7 @@ impl ConnectionIds {
 
 /// The number in an id of [`CID_LEN`] bytes.
 pub(super) fn number_of(id: &[u8]) -> u32 {
-    id.get(3..7)
-        .and_then(|number| number.try_into().ok())
-        .map_or(0, |number| u32::from_be_bytes(number))
+    id.get(3..7).and_then(|number| number.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 
 /// Prefix of virtual addresses: unique local (RFC 4193), never seen outside this process.

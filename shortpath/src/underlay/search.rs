@@ -22,6 +22,8 @@ pub(super) struct Search {
     followed: Option<Instant>,
     /// Not before this may QUIC be dialled again.
     retry_at: Option<Instant>,
+    /// Attempts in vain: the peer answers checks but not QUIC, or not as it should.
+    in_vain: u64,
     backoff: Duration,
     pub(super) reason: Option<&'static str>,
     pub(super) detail: Option<String>,
@@ -65,6 +67,7 @@ impl Search {
             suspected: None,
             followed: None,
             retry_at: None,
+            in_vain: 0,
             backoff: BACKOFF,
             reason: None,
             detail: None,
@@ -184,6 +187,7 @@ impl Search {
             Stage::Up { since, .. } => now.saturating_duration_since(*since) >= LASTED,
             Stage::Idle | Stage::Dialling => false,
         };
+        self.in_vain += u64::from(matches!(self.stage, Stage::Dialling));
         let pause = if lasted { SOON } else { self.backoff };
         self.backoff = if lasted { BACKOFF } else { (self.backoff * 3 / 2).min(BACKOFF_MOST) };
         self.retry_at = Some(now + pause);
@@ -223,11 +227,12 @@ impl Search {
         [retry, self.look_at, followed, self.finder.poll_timeout()].into_iter().flatten().min()
     }
 
-    /// What the finder ignored or refused.
+    /// What the finder ignored or refused, and attempts in vain.
     pub(super) fn ignored(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let candidates = self.finder.refused().filter(|(refusal, _)| refusal.is_fault());
         let candidates = candidates.map(|(refusal, count)| (refusal.as_str(), count));
-        candidates.chain(self.finder.counters().suspicious())
+        let attempts = std::iter::once(("quic_failed", self.in_vain));
+        candidates.chain(attempts).chain(self.finder.counters().suspicious())
     }
 
     pub(super) fn view(&self) -> LegView {

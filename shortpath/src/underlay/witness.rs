@@ -1,4 +1,5 @@
-//! Which connection ids are a dialled connection's: those that packets which it could decrypt were addressed to.
+//! Which connection ids are a connection's: those that packets which it could decrypt were addressed to. And how many it could
+//! not, although they came by a proved route and for an id of ours.
 //!
 //! quinn asks for most ids without saying for whom, and its servers prefer such a one to the first, which names its slot.
 //! Where several sessions share a route, nothing in a packet tells whose such an id is, but the keys do. So the keys for
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::BytesMut;
 use quinn::crypto::{
     ClientConfig, CryptoError, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey,
-    Session,
+    ServerConfig, Session, UnsupportedVersion,
 };
 use quinn::{ConnectError, ConnectionId, Side};
 use quinn_proto::TransportError;
@@ -18,16 +19,16 @@ use quinn_proto::transport_parameters::TransportParameters;
 
 use super::demux::CID_LEN;
 use super::paths::{SlotId, number_of};
-use super::wire::Wire;
+use super::wire::{Wire, count};
 
-/// A client's TLS whose sessions tell which ids are theirs.
-pub(super) struct Witnessed {
-    inner: Arc<dyn ClientConfig>,
+/// The TLS of a client (`dyn ClientConfig`) or a server, whose sessions tell which ids are theirs.
+pub(super) struct Witnessed<T: ?Sized> {
+    inner: Arc<T>,
     witness: Arc<Witness>,
 }
 
-impl Witnessed {
-    pub(super) fn new(inner: Arc<dyn ClientConfig>, wire: Arc<Wire>, slot: SlotId) -> Self {
+impl<T: ?Sized> Witnessed<T> {
+    pub(super) fn new(inner: Arc<T>, wire: Arc<Wire>, slot: SlotId) -> Self {
         let witness = Witness { wire, slot, last: AtomicU64::new(NONE) };
         Self { inner, witness: Arc::new(witness) }
     }
@@ -58,7 +59,30 @@ impl Witness {
     }
 }
 
-impl ClientConfig for Witnessed {
+impl ServerConfig for Witnessed<dyn ServerConfig> {
+    fn initial_keys(
+        &self,
+        version: u32,
+        dst_cid: &ConnectionId,
+    ) -> Result<Keys, UnsupportedVersion> {
+        self.inner.initial_keys(version, dst_cid)
+    }
+
+    fn retry_tag(&self, version: u32, orig_dst_cid: &ConnectionId, packet: &[u8]) -> [u8; 16] {
+        self.inner.retry_tag(version, orig_dst_cid, packet)
+    }
+
+    fn start_session(
+        self: Arc<Self>,
+        version: u32,
+        params: &TransportParameters,
+    ) -> Box<dyn Session> {
+        let inner = Arc::clone(&self.inner).start_session(version, params);
+        Box::new(WitnessedSession { inner, witness: Arc::clone(&self.witness) })
+    }
+}
+
+impl ClientConfig for Witnessed<dyn ClientConfig> {
     fn start_session(
         self: Arc<Self>,
         version: u32,
@@ -154,9 +178,12 @@ impl PacketKey for WitnessedKey {
         header: &[u8],
         payload: &mut BytesMut,
     ) -> Result<(), CryptoError> {
-        self.inner.decrypt(packet, header, payload)?;
-        self.witness.saw(header);
-        Ok(())
+        let opened = self.inner.decrypt(packet, header, payload);
+        match &opened {
+            Ok(()) => self.witness.saw(header),
+            Err(_) => count(&self.witness.wire.counters.quic_undecryptable),
+        }
+        opened
     }
 
     fn tag_len(&self) -> usize {
