@@ -36,12 +36,19 @@ impl Finder {
     }
 
     /// One of the likeliest pairs that failed, and better by priority than what is in use.
-    fn is_worth_a_retry(&self, pair: &Pair) -> bool {
+    pub(super) fn is_worth_a_retry(&self, pair: &Pair) -> bool {
         let rank = |pair: &Pair| (retry_rank(pair.remote_kind), pair.priority, pair.route);
         let failed = |other: &&Pair| other.rounds > 0 && other.state != PairState::Succeeded;
         let before = self.pairs.iter().filter(failed).filter(|other| rank(other) > rank(pair));
         self.selected_pair().is_none_or(|used| used.priority < pair.priority)
             && before.count() < self.timing.retry_pairs
+    }
+
+    /// Worth a retry, and its last round is long enough ago.
+    pub(super) fn is_rested(&self, now: Instant, pair: &Pair) -> bool {
+        let pause = self.timing.retry_first;
+        let rested = |at: Instant| now.saturating_duration_since(at) >= pause;
+        pair.failed.is_some_and(rested) && self.is_worth_a_retry(pair)
     }
 
     /// Fails pairs that answered none of a round's checks, and those whose consent has expired.
@@ -93,8 +100,12 @@ impl Finder {
         self.reached = false;
         self.told_failure = true;
         self.events.push_back(FinderEvent::Lost(cause));
-        for pair in &mut self.pairs {
-            pair.again(now);
+        for at in 0..self.pairs.len() {
+            let pair = &self.pairs[at];
+            // No more than a doubt may: a peer could have its own pair expire again and again.
+            if pair.answers > 0 || self.is_rested(now, pair) {
+                self.pairs[at].again(now);
+            }
         }
     }
 

@@ -65,6 +65,7 @@ pub struct Finder {
     doubted: Option<Instant>,
     evicted: Option<Instant>,
     doubted_all: Option<Instant>,
+    changed: Option<Instant>,
     /// Requests lately seen, to tell replays.
     pub(super) seen: VecDeque<(TransactionId, Route)>,
     pub(super) outgoing: Tokens,
@@ -85,7 +86,7 @@ const ANSWERS: (u32, Duration) = (64, Duration::from_millis(5));
 const EVICTION_PAUSE: Duration = Duration::from_secs(5);
 /// A doubt asks for checks of good pairs at most that often.
 const DOUBT_PAUSE: Duration = Duration::from_millis(100);
-/// And of failed ones: a peer that acknowledges nothing makes us doubt, and shall not make us scan.
+/// And of failed ones that once answered.
 const DOUBT_ALL_PAUSE: Duration = Duration::from_secs(2);
 
 impl fmt::Debug for Finder {
@@ -130,6 +131,7 @@ impl Finder {
             doubted: None,
             evicted: None,
             doubted_all: None,
+            changed: None,
             seen: VecDeque::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -250,44 +252,45 @@ impl Finder {
         self.pump(now);
     }
 
-    /// The kernel reported an ICMP error for packets to that address. Never believed alone: NATs send such answers to a
-    /// punch that comes too early, and anybody may forge one.
-    pub fn unreachable(&mut self, now: Instant, route: Route) {
-        self.counters.icmp += 1;
-        let (timing, selected) = (self.timing.clone(), self.selected);
-        if let Some(pair) = self.pairs.iter_mut().find(|pair| pair.route == route) {
-            pair.icmp += 1;
-            if pair.state == PairState::Checking && pair.icmp >= ICMP_MAX {
-                pair.fail(now, &timing);
-            } else if selected == Some(route) {
-                pair.due = pair.due.min(now);
+    /// The owner has a reason to doubt what is known: bytes of the session stay unacknowledged, or come from elsewhere. Good pairs are checked at once, ten times a second at most; failed ones that once answered too, each
+    /// 2 s at most. Those that never did are tried as seldom as without doubt: a peer that acknowledges nothing makes us
+    /// doubt for as long as it likes, and shall not make us scan.
+    pub fn doubt(&mut self, now: Instant) {
+        if !is_past(now, self.doubted, DOUBT_PAUSE) {
+            return;
+        }
+        self.doubted = Some(now);
+        let all = is_past(now, self.doubted_all, DOUBT_ALL_PAUSE);
+        if all {
+            self.doubted_all = Some(now);
+        }
+        for at in 0..self.pairs.len() {
+            let worth = self.is_rested(now, &self.pairs[at]);
+            let pair = &mut self.pairs[at];
+            match pair.state {
+                PairState::Succeeded => pair.due = pair.due.min(now),
+                PairState::Failed if (all && pair.answers > 0) || worth => pair.again(now),
+                _ => {}
             }
         }
         self.pump(now);
     }
 
-    /// The owner has a reason to doubt what is known: bytes of the session stay unacknowledged, the network changed, a
-    /// mapping changed. Good pairs are checked at once, ten times a second at most; failed ones too, each 2 s at most.
-    pub fn doubt(&mut self, now: Instant) {
-        let rested = |at: Option<Instant>, pause| {
-            at.is_none_or(|at| now.saturating_duration_since(at) >= pause)
-        };
-        if !rested(self.doubted, DOUBT_PAUSE) {
-            return;
-        }
-        self.doubted = Some(now);
-        let all = rested(self.doubted_all, DOUBT_ALL_PAUSE);
-        if all {
-            self.doubted_all = Some(now);
-        }
-        for pair in &mut self.pairs {
-            match pair.state {
-                PairState::Succeeded => pair.due = pair.due.min(now),
-                PairState::Failed if all => pair.again(now),
-                _ => {}
+    /// Our own network is another one, which no peer brings about: the likeliest of all failed pairs are checked at once, each
+    /// 2 s at most.
+    pub fn network_changed(&mut self, now: Instant) {
+        if is_past(now, self.changed, DOUBT_ALL_PAUSE) {
+            self.changed = Some(now);
+            for at in 0..self.pairs.len() {
+                let pair = &self.pairs[at];
+                if pair.state == PairState::Failed
+                    && (pair.answers > 0 || self.is_worth_a_retry(pair))
+                {
+                    self.pairs[at].again(now);
+                }
             }
         }
-        self.pump(now);
+        self.doubt(now);
     }
 
     /// Time has passed.
@@ -384,6 +387,27 @@ impl Finder {
         pairs.into_iter().map(|pair| pair.route).collect()
     }
 
+    /// The route answers, as far as is known.
+    pub(crate) fn is_good(&self, route: Route) -> bool {
+        let good = |pair: &Pair| pair.route == route && pair.state == PairState::Succeeded;
+        self.pairs.iter().any(good)
+    }
+
+    /// Whether the route is good and no check waits there that left before `since`. If so, it is checked again.
+    pub(crate) fn verify(&mut self, now: Instant, route: Route, since: Instant) -> bool {
+        let good = self.is_good(route);
+        let Some(pair) = self.pairs.iter_mut().find(|pair| pair.route == route) else {
+            return false;
+        };
+        if !good || pair.waits_since().is_some_and(|sent| sent <= since) {
+            return false;
+        }
+        pair.due = pair.due.min(now);
+        pair.triggered = true;
+        self.pump(now);
+        true
+    }
+
     /// The clockwork: gives up, chooses, and sends what is due and may leave.
     fn pump(&mut self, now: Instant) {
         self.give_up(now);
@@ -413,8 +437,10 @@ impl Finder {
     }
 }
 
-/// ICMP errors that fail a pair that never answered: a NAT's answer to an early punch is one, two at most.
-const ICMP_MAX: u32 = 4;
+/// Whether that was never, or as long ago as `pause`.
+fn is_past(now: Instant, at: Option<Instant>, pause: Duration) -> bool {
+    at.is_none_or(|at| now.saturating_duration_since(at) >= pause)
+}
 
 /// One end's relay is enough. Whoever turned up by a check has come that way.
 const fn leads_over_a_relay(local: CandidateKind, remote: CandidateKind) -> bool {

@@ -71,6 +71,8 @@ pub struct Keeper {
     forwarded: Option<SocketAddr>,
     ages: AgeLimit,
     rebounds: u64,
+    /// Answers that came from elsewhere than the request went to, since they were asked for.
+    astray: u64,
     order: u64,
     told: Vec<Candidate>,
     transmits: VecDeque<(SocketAddr, Vec<u8>)>,
@@ -88,6 +90,7 @@ impl Keeper {
             forwarded: None,
             ages: AgeLimit::default(),
             rebounds: 0,
+            astray: 0,
             order: 0,
             told: Vec::new(),
             transmits: VecDeque::new(),
@@ -180,9 +183,19 @@ impl Keeper {
         self.handle_timeout(now);
     }
 
+    /// How many answers came from elsewhere than the request went to, since this was asked last.
+    pub fn take_astray(&mut self) -> u64 {
+        std::mem::take(&mut self.astray)
+    }
+
     fn handle_answer(&mut self, now: Instant, source: SocketAddr, message: &Message<'_>) {
         let id = message.transaction_id();
         let Some(mapped) = message::mapped_address(message) else { return };
+        let asked = |server: &Server| server.in_flight.iter().any(|(sent, _)| *sent == id);
+        if self.servers.iter().any(|server| server.address != source && asked(server)) {
+            self.astray += 1;
+            return;
+        }
         let keepalive = self.lifetime.keepalive();
         let Some(server) = self.servers.iter_mut().find(|server| server.address == source) else {
             return;

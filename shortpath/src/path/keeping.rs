@@ -185,6 +185,25 @@ fn answers_nobody_asked_for_are_ignored() {
     assert!(!world.a.keeper.accepts(server, &liar));
     world.a.keeper.handle_packet(now, server, &liar);
     assert_eq!(world.a.keeper.view(), before);
+    assert_eq!(world.a.keeper.take_astray(), 0);
+}
+
+#[test]
+fn an_answer_from_elsewhere_than_its_request_went_is_ignored_and_counted() {
+    let mut world = behind("port-restr");
+    let (before, now) = (world.a.keeper.view(), world.net.now);
+    world.a.keeper.doubt(now);
+    let (_, request) = world.a.keeper.poll_transmit().unwrap();
+    let liar = message::Writer::new(
+        stun_types::message::MessageClass::Success,
+        stun_types::message::BINDING,
+        message::transaction(&request).unwrap(),
+    )
+    .add_address(message::attribute::XOR_MAPPED_ADDRESS, "198.51.100.66:66".parse().unwrap())
+    .finish(None);
+    world.a.keeper.handle_packet(now, "198.51.100.66:3478".parse().unwrap(), &liar);
+    assert_eq!(world.a.keeper.view(), before);
+    assert_eq!((world.a.keeper.take_astray(), world.a.keeper.take_astray()), (1, 0));
 }
 
 #[test]
@@ -291,6 +310,37 @@ fn a_doubted_allocation_is_made_anew_behind_a_rebound_nat_and_left_alone_otherwi
 
 fn peer(n: u16) -> SocketAddr {
     SocketAddr::new(super::fixture::B.parse().unwrap(), 5000 + n)
+}
+
+#[test]
+fn messages_in_the_name_of_a_relay_are_not_believed_without_its_signature_and_counted() {
+    use message::{Writer, attribute};
+    use stun_types::message::{MessageClass, Method};
+    let mut world = behind("port-restr").with_relay();
+    let now = world.net.now;
+    let turn = world.a.turn.as_mut().unwrap();
+    assert_eq!(turn.take_forged(), 0, "an honest server's answers");
+    turn.permit(now, peer(0));
+    let request = turn.poll_transmit().unwrap();
+    let answer =
+        |class| Writer::new(class, Method::new(9), message::transaction(&request).unwrap());
+    let bound = answer(MessageClass::Success).finish_bare();
+    let forbidden =
+        answer(MessageClass::Error).add(attribute::ERROR_CODE, &[0, 0, 4, 3]).finish_bare();
+    let data = Writer::new(
+        MessageClass::Indication,
+        Method::new(7),
+        message::transaction(&bound).unwrap(),
+    )
+    .add_address(attribute::XOR_PEER_ADDRESS, "198.51.100.66:66".parse().unwrap())
+    .add(attribute::DATA, b"x")
+    .finish_bare();
+    for forged in [bound, forbidden, data] {
+        assert!(turn.accepts(turn.server(), &forged));
+        assert_eq!(turn.handle_packet(now, &forged), None);
+        assert_eq!(turn.take_forged(), 1);
+    }
+    assert!(turn.poll_event().is_none() && turn.wrap(peer(0), 5).is_none());
 }
 
 #[test]

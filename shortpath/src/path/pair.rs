@@ -74,6 +74,8 @@ pub(super) struct Pair {
     pub(super) tries: u32,
     /// Rounds that failed.
     pub(super) rounds: u32,
+    /// When the last of them ended.
+    pub(super) failed: Option<Instant>,
     pub(super) in_flight: VecDeque<Check>,
     pub(super) rtt: Option<Duration>,
     pub(super) answered: Option<Instant>,
@@ -81,8 +83,6 @@ pub(super) struct Pair {
     pub(super) heard: Option<Instant>,
     /// The peer's USE-CANDIDATE stands, and since when.
     pub(super) nominated: Option<Instant>,
-    /// ICMP errors since the last answer.
-    pub(super) icmp: u32,
     pub(super) checks: u32,
     pub(super) answers: u32,
     pub(super) requests: u32,
@@ -106,12 +106,12 @@ impl Pair {
             triggered: false,
             tries: 0,
             rounds: 0,
+            failed: None,
             in_flight: VecDeque::new(),
             rtt: None,
             answered: None,
             heard: None,
             nominated: None,
-            icmp: 0,
             checks: 0,
             answers: 0,
             requests: 0,
@@ -152,7 +152,7 @@ impl Pair {
         self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         self.answered = Some(now);
         self.answers = self.answers.saturating_add(1);
-        (self.tries, self.icmp, self.rounds) = (0, 0, 0);
+        (self.tries, self.rounds) = (0, 0);
         self.state = PairState::Succeeded;
     }
 
@@ -169,7 +169,6 @@ impl Pair {
     /// Starts another round of checks.
     pub(super) fn again(&mut self, now: Instant) {
         self.tries = 0;
-        self.icmp = 0;
         self.due = now;
         if self.state == PairState::Failed {
             self.state = PairState::Waiting;
@@ -178,6 +177,7 @@ impl Pair {
 
     pub(super) fn fail(&mut self, now: Instant, timing: &FinderTiming) {
         self.state = PairState::Failed;
+        self.failed = Some(now);
         self.tries = 0;
         self.nominated = None;
         self.triggered = false;

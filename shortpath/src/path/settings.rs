@@ -139,8 +139,6 @@ pub struct FinderCounters {
     pub errors: u64,
     /// Role conflicts resolved.
     pub conflicts: u64,
-    /// ICMP errors.
-    pub icmp: u64,
 }
 
 impl FinderCounters {

@@ -247,7 +247,7 @@ fn a_search_that_finds_nothing_says_so_once_and_goes_on_at_a_slow_pace() {
     // The network changed: at once, not after the pause.
     world.net.blocked.clear();
     let now = world.net.now;
-    world.a.finder(UdpDirect).doubt(now);
+    world.a.finder(UdpDirect).network_changed(now);
     assert!(world.run_until(now + ms(50), |world| {
         world.a.when(UdpDirect, |e| matches!(e, FinderEvent::Reachable(_))).is_some()
     }));

@@ -115,6 +115,8 @@ pub struct TurnClient {
     /// Answers in a row that the server and we disagree on whether there is an allocation.
     mismatches: u32,
     failed: bool,
+    /// Messages that somebody else than the server sent in its name, since they were asked for.
+    forged: u64,
     transmits: VecDeque<Vec<u8>>,
     events: VecDeque<TurnEvent>,
 }
@@ -147,6 +149,7 @@ impl TurnClient {
             doubted_at: None,
             mismatches: 0,
             failed: false,
+            forged: 0,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         };
@@ -285,6 +288,12 @@ impl TurnClient {
         self.failed = true;
     }
 
+    /// How many messages in the server's name were not believed since this was asked last: answers to requests of ours without
+    /// its signature, and data of peers it should let nothing through of.
+    pub fn take_forged(&mut self) -> u64 {
+        std::mem::take(&mut self.forged)
+    }
+
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         let mut lost = Vec::new();
@@ -384,6 +393,7 @@ impl TurnClient {
     fn succeeded(&mut self, now: Instant, at: usize, message: &Message<'_>) {
         // Unsigned success: somebody who saw no secret of ours. Wait for the real one.
         if !self.key.as_ref().is_some_and(|key| is_signed(message, key)) {
+            self.forged += 1;
             return;
         }
         let purpose = self.requests.remove(at).purpose;
@@ -443,6 +453,7 @@ impl TurnClient {
         // An error that could be signed and is not may be forged: only those that cannot be are believed without.
         let signed = self.key.as_ref().is_some_and(|key| is_signed(message, key));
         if !signed && !matches!(code, 400 | 401 | 437 | 438 | 486 | 508) {
+            self.forged += 1;
             return;
         }
         let purpose = self.requests.remove(at).purpose;
@@ -520,13 +531,17 @@ impl TurnClient {
 
     /// A Data indication (section 11.4). Not signed: it counts as much as ChannelData from the server's address.
     fn indicated(
-        &self,
+        &mut self,
         message: &Message<'_>,
         datagram: &[u8],
     ) -> Option<(SocketAddr, Range<usize>)> {
         let peer = message::address(message, attribute::XOR_PEER_ADDRESS)?;
         let permitted = |ip: IpAddr| self.peers.iter().any(|known| known.address.ip() == ip);
         let range = message::place_of(datagram, attribute::DATA)?;
-        permitted(peer.ip()).then_some((peer, range))
+        if !permitted(peer.ip()) {
+            self.forged += 1;
+            return None;
+        }
+        Some((peer, range))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::room::{Hall, Room};
 use super::rope::Rope;
 use super::shared::{Port, Shared};
 use crate::session::frame::{Frame, FrameError};
@@ -13,12 +14,9 @@ use crate::session::{LegId, LegKind};
 /// Frames per writing round: enough to make a system call worth it, little enough that an interactive write waits for
 /// no more than this (5 ms at 100 Mbit/s).
 const ROUND: usize = 64 * 1024;
-/// Read buffer; frames are cut out of it without copying. It starts small, for streams that carry little, and doubles
-/// whenever it was filled.
-const READ_BUFFER_FIRST: usize = 4 * 1024;
-const READ_BUFFER: usize = 64 * 1024;
 /// Bytes read in a row before the task lets others run, its own writer with acknowledgements above all.
 const READ_TURN: usize = 256 * 1024;
+
 pub(super) fn attach<S>(shared: &Arc<Shared>, stream: S, kind: LegKind) -> LegId
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -90,7 +88,7 @@ pub(super) async fn read(
     leg: LegId,
     stream: impl AsyncRead + Unpin,
 ) -> io::Result<()> {
-    read_frames(shared, leg, stream).await?;
+    read_frames(shared, leg, stream, Hall::default().room()).await?;
     if shared.with(|state, _| state.session.is_being_closed(leg)) {
         // The CLOSE before the stream's end has overtaken bytes on others. They end the session, or their loss the leg.
         return std::future::pending().await;
@@ -103,16 +101,13 @@ pub(super) async fn read_frames(
     shared: &Arc<Shared>,
     leg: LegId,
     mut stream: impl AsyncRead + Unpin,
+    mut room: Room,
 ) -> io::Result<()> {
     let mut buffer = BytesMut::new();
-    let mut room = READ_BUFFER_FIRST;
     let mut frames = Vec::new();
     let mut turn = 0;
     loop {
-        if buffer.capacity() - buffer.len() < room / 4 {
-            buffer.reserve(room);
-        }
-        let spare = buffer.capacity() - buffer.len();
+        let spare = room.make(&mut buffer);
         let count = stream.read_buf(&mut buffer).await?;
         if count == 0 && buffer.is_empty() {
             return Ok(());
@@ -121,7 +116,7 @@ pub(super) async fn read_frames(
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer ended in a frame"));
         }
         if count == spare {
-            room = (2 * room).min(READ_BUFFER);
+            room.was_filled();
         }
         let parsed = parse(&mut buffer, &mut frames);
         shared.with(|state, now| {

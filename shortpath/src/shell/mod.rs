@@ -13,6 +13,7 @@ mod handle;
 mod lanes;
 mod leg;
 mod quic;
+mod room;
 mod rope;
 mod shared;
 

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::lanes::Lanes;
 use super::leg;
+use super::room::Hall;
 use super::shared::{Port, Shared, State};
 use crate::session::frame::Frame;
 use crate::session::{LegId, LegKind, PathFigures};
@@ -104,12 +105,12 @@ type TaskOf = std::pin::Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
 /// Reads every stream the peer opens, each in a task of its own.
 async fn read_channels(shared: Arc<Shared>, leg: LegId, connection: Connection) -> io::Result<()> {
-    let mut readers = JoinSet::new();
+    let (mut readers, hall) = (JoinSet::new(), Hall::default());
     loop {
         tokio::select! {
             stream = connection.accept_uni() => {
-                let (shared, stream) = (Arc::clone(&shared), stream?);
-                readers.spawn(async move { leg::read_frames(&shared, leg, stream).await });
+                let (shared, stream, room) = (Arc::clone(&shared), stream?, hall.room());
+                readers.spawn(async move { leg::read_frames(&shared, leg, stream, room).await });
             }
             Some(ended) = readers.join_next() => ended.map_err(io::Error::other)??,
         }

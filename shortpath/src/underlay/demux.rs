@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 /// Length of the connection ids this process gives itself. See [`super::paths::ConnectionIds`].
-pub(super) const CID_LEN: usize = 9;
+pub(super) const CID_LEN: usize = 11;
 /// Length of the destination connection id of a client's first packet: token, leg kind, attempt.
 pub(super) const TOKEN_CID_LEN: usize = 20;
 

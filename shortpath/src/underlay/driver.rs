@@ -160,7 +160,7 @@ impl Driver {
             self.client = Some(endpoint::client(&self.plan.key, &self.plan.peer_key)?);
             None
         } else {
-            Some(Arc::new(endpoint::server(&self.plan.key, &self.plan.peer_key)?))
+            Some(endpoint::server(&self.plan.key, &self.plan.peer_key)?)
         };
         for kind in kinds(self.plan.policy) {
             let token = token_of(&self.plan.token, kind);
@@ -173,7 +173,8 @@ impl Driver {
             self.inner.wire.paths(|paths| paths.mark(slot, self.plan.dscp));
             self.inner.wire.watch_strangers(slot, Some(strange.clone()));
             if let Some(config) = &server {
-                self.inner.quic.answer(slot, Arc::clone(config), connect.clone());
+                let config = endpoint::callee(config, (&self.inner.wire, slot));
+                self.inner.quic.answer(slot, config, connect.clone());
             }
             self.inner.wire.exchange.listen(&self.plan.local.of_kind(kind).ufrag, &self.ear);
             let finder = self.finder(kind);
@@ -298,7 +299,7 @@ impl Driver {
                     seen_by_relay.push(route.remote);
                 }
             }
-            if let Some(route) = search.follow() {
+            if let Some(route) = search.follow(now) {
                 let slot = search.slot;
                 self.inner.wire.admit(slot, route, true);
             }
@@ -416,19 +417,22 @@ impl Driver {
         match outcome {
             Outcome::Dialled(slot, Ok(connection)) => self.up(slot, connection),
             Outcome::Dialled(slot, Err(detail)) => {
-                if let Some(search) = self.search(slot) {
-                    search.ended(now(), detail);
-                }
+                self.ended(slot, detail);
             }
             Outcome::Closed(slot, id, detail) => {
                 let Some(search) = self.search(slot) else { return };
                 if matches!(&search.stage, Stage::Up { connection, .. } if connection.stable_id() == id)
                 {
-                    search.ended(now(), detail);
+                    self.ended(slot, detail);
                     self.want_relay_soon();
                 }
             }
         }
+    }
+
+    fn ended(&mut self, slot: SlotId, detail: String) {
+        let route = self.search(slot).and_then(|search| search.ended(now(), detail));
+        route.into_iter().for_each(|route| self.inner.wire.admit(slot, route, true));
     }
 
     /// A connection is there: it becomes a leg.

@@ -2,7 +2,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -68,14 +68,14 @@ fn for_slot<T>(slot: SlotId, act: impl FnOnce() -> T) -> T {
 
 struct Ids {
     wire: Arc<Wire>,
-    number: AtomicU16,
+    number: AtomicU32,
 }
 
 impl ConnectionIdGenerator for Ids {
     fn generate_cid(&mut self) -> ConnectionId {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         if SLOT.get().is_none() {
-            self.wire.paths(|paths| paths.forget_id(number));
+            self.wire.forget_id(number);
         }
         ConnectionId::new(&self.wire.ids.make(SLOT.get(), number))
     }
@@ -100,7 +100,7 @@ impl Quic {
         config.grease_quic_bit(false);
         let ids = Arc::clone(wire);
         config.cid_generator(move || {
-            Box::new(Ids { wire: Arc::clone(&ids), number: AtomicU16::new(rand::random()) })
+            Box::new(Ids { wire: Arc::clone(&ids), number: AtomicU32::new(rand::random()) })
         });
         let endpoint = Endpoint::new_with_abstract_socket(
             config,
@@ -220,6 +220,17 @@ pub(super) fn server(own: &SessionKey, peer: &[u8]) -> Result<ServerConfig, KeyE
     Ok(config)
 }
 
+/// [`server`] for those who dial a slot.
+pub(super) fn callee(
+    server: &ServerConfig,
+    (wire, slot): (&Arc<Wire>, SlotId),
+) -> Arc<ServerConfig> {
+    let crypto = Witnessed::new(Arc::clone(&server.crypto), Arc::clone(wire), slot);
+    let mut config = server.clone();
+    config.crypto = Arc::new(crypto);
+    Arc::new(config)
+}
+
 /// What makes a session's QUIC client.
 pub(super) type Client = Arc<QuicClientConfig>;
 
@@ -238,7 +249,8 @@ pub(super) fn attempt(
     token: Token,
     rtt: Option<Duration>,
 ) -> ClientConfig {
-    let crypto = Witnessed::new(Arc::clone(client) as _, Arc::clone(wire), slot);
+    let crypto = Arc::clone(client) as Arc<dyn quinn::crypto::ClientConfig>;
+    let crypto = Witnessed::new(crypto, Arc::clone(wire), slot);
     let mut config = ClientConfig::new(Arc::new(crypto));
     let mut id = [0; TOKEN_CID_LEN];
     id[..token.len()].copy_from_slice(&token);

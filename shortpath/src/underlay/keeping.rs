@@ -9,6 +9,7 @@ use super::Inner;
 use super::exchange::{EAR, Ear, Heard};
 use super::interfaces::{Changes, host_candidates};
 use super::sockets::Bound;
+use super::wire::count;
 use crate::path::{
     Candidate, Keeper, KeeperConfig, KeeperEvent, KeeperView, LocalId, Mapping, MappingLifetime,
     Route,
@@ -149,6 +150,9 @@ impl Keeping {
         let (local, remote) = (heard.route.local, heard.route.remote);
         if let Some((_, keeper)) = self.keepers.iter_mut().find(|(id, _)| *id == local) {
             keeper.handle_packet(now(), remote, &heard.datagram);
+            if keeper.take_astray() > 0 {
+                count(&self.inner.wire.counters.stun_astray);
+            }
         }
     }
 

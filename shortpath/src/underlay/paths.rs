@@ -75,7 +75,7 @@ struct Slot {
     /// Code point of its packets.
     dscp: Option<u8>,
     /// Numbers of ids that were made for nobody and turned out to be of this slot, oldest first.
-    learnt: Vec<u16>,
+    learnt: Vec<u32>,
 }
 
 /// See the module.
@@ -85,7 +85,7 @@ pub(super) struct Paths {
     routes: HashMap<Route, Vec<SlotId>>,
     tokens: HashMap<Token, SlotId>,
     /// Whose ids are that were made for nobody, by number.
-    learnt: HashMap<u16, SlotId>,
+    learnt: HashMap<u32, SlotId>,
     next: u32,
 }
 
@@ -117,7 +117,7 @@ impl Paths {
     }
 
     /// A connection of the slot has proved that the id of this number is its own.
-    pub(super) fn learn(&mut self, id: SlotId, number: u16) {
+    pub(super) fn learn(&mut self, id: SlotId, number: u32) {
         self.forget_id(number);
         let Some(slot) = self.slots.get_mut(&id) else { return };
         if slot.learnt.len() == LEARNT_MAX {
@@ -127,11 +127,13 @@ impl Paths {
         self.learnt.insert(number, id);
     }
 
-    /// The number is given to a new id.
-    pub(super) fn forget_id(&mut self, number: u16) {
-        if let Some(slot) = self.learnt.remove(&number).and_then(|id| self.slots.get_mut(&id)) {
+    /// The number is given to a new id. Returns whether it was known whose it was.
+    pub(super) fn forget_id(&mut self, number: u32) -> bool {
+        let Some(id) = self.learnt.remove(&number) else { return false };
+        if let Some(slot) = self.slots.get_mut(&id) {
             slot.learnt.retain(|known| *known != number);
         }
+        true
     }
 
     /// Lets in QUIC packets that come by this route.
@@ -223,7 +225,8 @@ impl Paths {
 }
 
 /// Makes and reads the connection ids of this process: slot, number, and a keyed tag that nobody else can make, so that
-/// guessing ids tells nothing and starts nothing.
+/// guessing ids tells nothing and starts nothing. Numbers have 32 bits: quinn holds four or five ids of nobody per connection,
+/// and asks for another, without end, until it gets one that it does not hold.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionIds {
     key: RandomState,
@@ -231,17 +234,17 @@ pub(super) struct ConnectionIds {
 
 impl ConnectionIds {
     /// The id of this number for a slot, or for one that is not known.
-    pub(super) fn make(&self, slot: Option<SlotId>, number: u16) -> [u8; CID_LEN] {
+    pub(super) fn make(&self, slot: Option<SlotId>, number: u32) -> [u8; CID_LEN] {
         let SlotId(slot) = slot.unwrap_or(NOBODY);
         let mut id = [0; CID_LEN];
         id[..3].copy_from_slice(&slot.to_be_bytes()[1..]);
-        id[3..5].copy_from_slice(&number.to_be_bytes());
-        id[5..].copy_from_slice(&self.tag(slot, number));
+        id[3..7].copy_from_slice(&number.to_be_bytes());
+        id[7..].copy_from_slice(&self.tag(slot, number));
         id
     }
 
     /// The number of an id that was made for nobody.
-    pub(super) fn number_of_nobodys(&self, id: &[u8]) -> Option<u16> {
+    pub(super) fn number_of_nobodys(&self, id: &[u8]) -> Option<u32> {
         (self.slot_of(id) == Some(NOBODY)).then(|| number_of(id))
     }
 
@@ -249,19 +252,18 @@ impl ConnectionIds {
     pub(super) fn slot_of(&self, id: &[u8]) -> Option<SlotId> {
         let id: &[u8; CID_LEN] = id.try_into().ok()?;
         let slot = u32::from_be_bytes([0, id[0], id[1], id[2]]);
-        let number = u16::from_be_bytes([id[3], id[4]]);
-        (self.tag(slot, number) == id[5..]).then_some(SlotId(slot))
+        (self.tag(slot, number_of(id)) == id[7..]).then_some(SlotId(slot))
     }
 
-    fn tag(&self, slot: u32, number: u16) -> [u8; 4] {
+    fn tag(&self, slot: u32, number: u32) -> [u8; 4] {
         let [a, b, c, d, ..] = self.key.hash_one((slot, number)).to_be_bytes();
         [a, b, c, d]
     }
 }
 
 /// The number in an id of [`CID_LEN`] bytes.
-pub(super) fn number_of(id: &[u8]) -> u16 {
-    id.get(3..5).map_or(0, |number| u16::from_be_bytes([number[0], number[1]]))
+pub(super) fn number_of(id: &[u8]) -> u32 {
+    id.get(3..7).and_then(|number| number.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 
 /// Prefix of virtual addresses: unique local (RFC 4193), never seen outside this process.
@@ -387,12 +389,25 @@ mod tests {
         assert_eq!(at(&paths, 1), Ok(Arrival::Slot(two)));
         assert_eq!(at(&paths, 2), Err(Refusal::Stranger(Some(two))), "only its owner looks there");
         // The number comes around, for another connection.
-        paths.forget_id(number);
+        assert!(paths.forget_id(number) && !paths.forget_id(number));
         assert_eq!(at(&paths, 1), Ok(Arrival::AnyAdmitted));
         (0..1000).for_each(|number| paths.learn(one, number));
         assert_eq!((paths.learnt.len(), paths.slots[&one].learnt.len()), (LEARNT_MAX, LEARNT_MAX));
         paths.close(one);
         assert!(paths.learnt.is_empty());
+    }
+
+    #[test]
+    fn ids_of_nobody_do_not_run_out() {
+        let ids = ConnectionIds::default();
+        // As many sessions as an agent may hold, three connections each, and what quinn holds of ids for each of them; from
+        // where numbers come around.
+        let all = 8192 * 3 * 5;
+        let numbers = (0..all).map(|step| (u32::MAX - 1000).wrapping_add(step));
+        let made: std::collections::HashSet<_> =
+            numbers.map(|number| ids.make(None, number)).collect();
+        assert_eq!(made.len(), all as usize);
+        assert!(made.iter().all(|id| ids.number_of_nobodys(id).is_some()));
     }
 
     #[test]

@@ -190,7 +190,11 @@ impl Relay {
     }
 
     fn take(&self, wire: &Wire, datagram: &[u8]) {
-        let data = self.with(|turn| turn.client.handle_packet(now(), datagram));
+        let (data, forged) = self
+            .with(|turn| (turn.client.handle_packet(now(), datagram), turn.client.take_forged()));
+        if forged > 0 {
+            count(&wire.counters.turn_forged);
+        }
         if let Some((peer, payload)) = data {
             let route = Route { local: self.socket.id, remote: canonical(peer) };
             wire.unwrapped(route, &datagram[payload]);

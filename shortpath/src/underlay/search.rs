@@ -5,7 +5,7 @@ use quinn::Connection;
 
 use super::paths::SlotId;
 use super::view::{LegState, LegView};
-use crate::path::{Candidate, CandidateKind, Finder, FinderEvent, PairState, PairView, Route};
+use crate::path::{Candidate, CandidateKind, Finder, FinderEvent, Route};
 use crate::{LegId, LegKind};
 
 /// See the module.
@@ -18,8 +18,12 @@ pub(super) struct Search {
     pub(super) route: Option<Route>,
     /// Packets of our connection came from here before any check did.
     suspected: Option<Route>,
+    /// The route in use is not the finder's choice but where the peer sends from; when it was looked at.
+    followed: Option<Instant>,
     /// Not before this may QUIC be dialled again.
     retry_at: Option<Instant>,
+    /// Attempts in vain: the peer answers checks but not QUIC, or not as it should.
+    in_vain: u64,
     backoff: Duration,
     pub(super) reason: Option<&'static str>,
     pub(super) detail: Option<String>,
@@ -47,6 +51,8 @@ const SOON: Duration = Duration::from_secs(1);
 /// Between looks whether a connection that sends also receives, while it carries something, and while not.
 const LOOK: Duration = Duration::from_millis(250);
 const LOOK_IDLE: Duration = Duration::from_secs(1);
+/// A route that was followed is checked that often, and left when a check waits that long.
+const FOLLOW: Duration = Duration::from_secs(1);
 /// Datagrams per look that keepalives explain.
 const IDLE_DATAGRAMS: u64 = 4;
 
@@ -59,7 +65,9 @@ impl Search {
             stage: Stage::Idle,
             route: None,
             suspected: None,
+            followed: None,
             retry_at: None,
+            in_vain: 0,
             backoff: BACKOFF,
             reason: None,
             detail: None,
@@ -84,7 +92,7 @@ impl Search {
         match event {
             FinderEvent::Reachable(route) | FinderEvent::Selected(route) => {
                 self.route = Some(route);
-                self.reason = None;
+                (self.reason, self.followed) = (None, None);
                 Some((route, true))
             }
             FinderEvent::PeerAt(route) => {
@@ -113,20 +121,26 @@ impl Search {
         self.finder.doubt(now);
     }
 
-    /// The suspected route, once a signed message has come that way: the peer is there and sends from there, so packets go
-    /// there at once, without waiting until the old route is known to be dead.
-    pub(super) fn follow(&mut self) -> Option<Route> {
-        let route = self.suspected?;
-        let signed = |pair: &PairView| {
-            (pair.local, pair.remote) == (route.local.0, route.remote)
-                && (pair.state == PairState::Succeeded || pair.requests > 0)
-        };
-        if !self.finder.pairs().iter().any(signed) {
+    /// The suspected route, once it has answered a check of ours: the peer is there and sends from there, so packets go there
+    /// at once, without waiting until the old route is known to be dead. Until then it only gets a share of what the session
+    /// sends in doubt, as a signed check of the peer may be an old one that somebody replays. When a route that was followed
+    /// falls silent, the finder's choice is used again, which the finder will not tell twice.
+    pub(super) fn follow(&mut self, now: Instant) -> Option<Route> {
+        if let Some(route) = self.suspected.filter(|route| self.finder.is_good(*route)) {
+            self.suspected = None;
+            self.route = Some(route);
+            self.followed = (self.finder.selected() != Some(route)).then_some(now);
+            return Some(route);
+        }
+        let since =
+            self.followed.filter(|since| now.saturating_duration_since(*since) >= FOLLOW)?;
+        let (route, choice) = (self.route?, self.finder.selected()?);
+        if self.finder.verify(now, route, since) {
+            self.followed = Some(now);
             return None;
         }
-        self.suspected = None;
-        self.route = Some(route);
-        Some(route)
+        (self.followed, self.route) = (None, Some(choice));
+        Some(choice)
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -167,24 +181,27 @@ impl Search {
         }
     }
 
-    /// The attempt failed, or the connection is gone.
-    pub(super) fn ended(&mut self, now: Instant, detail: String) {
+    /// The attempt failed, or the connection is gone. Returns the route by which the next one leaves.
+    pub(super) fn ended(&mut self, now: Instant, detail: String) -> Option<Route> {
         let lasted = match &self.stage {
             Stage::Up { since, .. } => now.saturating_duration_since(*since) >= LASTED,
             Stage::Idle | Stage::Dialling => false,
         };
+        self.in_vain += u64::from(matches!(self.stage, Stage::Dialling));
         let pause = if lasted { SOON } else { self.backoff };
         self.backoff = if lasted { BACKOFF } else { (self.backoff * 3 / 2).min(BACKOFF_MOST) };
         self.retry_at = Some(now + pause);
         self.stage = Stage::Idle;
         (self.reason, self.detail, self.look_at) = (Some("quic_failed"), Some(detail), None);
+        (self.suspected, self.followed) = (None, None);
         self.route = self.finder.selected();
+        self.route
     }
 
     /// The network is another one: what failed may work now.
     pub(super) fn network_changed(&mut self, now: Instant) {
         (self.retry_at, self.backoff) = (None, BACKOFF);
-        self.finder.doubt(now);
+        self.finder.network_changed(now);
     }
 
     /// Looks whether the connection still receives what it asks for; if not, the route is doubted.
@@ -206,14 +223,16 @@ impl Search {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let retry = self.retry_at.filter(|_| self.may_dial());
-        [retry, self.look_at, self.finder.poll_timeout()].into_iter().flatten().min()
+        let followed = self.followed.map(|since| since + FOLLOW);
+        [retry, self.look_at, followed, self.finder.poll_timeout()].into_iter().flatten().min()
     }
 
-    /// What the finder ignored or refused.
+    /// What the finder ignored or refused, and attempts in vain.
     pub(super) fn ignored(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let candidates = self.finder.refused().filter(|(refusal, _)| refusal.is_fault());
         let candidates = candidates.map(|(refusal, count)| (refusal.as_str(), count));
-        candidates.chain(self.finder.counters().suspicious())
+        let attempts = std::iter::once(("quic_failed", self.in_vain));
+        candidates.chain(attempts).chain(self.finder.counters().suspicious())
     }
 
     pub(super) fn view(&self) -> LegView {
@@ -230,5 +249,152 @@ impl Search {
             pairs: self.finder.pairs(),
             ..LegView::new(self.kind)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::{FinderConfig, IceCredentials, LocalId};
+    use crate::underlay::paths::Paths;
+
+    /// The client's finder on two sockets, and the agent's search, over a network without delay: the agent's replies go where
+    /// the client sends from, unless `dead` says that nothing arrives there.
+    struct Two {
+        now: Instant,
+        client: Finder,
+        search: Search,
+        dead: Vec<Route>,
+        /// All that the client sent, and from where the agent had it.
+        sent: Vec<(Route, Vec<u8>)>,
+        directed: Vec<Route>,
+    }
+
+    const ONE: LocalId = LocalId(0);
+
+    fn client_at(port: u16) -> Route {
+        Route { local: ONE, remote: ([192, 0, 2, 1], port).into() }
+    }
+
+    impl Two {
+        fn new() -> Self {
+            let now = Instant::now();
+            let credentials = |name: &str| IceCredentials {
+                ufrag: name.into(),
+                password: "some-password-of-some-length".into(),
+            };
+            let finder = |dials, (own, other), ip: &str, port| {
+                let (own, other) = (credentials(own), credentials(other));
+                let config = FinderConfig::new(LegKind::UdpDirect, dials, own, other);
+                let mut finder = Finder::new(now, config);
+                let address = std::net::SocketAddr::new(ip.parse().unwrap(), port);
+                finder.add_local(now, Candidate::new(CandidateKind::Host, address), ONE);
+                finder
+            };
+            let mut client = finder(true, ("ours", "theirs"), "192.0.2.1", 1);
+            let agent = finder(false, ("theirs", "ours"), "192.0.2.2", 9);
+            let host = Candidate::new(CandidateKind::Host, "192.0.2.2:9".parse().unwrap());
+            client.add_remote(now, host).unwrap();
+            let slot = Paths::default().open(None).unwrap();
+            let search = Search::new(LegKind::UdpDirect, slot, agent, false);
+            let (dead, sent, directed) = (Vec::new(), Vec::new(), Vec::new());
+            let mut two = Self { now, client, search, dead, sent, directed };
+            two.run(Duration::from_secs(1), 1);
+            assert_eq!(two.search.finder.selected(), Some(client_at(1)));
+            assert_eq!(two.search.route, Some(client_at(1)));
+            two
+        }
+
+        /// The client's packets come from `port` meanwhile.
+        fn run(&mut self, time: Duration, port: u16) {
+            let end = self.now + time;
+            while self.now < end {
+                while let Some((_, bytes)) = self.client.poll_transmit() {
+                    self.search.finder.handle_packet(self.now, client_at(port), &bytes);
+                    self.sent.push((client_at(port), bytes));
+                }
+                self.step(port);
+                self.now += Duration::from_millis(10);
+                self.client.handle_timeout(self.now);
+                self.search.finder.handle_timeout(self.now);
+            }
+        }
+
+        /// As the driver does it.
+        fn step(&mut self, port: u16) {
+            while let Some(event) = self.search.finder.poll_event() {
+                self.search.handle(event);
+            }
+            self.directed.extend(self.search.follow(self.now));
+            while let Some((route, bytes)) = self.search.finder.poll_transmit() {
+                let back = Route { local: ONE, remote: "192.0.2.2:9".parse().unwrap() };
+                if route == client_at(port) && !self.dead.contains(&route) {
+                    self.client.handle_packet(self.now, back, &bytes);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_replayed_check_turns_nothing_to_a_victim_however_old_it_is() {
+        let (mut two, victim) = (Two::new(), client_at(666));
+        for _ in 0..65 {
+            two.client.doubt(two.now);
+            two.run(Duration::from_millis(110), 1);
+        }
+        assert!(two.sent.len() > 65, "{}", two.sent.len());
+        // More than the agent remembers have come since; and a packet of our connection seems to come from there, too.
+        let (_, replayed) = two.sent[0].clone();
+        two.search.suspect(two.now, victim);
+        two.search.finder.handle_packet(two.now, victim, &replayed);
+        assert!(
+            two.search
+                .finder
+                .pairs()
+                .iter()
+                .any(|pair| pair.remote == victim.remote && pair.requests == 1)
+        );
+        two.run(Duration::from_secs(20), 1);
+        assert_eq!((two.directed, two.search.route), (vec![], Some(client_at(1))));
+    }
+
+    #[test]
+    fn a_peer_that_was_bound_anew_is_followed_with_the_first_check_it_answers() {
+        let mut two = Two::new();
+        let moved = two.now;
+        two.search.suspect(moved, client_at(2));
+        two.client.doubt(moved);
+        two.run(Duration::from_millis(20), 2);
+        assert_eq!(two.directed, [client_at(2)]);
+        // Meanwhile it is among the routes by which packets are spread.
+        assert!(two.search.finder.lively(moved).contains(&client_at(2)));
+        two.run(Duration::from_secs(3), 2);
+        assert_eq!(two.search.route, Some(client_at(2)));
+    }
+
+    #[test]
+    fn a_followed_route_that_dies_is_left_for_the_choice_that_was_never_told_again() {
+        let mut two = Two::new();
+        // The peer is good at both, and prefers the first.
+        let standby = client_at(2);
+        two.search.suspect(two.now, standby);
+        two.client.doubt(two.now);
+        two.run(Duration::from_millis(150), 2);
+        two.client.doubt(two.now);
+        two.run(Duration::from_secs(1), 1);
+        two.search.route = Some(standby);
+        two.search.followed = Some(two.now);
+        (two.dead, two.directed) = (vec![standby], Vec::new());
+        assert_eq!(two.search.finder.selected(), Some(client_at(1)));
+        two.run(Duration::from_millis(2500), 1);
+        assert_eq!((two.directed, two.search.route), (vec![client_at(1)], Some(client_at(1))));
+    }
+
+    #[test]
+    fn the_next_connection_leaves_by_the_choice_and_not_where_the_last_one_died() {
+        let mut two = Two::new();
+        two.search.route = Some(client_at(2));
+        let route = two.search.ended(two.now, "lost".into());
+        assert_eq!((route, two.search.route), (Some(client_at(1)), Some(client_at(1))));
     }
 }

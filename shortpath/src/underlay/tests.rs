@@ -361,7 +361,7 @@ async fn a_stranger_gets_no_answer_to_anything() {
 }
 
 /// A packet that begins as one of a connection between the two underlays would.
-fn packet_for(id: [u8; 9]) -> Vec<u8> {
+fn packet_for(id: [u8; super::demux::CID_LEN]) -> Vec<u8> {
     let mut packet = vec![0x41];
     packet.extend(id);
     packet.resize(60, 7);
@@ -449,26 +449,44 @@ struct Middle {
     rebind: Arc<AtomicBool>,
     drop_quic: Arc<AtomicBool>,
     drop_all: Arc<AtomicBool>,
-    /// Everything goes out twice, and back to its sender as well.
+    /// Everything goes out twice, and back to its sender as well, and QUIC once more with a changed byte.
     replay: Arc<AtomicBool>,
+    /// Nobody listens at `front`: the kernel answers with ICMP errors.
+    closed: Arc<AtomicBool>,
     _task: JoinHandle<()>,
+}
+
+/// A QUIC packet with its last byte changed; anything else as it is.
+fn changed(packet: &[u8]) -> Vec<u8> {
+    let mut changed = packet.to_vec();
+    if let Some(last) = changed.last_mut().filter(|_| packet[0] > 3) {
+        *last ^= 1;
+    }
+    changed
 }
 
 impl Middle {
     /// Passes on between a client, who is told to send here, and `agent`, who sees the packets come from a port of ours
     /// that changes when asked, as that of a NAT does.
     async fn before(agent: SocketAddr) -> Self {
-        let front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let mut back = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = front.local_addr().unwrap();
-        let flags: [Arc<AtomicBool>; 4] = Default::default();
-        let [rebind, drop_quic, drop_all, replay] = flags.clone();
+        let flags: [Arc<AtomicBool>; 5] = Default::default();
+        let [rebind, drop_quic, drop_all, replay, closed] = flags.clone();
         let task = tokio::spawn(async move {
             let (mut there, mut here) = (vec![0; 65536], vec![0; 65536]);
             let mut client = None;
             loop {
                 if flags[0].swap(false, Ordering::Relaxed) {
                     back = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+                }
+                if flags[4].load(Ordering::Relaxed) {
+                    drop(front);
+                    while flags[4].load(Ordering::Relaxed) {
+                        sleep(Duration::from_millis(10)).await;
+                    }
+                    front = UdpSocket::bind(address).await.unwrap();
                 }
                 let drops = |packet: &[u8]| {
                     flags[2].load(Ordering::Relaxed)
@@ -478,6 +496,7 @@ impl Middle {
                     Ok((count, from)) = front.recv_from(&mut there) => {
                         client = Some(from);
                         if flags[3].load(Ordering::Relaxed) {
+                            drop(back.send_to(&changed(&there[..count]), agent).await);
                             drop(back.send_to(&there[..count], agent).await);
                             drop(front.send_to(&there[..count], from).await);
                         }
@@ -487,6 +506,7 @@ impl Middle {
                     }
                     Ok((count, from)) = back.recv_from(&mut here) => {
                         if let Some(client) = client.filter(|_| flags[3].load(Ordering::Relaxed)) {
+                            drop(front.send_to(&changed(&here[..count]), client).await);
                             drop(front.send_to(&here[..count], client).await);
                             drop(back.send_to(&here[..count], from).await);
                         }
@@ -498,7 +518,7 @@ impl Middle {
                 }
             }
         });
-        Self { front: address, rebind, drop_quic, drop_all, replay, _task: task }
+        Self { front: address, rebind, drop_quic, drop_all, replay, closed, _task: task }
     }
 
     /// Ends that know each other through the middle only.
@@ -527,6 +547,7 @@ async fn replayed_and_reflected_packets_change_nothing_and_are_counted() {
         let ignored = end.underlay.ignored();
         // Our own checks name the peer, and our own packets its connection.
         assert!(ignored.stun_unclaimed > 0 && ignored.quic_unknown_id > 0, "{ignored:?}");
+        assert!(ignored.quic_undecryptable > 0, "{ignored:?}");
     }
 }
 
@@ -547,6 +568,28 @@ async fn icmp_errors_of_closed_ports_stop_neither_socket_nor_search() {
     ends.carried_by(LegKind::UdpDirect).await;
     ends.echo().await;
     assert_eq!(one.ignored().garbage + two.ignored().garbage, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pair_survives_that_nobody_listens_for_a_moment() {
+    let (mut ends, middle) = Middle::between().await;
+    ends.client.search();
+    ends.agent.search();
+    ends.carried_by(LegKind::UdpDirect).await;
+    let selected = |view: &ShortpathView| {
+        let pairs = view.legs.iter().flat_map(|leg| &leg.pairs);
+        pairs.filter(|pair| pair.selected).map(|pair| pair.remote).collect::<Vec<_>>()
+    };
+    ends.client.viewed(|view| selected(view) == [middle.front]).await;
+    middle.closed.store(true, Ordering::Relaxed);
+    // Every packet there brings an ICMP port unreachable, until the port is open again.
+    let mut channel = ends.client.session.open().unwrap();
+    channel.write(Bytes::from_static(b"?")).await.unwrap();
+    sleep(Duration::from_millis(500)).await;
+    middle.closed.store(false, Ordering::Relaxed);
+    timeout(PATIENCE, ends.agent.incoming()).await.expect("nothing arrived");
+    assert_eq!(ends.client.session.stats().legs_lost, 0);
+    assert_eq!(selected(&ends.client.view()), [middle.front]);
 }
 
 #[tokio::test]
@@ -583,6 +626,7 @@ async fn a_peer_that_answers_checks_but_not_quic_leaves_tcp_alone() {
     ends.agent.search();
     ends.client.viewed(|view| view.reasons.contains(&"quic_failed")).await;
     assert_eq!(ends.client.view().legs[0].state, LegState::Reachable);
+    ends.client.viewed(|view| view.ignored.contains(&("quic_failed", 1))).await;
     ends.carried_by(LegKind::TcpReverse).await;
     ends.echo().await;
 }

@@ -10,7 +10,7 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -38,7 +38,10 @@ pub(super) struct Counters {
     quic_unknown_token: AtomicU64,
     quic_unknown_id: AtomicU64,
     quic_stranger: AtomicU64,
+    pub(super) quic_undecryptable: AtomicU64,
     pub(super) relay_stranger: AtomicU64,
+    pub(super) turn_forged: AtomicU64,
+    pub(super) stun_astray: AtomicU64,
     garbage: AtomicU64,
     overflow: AtomicU64,
     socket_errors: AtomicU64,
@@ -55,26 +58,36 @@ pub struct Ignored {
     pub quic_unknown_id: u64,
     /// QUIC packets for one of our connections by a route that no check has proved.
     pub quic_stranger: u64,
+    /// QUIC packets of one of our connections, by a route that is proved, which its keys do not open: forged, or broken.
+    pub quic_undecryptable: u64,
     /// Datagrams to an allocation's socket that its server has not sent.
     pub relay_stranger: u64,
+    /// Datagrams in the name of a TURN server that lack its signature, or bring data of peers it was not to let through.
+    pub turn_forged: u64,
+    /// Answers to our own questions at STUN servers that came from elsewhere.
+    pub stun_astray: u64,
     /// Neither STUN nor QUIC, or STUN of more than 2,048 bytes.
     pub garbage: u64,
     /// Dropped as the receiver was behind.
     pub overflow: u64,
-    /// Errors of sockets, such as ICMP's.
+    /// What sockets said when they were to send or receive: no route, no buffers, forbidden by a firewall. ICMP errors are
+    /// not among them: the kernel does not tell them to sockets that are not connected, and ours are not.
     pub socket_errors: u64,
 }
 
 impl Ignored {
     /// Each by its name.
     #[must_use]
-    pub const fn by_name(&self) -> [(&'static str, u64); 8] {
+    pub const fn by_name(&self) -> [(&'static str, u64); 11] {
         [
             ("stun_unclaimed", self.stun_unclaimed),
             ("quic_unknown_token", self.quic_unknown_token),
             ("quic_unknown_id", self.quic_unknown_id),
             ("quic_stranger", self.quic_stranger),
+            ("quic_undecryptable", self.quic_undecryptable),
             ("relay_stranger", self.relay_stranger),
+            ("turn_forged", self.turn_forged),
+            ("stun_astray", self.stun_astray),
             ("garbage", self.garbage),
             ("overflow", self.overflow),
             ("socket_error", self.socket_errors),
@@ -90,7 +103,10 @@ impl Counters {
             quic_unknown_token: read(&self.quic_unknown_token),
             quic_unknown_id: read(&self.quic_unknown_id),
             quic_stranger: read(&self.quic_stranger),
+            quic_undecryptable: read(&self.quic_undecryptable),
             relay_stranger: read(&self.relay_stranger),
+            turn_forged: read(&self.turn_forged),
+            stun_astray: read(&self.stun_astray),
             garbage: read(&self.garbage),
             overflow: read(&self.overflow),
             socket_errors: read(&self.socket_errors),
@@ -117,6 +133,7 @@ pub(super) struct Wire {
     spreads: Mutex<Spreads>,
     /// Some slot is in an alarm: sending looks at `spreads`.
     alarmed: AtomicBool,
+    forgotten: AtomicU32,
     /// The socket that could not send last.
     blocked: AtomicUsize,
     /// The socket to receive from first.
@@ -158,6 +175,7 @@ impl Wire {
             inbox: Mutex::default(),
             spreads: Mutex::default(),
             alarmed: AtomicBool::new(false),
+            forgotten: AtomicU32::new(0),
             blocked: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
         }
@@ -315,6 +333,18 @@ impl Wire {
         if let Some(number) = self.ids.number_of_nobodys(id) {
             self.paths(|paths| paths.learn(slot, number));
         }
+    }
+
+    /// The number is given to a new id. quinn may refuse it as it holds the old one, so its owner must learn it anew.
+    pub(super) fn forget_id(&self, number: u32) {
+        if self.paths(|paths| paths.forget_id(number)) {
+            self.forgotten.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Goes up whenever it is forgotten whose an id is.
+    pub(super) fn forgotten(&self) -> u32 {
+        self.forgotten.load(Ordering::Relaxed)
     }
 
     fn stun(&self, route: Route, datagram: &[u8]) {

@@ -1,16 +1,17 @@
-//! Which connection ids are a dialled connection's: those that packets which it could decrypt were addressed to.
+//! Which connection ids are a connection's: those that packets which it could decrypt were addressed to. And how many it could
+//! not, although they came by a proved route and for an id of ours.
 //!
 //! quinn asks for most ids without saying for whom, and its servers prefer such a one to the first, which names its slot.
 //! Where several sessions share a route, nothing in a packet tells whose such an id is, but the keys do. So the keys for
 //! packets that arrive are wrapped: after a success they tell the [`Wire`] whose id that was.
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
 use quinn::crypto::{
     ClientConfig, CryptoError, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey,
-    Session,
+    ServerConfig, Session, UnsupportedVersion,
 };
 use quinn::{ConnectError, ConnectionId, Side};
 use quinn_proto::TransportError;
@@ -18,17 +19,17 @@ use quinn_proto::transport_parameters::TransportParameters;
 
 use super::demux::CID_LEN;
 use super::paths::{SlotId, number_of};
-use super::wire::Wire;
+use super::wire::{Wire, count};
 
-/// A client's TLS whose sessions tell which ids are theirs.
-pub(super) struct Witnessed {
-    inner: Arc<dyn ClientConfig>,
+/// The TLS of a client (`dyn ClientConfig`) or a server, whose sessions tell which ids are theirs.
+pub(super) struct Witnessed<T: ?Sized> {
+    inner: Arc<T>,
     witness: Arc<Witness>,
 }
 
-impl Witnessed {
-    pub(super) fn new(inner: Arc<dyn ClientConfig>, wire: Arc<Wire>, slot: SlotId) -> Self {
-        let witness = Witness { wire, slot, last: AtomicU32::new(NONE) };
+impl<T: ?Sized> Witnessed<T> {
+    pub(super) fn new(inner: Arc<T>, wire: Arc<Wire>, slot: SlotId) -> Self {
+        let witness = Witness { wire, slot, last: AtomicU64::new(NONE) };
         Self { inner, witness: Arc::new(witness) }
     }
 }
@@ -36,12 +37,13 @@ impl Witnessed {
 struct Witness {
     wire: Arc<Wire>,
     slot: SlotId,
-    /// Number of the id seen last: all but a few packets of a connection come to the same.
-    last: AtomicU32,
+    /// Number of the id seen last, and how often the wire had forgotten whose an id is: all but a few packets of a connection
+    /// come to the same.
+    last: AtomicU64,
 }
 
-/// No id has this number: they are of 16 bits.
-const NONE: u32 = u32::MAX;
+/// Before the first. Should it be a real one, that id stays unknown, which costs copies where sessions share a route.
+const NONE: u64 = u64::MAX;
 
 impl Witness {
     /// A packet with this header was decrypted. Only short headers have ids of ours, and those alone repeat.
@@ -50,15 +52,37 @@ impl Witness {
             return;
         }
         let Some(id) = header.get(1..=CID_LEN) else { return };
-        let number = number_of(id);
-        if self.last.load(Ordering::Relaxed) != u32::from(number) {
-            self.last.store(u32::from(number), Ordering::Relaxed);
+        let seen = u64::from(self.wire.forgotten()) << 32 | u64::from(number_of(id));
+        if self.last.swap(seen, Ordering::Relaxed) != seen {
             self.wire.learn(self.slot, id);
         }
     }
 }
 
-impl ClientConfig for Witnessed {
+impl ServerConfig for Witnessed<dyn ServerConfig> {
+    fn initial_keys(
+        &self,
+        version: u32,
+        dst_cid: &ConnectionId,
+    ) -> Result<Keys, UnsupportedVersion> {
+        self.inner.initial_keys(version, dst_cid)
+    }
+
+    fn retry_tag(&self, version: u32, orig_dst_cid: &ConnectionId, packet: &[u8]) -> [u8; 16] {
+        self.inner.retry_tag(version, orig_dst_cid, packet)
+    }
+
+    fn start_session(
+        self: Arc<Self>,
+        version: u32,
+        params: &TransportParameters,
+    ) -> Box<dyn Session> {
+        let inner = Arc::clone(&self.inner).start_session(version, params);
+        Box::new(WitnessedSession { inner, witness: Arc::clone(&self.witness) })
+    }
+}
+
+impl ClientConfig for Witnessed<dyn ClientConfig> {
     fn start_session(
         self: Arc<Self>,
         version: u32,
@@ -154,9 +178,12 @@ impl PacketKey for WitnessedKey {
         header: &[u8],
         payload: &mut BytesMut,
     ) -> Result<(), CryptoError> {
-        self.inner.decrypt(packet, header, payload)?;
-        self.witness.saw(header);
-        Ok(())
+        let opened = self.inner.decrypt(packet, header, payload);
+        match &opened {
+            Ok(()) => self.witness.saw(header),
+            Err(_) => count(&self.witness.wire.counters.quic_undecryptable),
+        }
+        opened
     }
 
     fn tag_len(&self) -> usize {
@@ -169,5 +196,31 @@ impl PacketKey for WitnessedKey {
 
     fn integrity_limit(&self) -> u64 {
         self.inner.integrity_limit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::paths::Refusal;
+    use super::*;
+
+    #[test]
+    fn an_owner_that_was_forgotten_is_learnt_from_its_next_packet() {
+        let wire = Arc::new(Wire::new(Vec::new()));
+        let slot = wire.paths(|paths| paths.open(None)).unwrap();
+        let witness = Witness { wire: Arc::clone(&wire), slot, last: AtomicU64::new(NONE) };
+        let id = wire.ids.make(None, 7);
+        let header = [&[0x41][..], &id].concat();
+        let owner = || match wire.paths(|paths| paths.arrive(&wire.ids, &[], &id)) {
+            Err(Refusal::Stranger(owner)) => owner,
+            other => panic!("{other:?}"),
+        };
+        witness.saw(&header);
+        assert_eq!(owner(), Some(slot));
+        // quinn is offered the number anew, and refuses it as it holds the id still.
+        wire.forget_id(7);
+        assert_eq!(owner(), None);
+        witness.saw(&header);
+        assert_eq!(owner(), Some(slot));
     }
 }
