@@ -28,7 +28,7 @@ pub use session::{
 };
 pub use shell::{
     CarryEnd, CarryOutcome, Channel, ChannelReader, ChannelWriter, DatagramFlow, FlowEnd,
-    FlowOutcome, LegStats, LinkState, MoveStats, SessionEvent, SessionHandle, SessionStats, carry,
-    carry_datagrams, carry_stdio,
+    FlowOutcome, LegStats, LinkState, MoveStats, ROUND_BYTES_MAX, SessionEvent, SessionHandle,
+    SessionStats, Wide, carry, carry_datagrams, carry_stdio,
 };
 pub use tls::{KeyError, SessionKey, client_config, server_config};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use switchback_shortpath::{LegId, LegKind, SessionEvent, SessionHandle};
+use switchback_shortpath::{LegId, LegKind, SessionEvent, SessionHandle, Wide};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -56,7 +56,7 @@ pub(super) struct Keeper {
     pub(super) cold_at: Option<Instant>,
 }
 
-type Attempt = Pin<Box<dyn Future<Output = Result<TlsStream<TcpStream>, Fault>> + Send>>;
+type Attempt = Pin<Box<dyn Future<Output = Result<TlsStream<Wide<TcpStream>>, Fault>> + Send>>;
 
 /// What ended the loop, and whom to tell.
 struct End {
@@ -186,7 +186,7 @@ impl Keeper {
     }
 
     /// Gives a new leg to the session, or notes why there is none.
-    fn settle(&mut self, made: Result<TlsStream<TcpStream>, Fault>, plan: &mut LegPlan) {
+    fn settle(&mut self, made: Result<TlsStream<Wide<TcpStream>>, Fault>, plan: &mut LegPlan) {
         match made {
             Ok(stream) => {
                 let leg = self.handle.attach(stream, LegKind::TcpReverse);
@@ -287,7 +287,7 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
-async fn next(attempt: &mut Option<Attempt>) -> Result<TlsStream<TcpStream>, Fault> {
+async fn next(attempt: &mut Option<Attempt>) -> Result<TlsStream<Wide<TcpStream>>, Fault> {
     match attempt {
         Some(attempt) => attempt.await,
         None => std::future::pending().await,

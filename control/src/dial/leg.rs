@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, ClientConfig, ServerConfig};
 use switchback_engine::{Refusal, hello};
+use switchback_shortpath::{ROUND_BYTES_MAX, Wide};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -81,7 +82,7 @@ pub(crate) async fn connect(
     home: &str,
     tls: Arc<ClientConfig>,
     ahead: Option<Ahead>,
-) -> Result<client::TlsStream<TcpStream>, Fault> {
+) -> Result<client::TlsStream<Wide<TcpStream>>, Fault> {
     let name = ServerName::try_from(ticket.server_name.reveal().to_owned())
         .map_err(|_| Code::MessageMalformed.because("the ticket is no server name"))?;
     let gateway = ticket.gateway.as_deref().unwrap_or(home);
@@ -93,9 +94,13 @@ pub(crate) async fn connect(
         Some(stream) => stream,
         None => dial_for(ticket, home).await?,
     };
-    timeout(CONNECT_TLS_TIMEOUT, TlsConnector::from(tls).connect(name, stream))
+    timeout(CONNECT_TLS_TIMEOUT, TlsConnector::from(tls).connect(name, Wide::new(stream)))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map(|mut stream| {
+            stream.get_mut().1.set_buffer_limit(Some(ROUND_BYTES_MAX));
+            stream
+        })
         .map_err(|error| explain(&error))
 }
 
@@ -120,10 +125,14 @@ pub(crate) async fn present(ticket: &LegTicket, home: &str) -> Result<TcpStream,
 pub(crate) async fn accept(
     stream: TcpStream,
     tls: Arc<ServerConfig>,
-) -> Result<server::TlsStream<TcpStream>, Fault> {
-    timeout(ACCEPT_TLS_TIMEOUT, TlsAcceptor::from(tls).accept(stream))
+) -> Result<server::TlsStream<Wide<TcpStream>>, Fault> {
+    timeout(ACCEPT_TLS_TIMEOUT, TlsAcceptor::from(tls).accept(Wide::new(stream)))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map(|mut stream| {
+            stream.get_mut().1.set_buffer_limit(Some(ROUND_BYTES_MAX));
+            stream
+        })
         .map_err(|error| explain(&error))
 }
 

@@ -382,6 +382,53 @@ fn bulk_moves_to_a_faster_leg_that_starves_beside_the_present_one() {
     assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(TcpReverse));
 }
 
+/// Where two legs of the client lead after some seconds of bulk, of which each has `rate` alone, and half of it beside the
+/// other, as one processor works for both. The direct one is the nearer.
+fn bulk_between(relayed_rate: u64, direct_rate: u64) -> (Pair, Option<LegKind>) {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let weather = |rate, delay| Weather { rate: Some(rate), ..Weather::fair(delay) };
+    let relayed = pair.link_of(TcpReverse, weather(relayed_rate, ms(20)), NOW);
+    let direct = pair.link_of(UdpDirect, weather(direct_rate, ms(10)), NOW);
+    let channel = pair.open(CLIENT).unwrap();
+    pair.run(ms(500));
+    assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpDirect));
+    let takes = |pair: &Pair, link| {
+        pair.leg(link, CLIENT).is_some_and(|leg| pair.ends[CLIENT].session.takes_bulk(leg))
+    };
+    for _ in 0..450 {
+        let share = 1 + u64::from(takes(&pair, relayed) && takes(&pair, direct));
+        pair.set_rate(relayed, relayed_rate / share);
+        pair.set_rate(direct, direct_rate / share);
+        bulk(&mut pair, channel, ms(10));
+    }
+    let leg = pair.ends[CLIENT].session.figures(pair.now).leg;
+    (pair, leg)
+}
+
+#[test]
+fn bulk_takes_a_leg_that_is_a_fifth_faster_and_stays_for_less_than_a_tenth() {
+    assert_eq!(bulk_between(12_000_000, 10_000_000).1, Some(TcpReverse));
+    assert_eq!(bulk_between(10_500_000, 10_000_000).1, Some(UdpDirect));
+}
+
+#[test]
+fn a_leg_that_lost_bulk_is_not_tried_for_it_at_once() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let weather = |rate, delay| Weather { rate: Some(rate), ..Weather::fair(delay) };
+    pair.link_of(TcpReverse, weather(4_000_000, ms(20)), NOW);
+    let direct = pair.link_of(UdpDirect, weather(250_000, ms(10)), NOW);
+    let channel = pair.open(CLIENT).unwrap();
+    pair.run(ms(500));
+    while pair.ends[CLIENT].session.figures(pair.now).leg != Some(TcpReverse) {
+        bulk(&mut pair, channel, ms(10));
+    }
+    for _ in 0..500 {
+        bulk(&mut pair, channel, ms(10));
+        let leg = pair.leg(direct, CLIENT).unwrap();
+        assert!(!pair.ends[CLIENT].session.takes_bulk(leg));
+    }
+}
+
 #[test]
 fn interactive_bytes_stay_on_the_selected_leg_while_another_has_all_bulk() {
     let mut pair = Pair::new(&SessionConfig::default());

@@ -121,6 +121,24 @@ impl Meter {
         self.rate
     }
 
+    /// Counted bytes that have come in all, as far as known.
+    pub(super) fn brought(&self) -> u64 {
+        self.seen
+    }
+
+    /// The rate is what came since then, when `brought` bytes had: what was before was another situation.
+    pub(super) fn takes_rate(&mut self, now: Instant, since: Instant, brought: u64) {
+        let bytes = self.seen.saturating_sub(brought);
+        self.rate = Some((rate(bytes, now.saturating_duration_since(since)), now));
+        self.window = self.window.map(|_| (now, self.seen));
+    }
+
+    /// The leg has bulk to itself again, as when it achieved `rate`: what it did in between was its share.
+    pub(super) fn resumes(&mut self, now: Instant, rate: u64) {
+        self.rate = Some((rate, now));
+        self.window = self.window.map(|_| (now, self.seen));
+    }
+
     fn measure(&mut self, now: Instant) {
         let Some((began, at)) = self.window else { return };
         let elapsed = now.saturating_duration_since(began);

@@ -15,9 +15,13 @@ const BUSY: Duration = Duration::from_secs(1);
 /// How long another leg is tried beside the selected one: long enough for a new connection to leave its slow start on most
 /// paths. Legs that lack different things, as networks, show their rates so.
 const TRIAL: Duration = Duration::from_millis(800);
-/// How long it then has all bulk to itself, if it may be as good: legs that lack the same, as a processor or an access link,
-/// only show so what each would achieve.
-const ALONE: Duration = Duration::from_millis(600);
+/// Then it has all bulk to itself, if it may be as good: legs that lack the same, as a processor or an access link, only show
+/// so what each would achieve. Before that counts, this passes,
+const SETTLE: Duration = Duration::from_millis(200);
+/// and a round trip and what the other needs to bring what it was given, at most this: bytes wait for those before them.
+const SETTLE_MORE: Duration = Duration::from_secs(1);
+/// Over this its rate is then taken: longer than hiccups of schedulers and queues.
+const ALONE: Duration = Duration::from_millis(400);
 /// Pause after a trial in vain, doubled with each, up to [`TRIAL_PAUSE_MAX`].
 const TRIAL_PAUSE: Duration = Duration::from_secs(10);
 const TRIAL_PAUSE_MAX: Duration = Duration::from_secs(160);
@@ -58,11 +62,22 @@ pub(super) struct Course {
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     leg: LegId,
+    part: Part,
     until: Instant,
-    /// The selected leg carries no bulk meanwhile.
-    alone: bool,
-    /// Bytes a second of the selected leg before.
+    /// The selected leg when it began, and the bytes a second that one achieved before.
+    against: LegId,
     to_beat: u64,
+}
+
+/// How far a trial has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// The selected leg carries bulk, too.
+    Beside,
+    /// It carries none any more, but what it was given before.
+    Settling,
+    /// Nor that: since when, and what the leg on trial had brought by then.
+    Alone(Instant, u64),
 }
 
 impl Course {
@@ -143,7 +158,7 @@ impl Session {
     /// The trial has all bulk: only as long as nothing depends on that.
     fn is_alone(&self, trial: &Trial) -> bool {
         let brings = |leg: &Leg| leg.may_carry() && leg.health.suspicion.is_none();
-        trial.alone
+        trial.part != Part::Beside
             && matches!(self.stage, Stage::Open)
             && self.legs.get(&trial.leg).is_some_and(brings)
     }
@@ -176,7 +191,8 @@ impl Session {
                 .rate()
                 .filter(|(_, at)| now.saturating_duration_since(*at) < RATE_FRESH)
         };
-        let to_beat = self.selected().map_or(0, |id| self.rate(id));
+        let Some(against) = self.selected() else { return };
+        let to_beat = self.rate(against);
         let beats = |id: &LegId| known(*id).is_some() && is_faster(self.rate(*id), to_beat);
         let faster = self.rivals().find(beats);
         if let Some(rival) = faster {
@@ -185,8 +201,8 @@ impl Session {
         let due = |id: &LegId| self.legs[id].trial_at.is_none_or(|at| at <= now);
         let untried = self.rivals().find(due);
         if let Some(rival) = untried {
-            let (until, alone) = (now + TRIAL, false);
-            self.course.trial = Some(Trial { leg: rival, until, alone, to_beat });
+            let (until, part) = (now + TRIAL, Part::Beside);
+            self.course.trial = Some(Trial { leg: rival, part, until, against, to_beat });
         }
     }
 
@@ -214,26 +230,39 @@ impl Session {
         self.legs.get(&leg).and_then(|leg| leg.meter.rate()).map_or(0, |(rate, _)| rate)
     }
 
-    /// What comes after a part of a trial: the move, the other part, or the end.
+    /// What comes after a part of a trial: the move, the next part, or the end.
     fn go_on_with(&mut self, now: Instant, trial: Trial) {
         let rate = self.rate(trial.leg);
-        let may_be_as_good = rate >= trial.to_beat / 4 && self.rivals().any(|id| id == trial.leg);
-        if !trial.alone && may_be_as_good && !is_faster(rate, trial.to_beat) {
-            self.course.trial = Some(Trial { until: now + ALONE, alone: true, ..trial });
-        } else {
-            self.end_trial(now, trial);
-        }
+        let trusted = self.rivals().any(|id| id == trial.leg);
+        let backlog = self.backlog(trial.against);
+        let Some(leg) = self.legs.get_mut(&trial.leg).filter(|_| trusted) else {
+            return self.end_trial(now, trial);
+        };
+        let (part, lasts) = match trial.part {
+            Part::Beside if rate >= trial.to_beat / 4 && !is_faster(rate, trial.to_beat) => {
+                let trip = leg.rtt.smoothed().unwrap_or_default();
+                (Part::Settling, SETTLE + (trip + backlog).min(SETTLE_MORE))
+            }
+            Part::Settling => (Part::Alone(now, leg.meter.brought()), ALONE),
+            Part::Alone(since, brought) => {
+                leg.meter.takes_rate(now, since, brought);
+                return self.end_trial(now, trial);
+            }
+            Part::Beside => return self.end_trial(now, trial),
+        };
+        self.course.trial = Some(Trial { part, until: now + lasts, ..trial });
     }
 
-    fn end_trial(&mut self, now: Instant, Trial { leg: trial, to_beat, .. }: Trial) {
+    fn end_trial(&mut self, now: Instant, Trial { leg: trial, against, to_beat, .. }: Trial) {
         self.course.trial = None;
         if self.rivals().any(|rival| rival == trial) && is_faster(self.rate(trial), to_beat) {
             return self.move_bulk(now, trial);
         }
         if let Some(leg) = self.legs.get_mut(&trial) {
-            let pause = TRIAL_PAUSE * 2_u32.pow(leg.trials.min(4));
-            leg.trials += 1;
-            leg.trial_at = Some(now + pause.min(TRIAL_PAUSE_MAX));
+            leg.rest_from_trials(now);
+        }
+        if let Some(leg) = self.legs.get_mut(&against) {
+            leg.meter.resumes(now, to_beat);
         }
         // What it was given must not hold up what the selected leg brings.
         if self.selected() != Some(trial) && self.backlog(trial) > BACKLOG {
@@ -248,6 +277,7 @@ impl Session {
         self.course.leaves(slow, MoveCause::Throttled, Some(Duration::ZERO));
         if let Some(leg) = self.legs.get_mut(&slow) {
             leg.health.demote(now);
+            leg.rest_from_trials(now);
         }
         if let Some(leg) = self.legs.get_mut(&rival) {
             leg.trials = 0;
@@ -266,6 +296,15 @@ impl Session {
         let rate = leg.meter.rate().map_or(1, |(rate, _)| rate.max(1));
         let micros = u128::from(leg.meter.outstanding()) * 1_000_000 / u128::from(rate);
         Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX).min(1 << 40))
+    }
+}
+
+impl Leg {
+    /// It has just shown that it is not the faster one.
+    fn rest_from_trials(&mut self, now: Instant) {
+        let pause = TRIAL_PAUSE * 2_u32.pow(self.trials.min(4));
+        self.trials += 1;
+        self.trial_at = Some(now + pause.min(TRIAL_PAUSE_MAX));
     }
 }
 

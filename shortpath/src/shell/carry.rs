@@ -79,8 +79,10 @@ where
 
 /// Read buffer per direction: full frames for one writing round of a leg, so that none is cut short.
 const BUFFER: usize = 4 * PAYLOAD_MAX;
+/// And for one of the longest, once reads fill the buffer.
+const BUFFER_MOST: usize = 16 * PAYLOAD_MAX;
 /// Bytes written to the socket at once: as much.
-const WRITE: usize = BUFFER;
+const WRITE: usize = BUFFER_MOST;
 /// How long bytes that had arrived may still be written after the channel failed.
 const DRAIN: Duration = Duration::from_secs(5);
 /// After a session that ended as it should, the peer's whole tail is written as long as a frame of it (16 KiB at most)
@@ -151,10 +153,12 @@ async fn inward(
     count: &AtomicU64,
 ) -> Result<(), CarryEnd> {
     let mut buffer = BytesMut::new();
+    let mut room = BUFFER;
     loop {
         if buffer.capacity() < PAYLOAD_MAX {
-            buffer = BytesMut::with_capacity(BUFFER);
+            buffer = BytesMut::with_capacity(room);
         }
+        let spare = buffer.capacity();
         let read = tokio::select! {
             read = input.read_buf(&mut buffer) => read.map_err(CarryEnd::Socket)?,
             error = writer.failed() => return Err(CarryEnd::Channel(error)),
@@ -162,6 +166,11 @@ async fn inward(
         if read == 0 {
             writer.finish();
             return Ok(());
+        }
+        if read == spare {
+            room = (2 * room).min(BUFFER_MOST);
+        } else if read < PAYLOAD_MAX {
+            room = BUFFER;
         }
         writer.write(buffer.split().freeze()).await.map_err(CarryEnd::Channel)?;
         count.fetch_add(read as u64, Ordering::Relaxed);

@@ -1,6 +1,8 @@
 //! The two tasks of a leg.
 use std::io;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -10,10 +12,16 @@ use super::rope::Rope;
 use super::shared::{Port, Shared};
 use crate::session::frame::{Frame, FrameError};
 use crate::session::{LegId, LegKind};
+use crate::time::now;
 
 /// Frames per writing round: enough to make a system call worth it, little enough that an interactive write waits for
 /// no more than this (5 ms at 100 Mbit/s).
 const ROUND: usize = 64 * 1024;
+/// As long as rounds leave within this, the next may be twice as long, up to [`ROUND_BYTES_MAX`]: fewer system calls and
+/// wake-ups, here and at the gateway, where the link is so fast that nothing waits longer for it.
+const ROUND_TIME: Duration = Duration::from_millis(2);
+/// Most bytes of frames that are written to a TCP leg at once: what its TLS should take without a write of its own.
+pub const ROUND_BYTES_MAX: usize = 256 * 1024;
 /// Bytes read in a row before the task lets others run, its own writer with acknowledgements above all.
 const READ_TURN: usize = 256 * 1024;
 
@@ -108,7 +116,7 @@ pub(super) async fn read_frames(
     let mut turn = 0;
     loop {
         let spare = room.make(&mut buffer);
-        let count = stream.read_buf(&mut buffer).await?;
+        let count = fill(&mut stream, &mut buffer).await?;
         if count == 0 && buffer.is_empty() {
             return Ok(());
         }
@@ -136,6 +144,21 @@ pub(super) async fn read_frames(
     }
 }
 
+/// Reads all that is there, until the buffer is full: a decrypting stream yields a record at a time, and each word to the
+/// session may wake other threads.
+async fn fill(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> io::Result<usize> {
+    let mut count = stream.read_buf(buffer).await?;
+    while count > 0 && buffer.len() < buffer.capacity() {
+        let mut more = std::pin::pin!(stream.read_buf(buffer));
+        // An error comes again, or the end of the stream in its place.
+        match std::future::poll_fn(|cx| Poll::Ready(more.as_mut().poll(cx))).await {
+            Poll::Ready(Ok(more)) if more > 0 => count += more,
+            _ => break,
+        }
+    }
+    Ok(count)
+}
+
 fn parse(buffer: &mut BytesMut, frames: &mut Vec<Frame>) -> Result<(), FrameError> {
     while let Some(frame) = Frame::decode(buffer)? {
         frames.push(frame);
@@ -159,9 +182,10 @@ async fn write(
 ) -> io::Result<()> {
     let mut frames = Vec::new();
     let mut rope = Rope::default();
+    let mut round = ROUND;
     loop {
         let closed = shared.with(|state, now| {
-            state.session.poll_transmit(now, leg, ROUND, &mut frames);
+            state.session.poll_transmit(now, leg, round, &mut frames);
             state.session.is_closed()
         });
         if frames.is_empty() {
@@ -173,11 +197,54 @@ async fn write(
         }
         frames.drain(..).for_each(|frame| rope.push(&frame));
         rope.seal();
+        let (full, begun) = (rope.len() >= round, now());
         stream.write_all_buf(&mut rope).await?;
         stream.flush().await?;
+        round = next_round(round, full, now() - begun);
     }
     stream.shutdown().await?;
     // Closing a socket with unread bytes would make the kernel reset it and take our CLOSE along: the reader ends the leg
     // once the peer has closed, or the timekeeper does.
     std::future::pending().await
+}
+
+/// How much the next round may hold after one that took `took`.
+fn next_round(round: usize, full: bool, took: Duration) -> usize {
+    match (took < ROUND_TIME, full) {
+        (true, true) => (2 * round).min(ROUND_BYTES_MAX),
+        (true, false) => round,
+        (false, _) => ROUND,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_long_only_while_the_link_takes_them_at_once() {
+        let (fast, slow) = (Duration::from_micros(500), Duration::from_millis(5));
+        assert_eq!(next_round(ROUND, true, fast), 2 * ROUND);
+        assert_eq!(next_round(ROUND_BYTES_MAX, true, fast), ROUND_BYTES_MAX);
+        assert_eq!(next_round(2 * ROUND, false, fast), 2 * ROUND);
+        assert_eq!(next_round(ROUND_BYTES_MAX, true, slow), ROUND);
+        assert_eq!(next_round(ROUND_BYTES_MAX, false, slow), ROUND);
+    }
+
+    #[tokio::test]
+    async fn records_that_have_come_together_are_read_together_and_the_end_alone() {
+        let mut stream = (&b"one"[..]).chain(&b"two"[..]).chain(&b"three"[..]);
+        let mut buffer = BytesMut::with_capacity(100);
+        assert_eq!(fill(&mut stream, &mut buffer).await.unwrap(), 11);
+        assert_eq!(&buffer[..], b"onetwothree");
+        assert_eq!(fill(&mut stream, &mut buffer).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_has_something_does_not_wait_for_more() {
+        let (mut far, mut near) = tokio::io::duplex(100);
+        far.write_all(b"one").await.unwrap();
+        let mut buffer = BytesMut::with_capacity(100);
+        assert_eq!(fill(&mut near, &mut buffer).await.unwrap(), 3);
+    }
 }

@@ -16,6 +16,7 @@ mod quic;
 mod room;
 mod rope;
 mod shared;
+mod wide;
 
 #[cfg(test)]
 mod tests;
@@ -24,4 +25,6 @@ pub use carry::{CarryEnd, CarryOutcome, carry, carry_stdio};
 pub use channel::{Channel, ChannelReader, ChannelWriter};
 pub use datagrams::{DatagramFlow, FlowEnd, FlowOutcome, carry_datagrams};
 pub use handle::{LegStats, LinkState, MoveStats, SessionEvent, SessionHandle, SessionStats};
+pub use leg::ROUND_BYTES_MAX;
 pub(crate) use quic::{STREAMS_MAX, SessionRef};
+pub use wide::Wide;

@@ -11,9 +11,9 @@ use bytes::BytesMut;
 /// Room for reading at first, for streams that carry little; it doubles whenever it was filled.
 const FIRST: usize = 4 * 1024;
 /// Most room of one reader; frames are cut out of it without copying.
-const MOST: usize = 64 * 1024;
-/// Most room of a leg's readers, but for what each needs at least: 128 streams that move bulk at once.
-const ALL: usize = 128 * MOST;
+const MOST: usize = 256 * 1024;
+/// Most room of a leg's readers, but for what each needs at least: 32 streams that move bulk at once.
+const ALL: usize = 32 * MOST;
 
 /// What all readers of a leg hold.
 #[derive(Clone, Debug, Default)]
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn streams_that_move_bulk_have_room_for_it() {
         let hall = Hall::default();
-        let readers: Vec<_> = (0..100).map(|_| fed(&hall, 8, 1)).collect();
+        let readers: Vec<_> = (0..30).map(|_| fed(&hall, 8, 1)).collect();
         assert!(readers.iter().all(|(room, _)| room.size == MOST));
     }
 }

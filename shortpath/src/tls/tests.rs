@@ -36,6 +36,8 @@ fn meet(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> (Option<Error>,
         assert!(!client.is_handshaking() && !server.is_handshaking());
         assert_eq!(client.alpn_protocol(), Some(ALPN));
         assert_eq!(client.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+        let suite = client.negotiated_cipher_suite().map(|suite| suite.suite());
+        assert_eq!(suite, Some(CipherSuite::TLS13_AES_128_GCM_SHA256));
     }
     (client_error, server_error)
 }
