@@ -279,6 +279,8 @@ impl Desk {
                 self.link.send_replace(LinkState::Up(queue));
                 self.report(reporter);
                 self.tell_relays();
+                // It may have changed while nobody could be told, or been told on a link that was dead already.
+                self.tell_network();
             }
             LinkEvent::Down(fault) => {
                 self.link.send_replace(LinkState::Down(Some(fault.clone())));

@@ -23,6 +23,11 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Addresses of one name tried at most: more only adds load to a service that is down.
 const ADDRESSES_MAX: usize = 8;
 
+/// Largest segment, both ways: with its headers the same packet as QUIC's smallest, 1200 bytes of UDP (RFC 9000 section 14).
+/// TCP is what sessions fall back to, so it must pass wherever UDP does: of a path that swallows larger packets without a
+/// word (RFC 2923 section 2.1) Linux learns only after many timeouts, unless an administrator has set tcp_mtu_probing.
+const SEGMENT: u32 = 1188;
+
 /// Dials `HOST:PORT`, racing the name's addresses (RFC 8305) in the resolver's order.
 ///
 /// # Errors
@@ -115,6 +120,9 @@ async fn race(addresses: &[SocketAddr], tuning: &Tuning) -> io::Result<TcpStream
 async fn dial(address: SocketAddr, tuning: &Tuning) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     tune(&socket)?;
+    if !address.ip().is_loopback() {
+        SockRef::from(&socket).set_tcp_mss(SEGMENT)?;
+    }
     tuning.apply_to_connection(&socket).map_err(io::Error::other)?;
     socket.connect(address).await
 }

@@ -5,7 +5,7 @@
 //! bytes. PADDING is answered with no more than came, RESPONSE-PORT (replies to a port that did not ask) is refused.
 use std::net::SocketAddr;
 
-use super::wire::{Stun, Writer, attribute, kind};
+use super::wire::{FINGERPRINT, Stun, Writer, attribute, kind};
 
 /// One of the up to four sockets that RFC 5780 knows: bit 0 set for the alternate port, bit 1 for the alternate address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -111,16 +111,15 @@ fn success(request: &Stun<'_>, source: SocketAddr, own: SocketAddr, other: Other
                 .put_plain(attribute::OTHER_ADDRESS, other);
         }
     }
+    // A reply that is over the size rule already is not made longer without need.
+    let marked = !matches!(other, Other::Address(_)) || request.has_fingerprint();
     if let Some(padding) = request.get(attribute::PADDING) {
-        let spare = request.length().saturating_sub(out.length() + 4) / 4 * 4;
+        // Not a byte more than came: whoever measures the path's MTU would find it smaller than it is.
+        let rest = 4 + if marked { FINGERPRINT } else { 0 };
+        let spare = request.length().saturating_sub(out.length() + rest) / 4 * 4;
         out = out.put(attribute::PADDING, &vec![0; padding.len().min(spare).min(PADDING_MAX)]);
     }
-    // A reply that is over the size rule already is not made longer without need.
-    if !matches!(other, Other::Address(_)) || request.has_fingerprint() {
-        out.finish_with_fingerprint()
-    } else {
-        out.finish()
-    }
+    if marked { out.finish_with_fingerprint() } else { out.finish() }
 }
 
 /// More than any link's MTU but jumbo frames.
@@ -267,10 +266,15 @@ mod tests {
 
     #[test]
     fn padding_comes_back_and_not_more_of_it() {
-        let bytes = request(&[(attribute::PADDING, &[0; 1200])]);
-        let (reply, _) = success(ask(&bytes, V4, 0, &four()));
-        let back = Stun::parse(&reply).unwrap().get(attribute::PADDING).unwrap().len();
-        assert!(reply.len() <= bytes.len() && back >= 1100, "{back}");
+        for (marked, sites) in [(false, one()), (true, one()), (false, four()), (true, four())] {
+            let out = Writer::new(kind::BINDING, Stun::parse(&request(&[])).unwrap().transaction());
+            let out = out.put(attribute::PADDING, &[0; 1200]);
+            let bytes = if marked { out.finish_with_fingerprint() } else { out.finish() };
+            let (reply, _) = success(ask(&bytes, V4, 0, &sites));
+            let back = Stun::parse(&reply).unwrap().get(attribute::PADDING).unwrap().len();
+            assert!(back <= 1200, "{back}");
+            assert_eq!(reply.len(), bytes.len(), "what measures a path's MTU must not grow");
+        }
     }
 
     proptest! {

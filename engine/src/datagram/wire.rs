@@ -61,7 +61,7 @@ const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 /// MESSAGE-INTEGRITY with its header.
 const INTEGRITY: usize = 24;
 /// FINGERPRINT with its header.
-const FINGERPRINT: usize = 8;
+pub(super) const FINGERPRINT: usize = 8;
 
 /// A datagram that is one whole STUN message: every attribute fits, a FINGERPRINT is right, nothing follows.
 #[derive(Clone, Copy, Debug)]

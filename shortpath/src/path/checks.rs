@@ -14,6 +14,8 @@ use super::settings::FinderEvent;
 /// Peer-reflexive pairs that have not answered, at most; the oldest makes room. A peer whose NAT gives it a port per
 /// destination shows one per socket of ours; a peer that makes addresses up gets no further.
 const STRANGERS_MAX: usize = 8;
+/// PRIORITY of a check from a base that its end would rather not use any more: the least that the attribute may say.
+const RETIRING: u32 = 1;
 /// Requests remembered to tell a replay from elsewhere.
 const SEEN_MAX: usize = 64;
 
@@ -35,7 +37,11 @@ impl Finder {
         let role =
             if self.controlling { attribute::ICE_CONTROLLING } else { attribute::ICE_CONTROLLED };
         let name = format!("{}:{}", self.remote.ufrag, self.local.ufrag);
-        let reflexive = priority(CandidateKind::PeerReflexive, route.remote.is_ipv6(), 0);
+        // What a pair by this check would be worth (RFC 8445 section 7.1.1); nothing, as it will not last.
+        let reflexive = match self.retiring == Some(route.local) {
+            true => RETIRING,
+            false => priority(CandidateKind::PeerReflexive, route.remote.is_ipv6(), 0),
+        };
         let mut out = Writer::new(MessageClass::Request, BINDING, id)
             .add(attribute::USERNAME, name.as_bytes())
             .add(role, &self.tie_breaker.to_be_bytes())
@@ -114,8 +120,10 @@ impl Finder {
         let news = pair.heard.is_none();
         pair.heard = Some(now);
         pair.requests = pair.requests.saturating_add(1);
+        pair.peer_retires = message::number_u32(message, attribute::PRIORITY) == Some(RETIRING);
         if nominating && !self.controlling {
-            pair.nominated = Some(now);
+            self.nominations += 1;
+            pair.nominated = Some(self.nominations);
         }
         let recent = self.timing.first_rto / 4;
         let just_sent = pair

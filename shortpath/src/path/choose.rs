@@ -1,7 +1,7 @@
 //! Which pair the finder uses, and which it gives up.
 //!
 //! The lowest round-trip time wins; priority decides among equals. A change needs a gain of 5 ms or 15 %, so that two
-//! equal pairs do not take turns. The controlling end nominates what it selects with USE-CANDIDATE on every check there;
+//! equal pairs do not take turns. A pair that ends soon, as a mapping comes of age, is left for any good one. The controlling end nominates what it selects with USE-CANDIDATE on every check there;
 //! the controlled end selects what the peer nominated last, once its own check has been answered.
 use std::time::{Duration, Instant};
 
@@ -27,9 +27,10 @@ impl Finder {
         }
     }
 
-    /// One of the best good pairs besides the selected one.
+    /// One of the best good pairs of its base besides the selected one.
     fn is_standby(&self, pair: &Pair) -> bool {
-        let good = self.pairs.iter().filter(|other| other.state == PairState::Succeeded);
+        let of_base = self.pairs.iter().filter(|other| other.route.local == pair.route.local);
+        let good = of_base.filter(|other| other.state == PairState::Succeeded);
         let besides = good.filter(|other| self.selected != Some(other.route));
         let before = |other: &&Pair| (other.priority, other.route) > (pair.priority, pair.route);
         besides.filter(before).count() < self.timing.standbys
@@ -142,13 +143,23 @@ impl Finder {
             return nominated.max_by_key(|pair| pair.nominated).map(|pair| pair.route);
         }
         let selected = self.selected_pair().filter(|pair| pair.state == PairState::Succeeded);
-        let mut best = selected.filter(|pair| !self.is_suspect(pair));
-        for pair in good.filter(|pair| !self.is_suspect(pair)) {
-            if best.is_none_or(|best| is_better(pair, best)) {
-                best = Some(pair);
+        let best_of = |fits: &dyn Fn(&Pair) -> bool| {
+            let mut best = selected.filter(|pair| fits(pair));
+            for pair in good.clone().filter(|pair| fits(pair)) {
+                if best.is_none_or(|best| is_better(pair, best)) {
+                    best = Some(pair);
+                }
             }
-        }
+            best
+        };
+        let best = best_of(&|pair| !self.is_suspect(pair) && !self.retires(pair));
+        let best = best.or_else(|| best_of(&|pair| !self.is_suspect(pair)));
         best.or(selected).map(|pair| pair.route)
+    }
+
+    /// One side of it ends soon.
+    fn retires(&self, pair: &Pair) -> bool {
+        pair.peer_retires || self.retiring == Some(pair.route.local)
     }
 
     /// A good pair that lets a check wait, while the peer is heard on another one.

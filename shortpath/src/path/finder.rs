@@ -62,6 +62,10 @@ pub struct Finder {
     pub(super) settle: Option<Instant>,
     pub(super) reached: bool,
     pub(super) told_failure: bool,
+    /// The peer's so far.
+    pub(super) nominations: u64,
+    /// A base whose mapping ends soon.
+    pub(super) retiring: Option<LocalId>,
     doubted: Option<Instant>,
     evicted: Option<Instant>,
     doubted_all: Option<Instant>,
@@ -128,6 +132,8 @@ impl Finder {
             settle: None,
             reached: false,
             told_failure: false,
+            nominations: 0,
+            retiring: None,
             doubted: None,
             evicted: None,
             doubted_all: None,
@@ -173,6 +179,22 @@ impl Finder {
     pub fn check_base(&mut self, now: Instant, base: LocalId) {
         for pair in self.pairs.iter_mut().filter(|pair| pair.route.local == base) {
             pair.again(now);
+        }
+        self.pump(now);
+    }
+
+    /// The mapping of this base ends soon (`None`: of none): other good pairs are used, if there are any, and the peer is
+    /// told, so that it does the same.
+    pub fn retire(&mut self, now: Instant, base: Option<LocalId>) {
+        let before = std::mem::replace(&mut self.retiring, base);
+        if before == base {
+            return;
+        }
+        for pair in &mut self.pairs {
+            let local = Some(pair.route.local);
+            if pair.state == PairState::Succeeded && (local == base || local == before) {
+                (pair.due, pair.triggered) = (now, true);
+            }
         }
         self.pump(now);
     }

@@ -14,12 +14,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use stun_types::message::{BINDING, Message, MessageClass, TransactionId};
 
-use super::age::AgeLimit;
+use super::age::Ages;
 use super::candidate::{Candidate, CandidateKind, canonical};
 use super::keeper_words::{KeeperConfig, KeeperEvent, KeeperView};
 use super::lifetime::MappingLifetime;
 use super::message::{self, Writer, attribute};
 use super::predict::{Observation, judge_mapping, judge_ports, predict_ports};
+use super::shift::AgeLimit;
 
 #[derive(Debug)]
 struct Server {
@@ -29,6 +30,8 @@ struct Server {
     mapped: Option<SocketAddr>,
     /// When it first saw that.
     mapped_since: Option<Instant>,
+    /// Before that the mapping did not exist.
+    born: Option<Instant>,
     /// Place of its newest mapping in the order in which they were asked for.
     order: u64,
     /// Place of the newest question.
@@ -54,6 +57,8 @@ const SILENT_MAX: Duration = Duration::from_secs(30);
 /// which port is next.
 const LOOK_AGAIN: Duration = Duration::from_secs(180);
 const DOUBT_PAUSE: Duration = Duration::from_millis(500);
+/// Between two looks whether a mapping has ended whose time has come, at least.
+const LOOK_OFTEN: Duration = Duration::from_millis(250);
 /// A mapping that outlived that many of its pauses did not end for want of packets.
 const SURVIVED: u32 = 3;
 const SERVERS_MAX: usize = 8;
@@ -69,7 +74,9 @@ pub struct Keeper {
     servers: Vec<Server>,
     lifetime: MappingLifetime,
     forwarded: Option<SocketAddr>,
-    ages: AgeLimit,
+    ages: Ages,
+    /// What the keeper of another socket behind the same NAT has learnt.
+    told_limit: Option<AgeLimit>,
     rebounds: u64,
     /// Answers that came from elsewhere than the request went to, since they were asked for.
     astray: u64,
@@ -88,7 +95,8 @@ impl Keeper {
             servers: Vec::new(),
             lifetime: MappingLifetime::default(),
             forwarded: None,
-            ages: AgeLimit::default(),
+            ages: Ages::default(),
+            told_limit: None,
             rebounds: 0,
             astray: 0,
             order: 0,
@@ -128,6 +136,7 @@ impl Keeper {
                 once,
                 mapped: None,
                 mapped_since: None,
+                born: None,
                 order: 0,
                 asked: 0,
                 rtt: None,
@@ -156,7 +165,7 @@ impl Keeper {
     /// The machine's addresses or routes changed: everything is asked again at once, and what was learnt of the old
     /// network's NAT is forgotten.
     pub fn network_changed(&mut self, now: Instant) {
-        (self.lifetime, self.ages) = (MappingLifetime::default(), AgeLimit::default());
+        (self.lifetime, self.ages) = (MappingLifetime::default(), Ages::default());
         for server in &mut self.servers {
             (server.due, server.tries, server.silent) = (Some(now), 0, false);
         }
@@ -196,7 +205,7 @@ impl Keeper {
             self.astray += 1;
             return;
         }
-        let keepalive = self.lifetime.keepalive();
+        let (keepalive, limit) = (self.lifetime.keepalive(), self.age_limit());
         let Some(server) = self.servers.iter_mut().find(|server| server.address == source) else {
             return;
         };
@@ -206,15 +215,20 @@ impl Keeper {
         server.rtt = Some(server.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         server.in_flight.clear();
         (server.tries, server.silent) = (0, false);
-        let pause = server.used.map(|used| sent.saturating_duration_since(used));
-        server.used = Some(now);
-        server.due = Some(now + if server.once { LOOK_AGAIN } else { keepalive });
+        let used = server.used.replace(now);
+        let pause = used.map(|used| sent.saturating_duration_since(used));
         let before = server.mapped.replace(mapped);
         let age = server.mapped_since.map(|since| now.saturating_duration_since(since));
         if before != Some(mapped) {
             server.order = server.asked;
             server.mapped_since = Some(now);
+            server.born = used.filter(|_| before.is_some()).or(Some(sent));
+        } else if let Some(age) = age.filter(|_| !server.once) {
+            self.ages.note_alive(age);
         }
+        let lived = server.born.map_or(Duration::ZERO, |born| now.saturating_duration_since(born));
+        let pace = limit.map_or(keepalive, |limit| keepalive.min(until_look(lived, limit)));
+        server.due = Some(now + if server.once { LOOK_AGAIN } else { pace });
         let once = server.once;
         match before {
             Some(from) if from != mapped => {
@@ -279,11 +293,19 @@ impl Keeper {
         // The same address with another port after a pause: the mapping has probably expired, unless it survived such
         // pauses before. Then the NAT was restarted, or ends mappings at an age.
         let expired = from.ip() == to.ip() && self.forwarded.is_none_or(|port| port != to);
-        if let Some((pause, age)) = lived.filter(|(pause, _)| expired && *pause > RTO * 8) {
-            if age < pause * SURVIVED {
+        let told = |(pause, age): &(Duration, Duration)| {
+            expired && (*pause > RTO * 8 || self.ages.explains(*age))
+        };
+        if let Some((pause, age)) = lived.filter(told) {
+            if age < pause * SURVIVED && !self.ages.explains(age) {
                 self.lifetime.note_lost(pause);
             } else {
+                let known = self.ages.limit().is_some();
                 self.ages.note(age, pause);
+                if !known && self.ages.limit().is_some() {
+                    // It was age that ended mappings before, too.
+                    self.lifetime = MappingLifetime::default();
+                }
             }
         }
         self.events.push_back(KeeperEvent::Rebound { from, to });
@@ -301,6 +323,25 @@ impl Keeper {
     pub fn learn_lifetime(&mut self, found: MappingLifetime) {
         found.kept.into_iter().for_each(|kept| self.lifetime.note_kept(kept));
         found.lost.into_iter().for_each(|lost| self.lifetime.note_lost(lost));
+    }
+
+    /// What the keeper of another socket behind the same NAT has learnt of its limit on the age of mappings.
+    pub fn learn_age_limit(&mut self, limit: Option<AgeLimit>) {
+        self.told_limit = limit;
+    }
+
+    /// The age at which the NAT ends mappings that are in use, if it was seen to.
+    #[must_use]
+    pub fn age_limit(&self) -> Option<AgeLimit> {
+        self.ages.limit().or(self.told_limit)
+    }
+
+    /// How old the socket's mapping is at the most; `None` without one. Of several the oldest.
+    #[must_use]
+    pub fn mapping_age(&self, now: Instant) -> Option<Duration> {
+        let mapped = self.servers.iter().filter(|server| !server.once && server.mapped.is_some());
+        let born = mapped.filter_map(|server| server.born).min()?;
+        Some(now.saturating_duration_since(born))
     }
 
     /// Time has passed.
@@ -402,9 +443,8 @@ impl Keeper {
             ports: judge_ports(local.map(|local| local.port()), &seen),
             lifetime: self.lifetime,
             age_limit_ms: self
-                .ages
-                .limit()
-                .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+                .age_limit()
+                .map(|limit| u64::try_from(limit.least.as_millis()).unwrap_or(u64::MAX)),
             keepalive_ms: u64::try_from(self.lifetime.keepalive().as_millis()).unwrap_or(u64::MAX),
             servers: self
                 .servers
@@ -441,4 +481,10 @@ impl Keeper {
             self.events.push_back(KeeperEvent::Changed);
         }
     }
+}
+
+/// Around the end of a mapping the server is asked often, so that the next one's birth is known: every twentieth of a life.
+fn until_look(age: Duration, limit: AgeLimit) -> Duration {
+    let often = (limit.most / 20).max(LOOK_OFTEN);
+    (limit.least.saturating_sub(often)).saturating_sub(age).max(often)
 }

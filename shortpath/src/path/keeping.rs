@@ -240,6 +240,111 @@ fn a_spare_socket_learns_how_long_a_mapping_lives() {
     assert_eq!(found.keepalive(), Duration::from_millis(25_600));
 }
 
+/// Two sockets in shifts before a NAT that ends mappings at an age; what is in use sends ten packets a second.
+struct InShifts {
+    net: lab::Net,
+    server: lab_server::Server,
+    keepers: [Option<Keeper>; 2],
+    shifts: Shifts,
+    used: usize,
+    /// By which socket the last packet came, and from which port.
+    seen: (usize, u16),
+}
+
+/// A port of the session's peer.
+const PEER: u16 = 9;
+
+impl InShifts {
+    const SOCKETS: [&str; 2] = ["10.0.1.2:6000", "10.0.1.2:6001"];
+
+    fn new(life: Duration) -> Self {
+        let kind = NatKind { life, ..kind_of("eim-nopres") };
+        let mut net = lab::Net::new(25);
+        net.host(A, ms(10), Some(lab::Nat::new(kind, "203.0.113.2")));
+        let server = lab_server::Server::new();
+        for ip in server.addresses {
+            net.host(&ip.to_string(), Duration::ZERO, None);
+        }
+        let first = Some(Self::keeper(&net, &server, 0));
+        Self {
+            net,
+            server,
+            keepers: [first, None],
+            shifts: Shifts::default(),
+            used: 0,
+            seen: (0, 0),
+        }
+    }
+
+    fn socket(at: usize) -> SocketAddr {
+        Self::SOCKETS[at].parse().unwrap()
+    }
+
+    fn keeper(net: &lab::Net, server: &lab_server::Server, at: usize) -> Keeper {
+        let config = KeeperConfig::new(Some(Self::socket(at)), vec![server.stun()]);
+        Keeper::new(net.now, KeeperConfig { seed: [at as u8; 32], ..config })
+    }
+
+    fn step(&mut self) {
+        self.net.now += ms(100);
+        while let Some(datagram) = self.net.arrived() {
+            if datagram.to.port() == PEER {
+                self.seen = (usize::from(datagram.bytes[0]), datagram.from.port());
+            } else if self.server.owns(datagram.to) {
+                self.server.handle(&mut self.net, &datagram);
+            } else if let Some(at) = (0..2).find(|at| Self::socket(*at) == datagram.to)
+                && let Some(keeper) = &mut self.keepers[at]
+            {
+                keeper.handle_packet(self.net.now, datagram.from, &datagram.bytes);
+            }
+        }
+        let (now, limit) = (self.net.now, self.keepers[0].as_ref().unwrap().age_limit());
+        let age = |keeper: &Option<Keeper>| keeper.as_ref().and_then(|it| it.mapping_age(now));
+        let roster = self.shifts.arrange(limit, age(&self.keepers[0]), age(&self.keepers[1]));
+        if roster.twin != self.keepers[1].is_some() {
+            self.keepers[1] = roster.twin.then(|| Self::keeper(&self.net, &self.server, 1));
+        }
+        self.used = match roster.retiring {
+            Some(Shift::First) => 1,
+            Some(Shift::Twin) => 0,
+            None => self.used,
+        };
+        let peer = SocketAddr::new(self.server.addresses[0], PEER);
+        for (at, keeper) in self.keepers.iter_mut().enumerate() {
+            let Some(keeper) = keeper else { continue };
+            keeper.learn_age_limit(limit.filter(|_| at == 1));
+            keeper.handle_timeout(now);
+            while let Some((to, bytes)) = keeper.poll_transmit() {
+                self.net.send(Self::socket(at), to, bytes);
+            }
+            if at == self.used {
+                self.net.send(Self::socket(at), peer, vec![at as u8]);
+            }
+        }
+    }
+}
+
+#[test]
+fn where_mappings_end_at_an_age_none_ends_that_is_in_use_once_that_is_learnt() {
+    for life in [60, 300, 600, 3600].map(Duration::from_secs) {
+        let mut two = InShifts::new(life);
+        let (mut broken, mut moves) = (0, 0);
+        let steps = u32::try_from(life.as_millis() / 100).unwrap();
+        for step in 0..30 * steps {
+            let was = two.seen;
+            two.step();
+            let seen = two.seen;
+            // The third life is the first of which the end is known.
+            if step > 3 * steps {
+                moves += u32::from(was.0 != seen.0);
+                broken += u32::from(was.0 == seen.0 && was.1 != seen.1);
+            }
+        }
+        assert_eq!(broken, 0, "{life:?}");
+        assert!((50..=56).contains(&moves), "{life:?}: {moves} moves in 27 lives");
+    }
+}
+
 fn turn(world: &World, password: &str) -> TurnClient {
     let config =
         TurnConfig::new(world.server.stun(), world.server.username.clone(), password.to_owned());

@@ -29,11 +29,19 @@ pub(super) struct NatKind {
     pub(super) ports: PortRule,
     /// How long an idle mapping is kept.
     pub(super) timeout: Duration,
+    /// How long any mapping is kept, however busy.
+    pub(super) life: Duration,
 }
 
 impl NatKind {
     pub(super) fn new(mapping: By, filter: By, ports: PortRule) -> Self {
-        Self { mapping, filter, ports, timeout: Duration::from_secs(120) }
+        Self {
+            mapping,
+            filter,
+            ports,
+            timeout: Duration::from_secs(120),
+            life: Duration::from_secs(1 << 30),
+        }
     }
 }
 
@@ -53,7 +61,14 @@ struct Mapped {
     key: Key,
     outside: u16,
     used: Instant,
+    born: Instant,
     permitted: Vec<SocketAddr>,
+}
+
+impl Mapped {
+    fn lives(&self, now: Instant, kind: &NatKind) -> bool {
+        self.used + kind.timeout > now && self.born + kind.life > now
+    }
 }
 
 #[derive(Debug)]
@@ -77,7 +92,7 @@ impl Nat {
         rng: &mut StdRng,
     ) -> SocketAddr {
         let (kind, wanted) = (self.kind, key(self.kind.mapping, to));
-        self.mappings.retain(|mapped| mapped.used + kind.timeout > now);
+        self.mappings.retain(|mapped| mapped.lives(now, &kind));
         let taken = |ports: &[Mapped], port| ports.iter().any(|mapped| mapped.outside == port);
         let known = self.mappings.iter().position(|m| m.inside == from && m.key == wanted);
         let at = known.unwrap_or_else(|| {
@@ -94,7 +109,14 @@ impl Nat {
                 }
             }
             let permitted = Vec::new();
-            self.mappings.push(Mapped { inside: from, key: wanted, outside, used: now, permitted });
+            self.mappings.push(Mapped {
+                inside: from,
+                key: wanted,
+                outside,
+                used: now,
+                born: now,
+                permitted,
+            });
             self.mappings.len() - 1
         });
         let mapped = &mut self.mappings[at];
@@ -107,7 +129,7 @@ impl Nat {
 
     fn inward(&self, now: Instant, from: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
         let kind = self.kind;
-        let alive = |m: &&Mapped| m.outside == to.port() && m.used + kind.timeout > now;
+        let alive = |m: &&Mapped| m.outside == to.port() && m.lives(now, &kind);
         let lets_in = |m: &&Mapped| {
             kind.filter == By::Nothing
                 || m.permitted.iter().any(|p| key(kind.filter, *p) == key(kind.filter, from))

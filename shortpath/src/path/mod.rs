@@ -4,6 +4,7 @@
 //! * [`Finder`]: ICE connectivity checks (RFC 8445) of one session and leg kind.
 //! * [`Keeper`]: one per socket; keeps its server-reflexive addresses fresh and learns what the NAT does
 //!   ([`LifetimeProbe`], [`predict_ports`]).
+//! * [`Shifts`]: two sockets in turns, where the NAT ends mappings at an age.
 //! * [`Discovery`]: the RFC 5780 tests behind `switchback netcheck`.
 //! * [`MtuProbe`]: the largest packet that passes, for netcheck, too.
 //! * [`PortMapper`]: when to ask the router for a port (PCP, NAT-PMP).
@@ -39,6 +40,9 @@ mod portmap;
 mod predict;
 mod remote;
 mod settings;
+mod shift;
+#[cfg(test)]
+mod shifting;
 #[cfg(test)]
 mod tests;
 pub mod turn;
@@ -58,5 +62,6 @@ pub use portmap::{MAPPING_LIFETIME, MappingFailure, MappingGrant, MappingProtoco
 pub use predict::{Mapping, Observation, Ports, judge_mapping, judge_ports, predict_ports};
 pub use remote::{CandidateRefusal, RemoteCandidates, RemoteLimits};
 pub use settings::{CauseText, FinderConfig, FinderCounters, FinderEvent, FinderTiming};
+pub use shift::{AgeLimit, Roster, Shift, Shifts};
 pub use turn::TurnClient;
 pub use turn_words::{TurnConfig, TurnEvent, TurnFailure};

@@ -81,8 +81,10 @@ pub(super) struct Pair {
     pub(super) answered: Option<Instant>,
     /// Last authenticated request of the peer.
     pub(super) heard: Option<Instant>,
-    /// The peer's USE-CANDIDATE stands, and since when.
-    pub(super) nominated: Option<Instant>,
+    /// The number of the peer's last USE-CANDIDATE for it, if that stands.
+    pub(super) nominated: Option<u64>,
+    /// The peer's last check said that its side of the pair ends soon.
+    pub(super) peer_retires: bool,
     pub(super) checks: u32,
     pub(super) answers: u32,
     pub(super) requests: u32,
@@ -112,6 +114,7 @@ impl Pair {
             answered: None,
             heard: None,
             nominated: None,
+            peer_retires: false,
             checks: 0,
             answers: 0,
             requests: 0,

@@ -54,7 +54,7 @@ pub struct FinderTiming {
     pub consent_lost: Duration,
     /// Between checks that keep other good pairs open. Below the 30 s after which many NATs forget.
     pub standby: Duration,
-    /// Good pairs kept open besides the selected one.
+    /// Good pairs of each base kept open besides the selected one.
     pub standbys: usize,
 }
 

@@ -7,8 +7,9 @@ use super::core::{Event, Session, Stage};
 use super::words::LegId;
 
 /// [`super::SessionConfig::suspect_after`] at most while nothing else carries the session. A healthy TCP leg has sent a lost
-/// packet again after 200 ms and a round trip; another leg made for nothing costs a few packets.
-const SUSPECT_SOLE_AFTER: Duration = Duration::from_millis(500);
+/// packet again after 200 ms and a round trip, and four round trips are waited for anyway; another leg made for nothing, as
+/// two losses in a row happen, costs a few packets.
+const SUSPECT_SOLE_AFTER: Duration = Duration::from_millis(300);
 
 impl Session {
     /// When [`Self::handle_timeout`] is due next; it may lie in the past. `None`: nothing is waited for.

@@ -29,6 +29,8 @@ pub const VERSION: u16 = 2;
 /// Most payload bytes of one DATA frame: an interactive write waits behind at most this much of a bulk one
 /// (1.3 ms at 100 Mbit/s), and a full frame with its header is exactly a full TLS record (2^14 bytes, RFC 8446 section 5.1).
 pub const PAYLOAD_MAX: usize = 16 * 1024 - HEADER - 8;
+/// Most payload bytes of a DATA frame that is taken: what this version's senders may send, of which the first ones made use.
+pub(super) const PAYLOAD_TAKEN: usize = 16 * 1024;
 /// Most bytes of one UDP datagram: 65,535 less the headers of IPv4 and UDP.
 pub const DATAGRAM_MAX: usize = 65_507;
 /// Most bytes of a session id.
@@ -405,7 +407,7 @@ fn check_head(kind: u8, flags: u8, length: u16, channel: u32) -> Result<(), Fram
         HELLO => (len >= HELLO_FIXED, false, SOLE),
         OPEN => (len == 8, true, DATAGRAMS),
         FIN => (len == 8, true, 0),
-        DATA => (len > 8 && len <= 8 + PAYLOAD_MAX, true, COPY | LOOSE),
+        DATA => (len > 8 && len <= 8 + PAYLOAD_TAKEN, true, COPY | LOOSE),
         DATAGRAM => (len <= DATAGRAM_MAX, true, LOOSE),
         RESET => (len == 2, true, 0),
         ACK => (len == 16, true, FIN_SEEN | RESET_SEEN | OPENS),

@@ -66,7 +66,7 @@ pub struct SessionConfig {
     pub ack_delay: Duration,
     /// Least silence, with something outstanding, before the owner is told to replace a leg. Default 2 s: above the
     /// delayed-ACK and retransmission pauses of a healthy TCP leg. Other legs carry copies long before; where there is none,
-    /// half a second is enough.
+    /// 300 ms are enough.
     pub suspect_after: Duration,
     /// Silence with something outstanding after which a leg is given up. Default 30 s: by then the owner, told at the
     /// first suspicion, has had many tries to replace it.

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::frame::{Frame, FrameError, Hello, Mark, PAYLOAD_MAX, Received, VERSION};
+use super::frame::{Frame, FrameError, Hello, Mark, PAYLOAD_TAKEN, Received, VERSION};
 use super::pair::{AGENT, CLIENT, Pair, ms};
 use super::{
     CLOSE_PROTOCOL, CLOSE_RESTARTED, ChannelError, ChannelId, CloseReason, LegKind, OpenError,
@@ -104,12 +104,12 @@ fn a_silent_leg_is_suspected_once_kept_and_replaced_without_loss() {
     pair.blackhole(old, CLIENT);
     pair.blackhole(old, AGENT);
     pair.write(CLIENT, channel, 1_000);
-    pair.run(ms(450));
+    pair.run(ms(250));
     assert!(pair.ends[CLIENT].suspects.is_empty());
     // Nothing else carries the session: it does not wait for `suspect_after`.
     pair.run(ms(150));
     assert_eq!(pair.ends[CLIENT].suspects.len(), 1);
-    pair.run(ms(6_300));
+    pair.run(ms(6_500));
     assert_eq!(pair.ends[CLIENT].suspects.len(), 1);
     assert!(pair.leg(old, CLIENT).is_some(), "suspicion alone drops no leg");
     pair.link(ms(10));
@@ -388,9 +388,33 @@ fn bytes_that_arrived_before_a_close_are_still_read() {
 
 #[test]
 fn oversized_and_unknown_frames_are_refused_by_their_header() {
-    let long = (8 + PAYLOAD_MAX + 1) as u16;
+    let long = (8 + PAYLOAD_TAKEN + 1) as u16;
     let mut data = BytesMut::from(&[3, 0, (long >> 8) as u8, long as u8, 0, 0, 0, 1][..]);
     assert_eq!(Frame::decode(&mut data), Err(FrameError::Length(3, long)));
+    // Senders of this version once filled 16 KiB.
+    let full = long - 1;
+    let mut data = BytesMut::from(&[3, 0, (full >> 8) as u8, full as u8, 0, 0, 0, 1][..]);
+    assert_eq!(Frame::decode(&mut data), Ok(None), "its body is waited for");
     let mut unknown = BytesMut::from(&[99, 0, 0, 0, 0, 0, 0, 0][..]);
     assert_eq!(Frame::decode(&mut unknown), Err(FrameError::Type(99)));
+}
+
+#[test]
+fn a_sole_leg_is_to_be_replaced_once_it_is_silent_for_longer_than_tcp_takes_to_repeat_a_packet() {
+    for (delay, least) in [(ms(10), ms(300)), (ms(50), ms(400))] {
+        let mut pair = Pair::new(&SessionConfig::default());
+        let link = pair.link(delay);
+        pair.run(ms(500));
+        let channel = pair.open(CLIENT).unwrap();
+        pair.write(CLIENT, channel, 64);
+        pair.run(ms(1000));
+        [CLIENT, AGENT].into_iter().for_each(|end| pair.blackhole(link, end));
+        pair.write(CLIENT, channel, 64);
+        let since = pair.now;
+        while pair.ends[CLIENT].suspects.is_empty() && pair.now < since + ms(2000) {
+            pair.run(ms(5));
+        }
+        let took = pair.now - since;
+        assert!((least..least + ms(80)).contains(&took), "{took:?} at {delay:?}");
+    }
 }

@@ -261,7 +261,8 @@ impl Driver {
         let retired = self.retired.as_ref().map(|(_, _, until)| *until);
         let searches = self.searches.iter().filter_map(Search::poll_timeout).min();
         let alarm = self.alarm.as_ref().map(Alarm::next);
-        [relay, retired, self.view_at, searches, alarm].into_iter().flatten().min()
+        let old = self.relay_is_old_at();
+        [relay, retired, self.view_at, searches, alarm, old].into_iter().flatten().min()
     }
 
     /// Does what the searches and the clock ask for. Routes are admitted before answers leave, so that the packets which
@@ -274,6 +275,7 @@ impl Driver {
         if !self.plan.standby {
             self.give_relay_back(now);
         }
+        self.replace_old_relay(now);
         if self.retired.as_ref().is_some_and(|(_, _, until)| *until <= now) {
             self.retire_relay();
         }
@@ -304,7 +306,11 @@ impl Driver {
                 self.inner.wire.admit(slot, route, true);
             }
             let since = self.alarm.as_ref().map_or(lately, Alarm::since);
-            self.inner.wire.stand_by(search.slot, search.finder.lively(since));
+            let lively = search.finder.lively(since);
+            if search.stands_by.as_ref() != Some(&lively) {
+                self.inner.wire.stand_by(search.slot, lively.clone());
+                search.stands_by = Some(lively);
+            }
             if search.wants_dial(now) {
                 search.stage = Stage::Dialling;
                 self.dial(at);
@@ -457,10 +463,19 @@ impl Driver {
     }
 
     fn take_known(&mut self) {
-        let changes = self.known.borrow_and_update().network_changes;
+        let (changes, shifts) = {
+            let known = self.known.borrow_and_update();
+            (known.network_changes, known.shifts)
+        };
+        let (now, twin) = (now(), self.inner.wire.twin_id());
+        for search in &mut self.searches {
+            if !shifts.twin {
+                search.finder.remove_local(now, twin);
+            }
+            search.finder.retire(now, shifts.retiring);
+        }
         self.give_candidates();
         if std::mem::replace(&mut self.network_changes, changes) != changes {
-            let now = now();
             self.searches.iter_mut().for_each(|search| search.network_changed(now));
             if let RelayStage::Asked(Asked { relay, .. }) = &self.relay {
                 relay.doubt();

@@ -1,18 +1,18 @@
 //! What is known of the network around the process: our candidates, always fresh.
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
 use super::Inner;
 use super::exchange::{EAR, Ear, Heard};
+use super::ignored::count;
 use super::interfaces::{Changes, host_candidates};
 use super::sockets::Bound;
-use super::wire::count;
 use crate::path::{
     Candidate, Keeper, KeeperConfig, KeeperEvent, KeeperView, LocalId, Mapping, MappingLifetime,
-    Route,
+    Route, Shift, Shifts,
 };
 use crate::time::{now, sleep_until};
 
@@ -27,10 +27,23 @@ pub(super) struct Known {
     pub(super) network_changes: u64,
     /// What is known of the NAT before each socket.
     pub(super) nats: Vec<KeeperView>,
+    /// Where the NAT ends mappings at an age: which of two sockets speak, and which of them shall not be relied on.
+    pub(super) shifts: KnownShifts,
     /// A server was asked in vain, and none ever answers.
     blocked: bool,
     /// The port that the router forwards to a socket.
     mapped: Option<(Candidate, LocalId)>,
+}
+
+/// See [`crate::path::Shifts`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KnownShifts {
+    /// The least age that mappings reach.
+    pub(super) least: Option<Duration>,
+    /// The twin speaks.
+    pub(super) twin: bool,
+    /// The socket whose mapping ends soon.
+    pub(super) retiring: Option<LocalId>,
 }
 
 impl Known {
@@ -79,16 +92,22 @@ pub(super) async fn keep(
     learnt: watch::Receiver<MappingLifetime>,
 ) {
     let (ear, hears) = mpsc::channel(EAR);
-    let keeper = |socket: &Bound| (socket.id, Keeper::new(now(), config(socket)));
+    let keeper =
+        |socket: &Bound| (socket.id, Keeper::new(now(), config_of(socket.ipv6, socket.port)));
     let own = inner.wire.sockets.iter().filter(|socket| !socket.managed);
     let keepers = own.map(keeper).collect();
-    Keeping { inner, keepers, ear, silent: false }.run(hears, servers, learnt).await;
+    Keeping { inner, keepers, ear, silent: false, shifts: Shifts::default(), lacks_twin: false }
+        .run(hears, servers, learnt)
+        .await;
 }
 
-fn config(socket: &Bound) -> KeeperConfig {
-    let any = if socket.ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    KeeperConfig::new(Some(SocketAddr::new(any, socket.port)), Vec::new())
+fn config_of(ipv6: bool, port: u16) -> KeeperConfig {
+    let any = if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    KeeperConfig::new(Some(SocketAddr::new(any, port)), Vec::new())
 }
+
+/// Of a mapping's life: so often is looked whether it is time for the next shift.
+const LOOKS: u32 = 40;
 
 struct Keeping {
     inner: Arc<Inner>,
@@ -96,6 +115,9 @@ struct Keeping {
     ear: Ear,
     /// Some server did not answer.
     silent: bool,
+    shifts: Shifts,
+    /// No second socket can be had within the configured ports.
+    lacks_twin: bool,
 }
 
 impl Keeping {
@@ -108,9 +130,11 @@ impl Keeping {
         let mut changes = Changes::new();
         self.set_servers(&servers.borrow_and_update().clone());
         loop {
+            let (shifts, look) = self.arrange_shifts();
             let rebound = self.drain();
-            self.publish(rebound);
+            self.publish(rebound, shifts);
             let due = self.keepers.iter().filter_map(|(_, keeper)| keeper.poll_timeout()).min();
+            let due = [due, look].into_iter().flatten().min();
             let inner = Arc::clone(&self.inner);
             tokio::select! {
                 () = inner.stop.cancelled() => return,
@@ -135,7 +159,7 @@ impl Keeping {
     fn set_servers(&mut self, servers: &[SocketAddr]) {
         self.silent = false;
         for (id, keeper) in &mut self.keepers {
-            let ipv6 = self.inner.wire.sockets[usize::from(id.0)].ipv6;
+            let ipv6 = self.inner.wire.is_ipv6(*id);
             let fitting = servers.iter().filter(|server| server.is_ipv6() == ipv6);
             keeper.set_servers(now(), fitting.copied().collect());
         }
@@ -159,7 +183,7 @@ impl Keeping {
     /// All IPv4 sockets are behind the same NAT.
     fn learn(&mut self, found: MappingLifetime) {
         for (id, keeper) in &mut self.keepers {
-            if !self.inner.wire.sockets[usize::from(id.0)].ipv6 {
+            if !self.inner.wire.is_ipv6(*id) {
                 keeper.learn_lifetime(found);
             }
         }
@@ -192,7 +216,57 @@ impl Keeping {
         rebound
     }
 
-    fn publish(&self, rebound: bool) {
+    /// Which of the two IPv4 sockets speak, and when to look again.
+    fn arrange_shifts(&mut self) -> (KnownShifts, Option<Instant>) {
+        let (now, twin) = (now(), self.inner.wire.twin_id());
+        let ages = |of: LocalId| {
+            let keeper = self.keepers.iter().find(|(id, _)| *id == of);
+            keeper.and_then(|(_, keeper)| keeper.mapping_age(now))
+        };
+        let first = self.keepers.iter().find(|(id, _)| !self.inner.wire.is_ipv6(*id));
+        let Some((first, limit)) = first.map(|(id, keeper)| (*id, keeper.age_limit())) else {
+            return (KnownShifts::default(), None);
+        };
+        let limit = limit.filter(|_| !self.lacks_twin);
+        let roster = self.shifts.arrange(limit, ages(first), ages(twin));
+        self.let_twin_speak(roster.twin);
+        for (_, keeper) in self.keepers.iter_mut().filter(|(id, _)| *id == twin) {
+            keeper.learn_age_limit(limit);
+        }
+        let retiring = roster.retiring.map(|shift| match shift {
+            Shift::First => first,
+            Shift::Twin => twin,
+        });
+        let shifts = KnownShifts {
+            least: limit.map(|limit| limit.least),
+            twin: roster.twin && !self.lacks_twin,
+            retiring,
+        };
+        (shifts, limit.map(|limit| now + limit.least / LOOKS))
+    }
+
+    fn let_twin_speak(&mut self, speaks: bool) {
+        let twin = self.inner.wire.twin_id();
+        let spoke = self.keepers.iter().any(|(id, _)| *id == twin);
+        if spoke == speaks || self.lacks_twin {
+            return;
+        }
+        match self.inner.wire.let_twin_speak(speaks, &self.inner.config) {
+            Ok(_) if !speaks => self.keepers.retain(|(id, _)| *id != twin),
+            Ok(port) => {
+                let mut config = config_of(false, port);
+                let servers = self.inner.known.borrow().servers.clone();
+                config.servers = servers.into_iter().filter(SocketAddr::is_ipv4).collect();
+                self.keepers.push((twin, Keeper::new(now(), config)));
+            }
+            Err(error) => {
+                tracing::info!(%error, "no second socket, although mappings end at an age");
+                self.lacks_twin = true;
+            }
+        }
+    }
+
+    fn publish(&self, rebound: bool, shifts: KnownShifts) {
         let mut locals = host_candidates(&self.inner.config, &self.inner.wire.sockets);
         for (id, keeper) in &self.keepers {
             add(&mut locals, keeper.candidates().into_iter().map(|candidate| (candidate, *id)));
@@ -204,7 +278,8 @@ impl Keeping {
         self.inner.known.send_if_modified(|known| {
             add(&mut locals, known.mapped);
             let moved = known.locals != locals;
-            let news = moved || rebound || known.blocked != blocked;
+            let news = moved || rebound || known.blocked != blocked || known.shifts != shifts;
+            known.shifts = shifts;
             known.network_changes += u64::from(moved || rebound);
             (known.locals, known.nats, known.blocked) = (locals, nats, blocked);
             news

@@ -23,12 +23,14 @@ mod driver;
 mod early;
 mod endpoint;
 mod exchange;
+mod ignored;
 mod interfaces;
 mod keeping;
 mod mapping;
 mod marking;
 mod path_mtu;
 mod paths;
+mod probing;
 mod relay;
 mod search;
 mod sockets;
@@ -57,11 +59,11 @@ use crate::tls::SessionKey;
 use alarm::Looks;
 use driver::{Driver, Signal};
 use endpoint::Quic;
+pub use ignored::Ignored;
 use keeping::Known;
 pub use mapping::{MappingProbe, probe_port_mapping};
 pub use path_mtu::probe_path_mtu;
 pub use view::{LegState, LegView, REASONS, ShortpathView};
-pub use wire::Ignored;
 use wire::Wire;
 
 /// How the process uses UDP.

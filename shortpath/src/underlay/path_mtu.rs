@@ -2,10 +2,9 @@
 use std::io;
 use std::net::SocketAddr;
 
-use tokio::time::sleep_until;
-
+use super::probing;
 use super::sockets::Bound;
-use crate::path::{LocalId, MtuProbe, canonical};
+use crate::path::{LocalId, MtuProbe};
 use crate::time::now;
 
 /// The largest IP packet, bytes, that reaches the STUN server and is answered: at most 1500, rounded down to four. `None`
@@ -18,19 +17,6 @@ pub async fn probe_path_mtu(server: SocketAddr) -> io::Result<Option<u16>> {
     let socket = Bound::open(LocalId(u16::MAX), server.is_ipv6(), 0, None)?;
     socket.io.writable().await?;
     let mut probe = MtuProbe::new(now(), server, rand::random());
-    let mut buffer = [0; 2048];
-    while let Some(due) = probe.poll_timeout() {
-        while let Some((to, datagram)) = probe.poll_transmit() {
-            // What is too large for the interface is an answer as good as silence.
-            socket.send(&datagram, to);
-        }
-        tokio::select! {
-            // An error is ICMP's, about a packet that was too large.
-            received = socket.io.recv_from(&mut buffer) => if let Ok((length, from)) = received {
-                probe.handle_packet(now(), canonical(from), &buffer[..length]);
-            },
-            () = sleep_until(due.into()) => probe.handle_timeout(now()),
-        }
-    }
+    probing::run(&socket, &mut probe, |_| {}).await;
     Ok(probe.mtu())
 }

@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::UnderlayConfig;
 use super::demux::segments;
+use super::ignored::count;
 use super::sockets::{Bound, open_in_range};
-use super::wire::{Wire, count};
+use super::wire::Wire;
 use crate::path::{LocalId, Route, TurnClient, TurnConfig, TurnEvent, canonical};
 use crate::time::{now, sleep_until};
 

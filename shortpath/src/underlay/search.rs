@@ -16,6 +16,8 @@ pub(super) struct Search {
     pub(super) stage: Stage,
     /// The route in use, or to be used.
     pub(super) route: Option<Route>,
+    /// The routes that were last said to be able to carry; `None`: to be said again.
+    pub(super) stands_by: Option<Vec<Route>>,
     /// Packets of our connection came from here before any check did.
     suspected: Option<Route>,
     /// The route in use is not the finder's choice but where the peer sends from; when it was looked at.
@@ -64,6 +66,7 @@ impl Search {
             finder,
             stage: Stage::Idle,
             route: None,
+            stands_by: None,
             suspected: None,
             followed: None,
             retry_at: None,

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{sleep, sleep_until};
+use tokio::time::sleep;
 
 use super::Inner;
 use super::keeping::Known;
+use super::probing;
 use super::sockets::open_in_range;
-use crate::path::{LifetimeProbe, LocalId, Mapping, MappingLifetime, canonical};
+use crate::path::{LifetimeProbe, LocalId, Mapping, MappingLifetime};
 use crate::time::now;
 
 /// Before the first request: a process that lives that long will probably live on.
@@ -86,21 +87,11 @@ async fn found<T>(known: &mut watch::Receiver<Known>, look: impl Fn(&Known) -> O
 async fn probe(inner: &Inner, server: SocketAddr, learnt: &Learnt) -> io::Result<()> {
     let socket = open_in_range(LocalId(u16::MAX), false, None, &inner.config)?;
     let mut probe = LifetimeProbe::new(now(), server, rand::random());
-    let mut buffer = [0; 2048];
-    while let Some(due) = probe.poll_timeout() {
-        while let Some((to, datagram)) = probe.poll_transmit() {
-            socket.send(&datagram, to);
-        }
-        tokio::select! {
-            // An error is ICMP's, and the probe repeats what was lost.
-            received = socket.io.recv_from(&mut buffer) => if let Ok((length, from)) = received {
-                probe.handle_packet(now(), canonical(from), &buffer[..length]);
-                let found = probe.found();
-                learnt.send_if_modified(|known| std::mem::replace(known, found) != found);
-            },
-            () = sleep_until(due.into()) => probe.handle_timeout(now()),
-        }
-    }
+    probing::run(&socket, &mut probe, |probe| {
+        let found = probe.found();
+        learnt.send_if_modified(|known| std::mem::replace(known, found) != found);
+    })
+    .await;
     Ok(())
 }
 

@@ -10,117 +10,35 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
-use serde::Serialize;
 use tokio::io::Interest;
 use tokio::sync::mpsc;
 
+use super::UnderlayConfig;
 use super::demux::{Kind, compact, kind, segments};
 use super::early::Early;
 use super::exchange::{Ear, Exchange};
+use super::ignored::{Counters, count};
 use super::paths::{Arrival, ConnectionIds, Paths, Refusal, SlotId, slot_at, virtual_address};
 use super::relay::Relay;
-use super::sockets::Bound;
+use super::sockets::{Bound, open_in_range};
 use super::spread::Spreads;
 use crate::path::{LocalId, Route, canonical};
 use crate::time::now;
 
-/// What was ignored, and why.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    stun_unclaimed: AtomicU64,
-    quic_unknown_token: AtomicU64,
-    quic_unknown_id: AtomicU64,
-    quic_stranger: AtomicU64,
-    pub(super) quic_undecryptable: AtomicU64,
-    pub(super) relay_stranger: AtomicU64,
-    pub(super) turn_forged: AtomicU64,
-    pub(super) stun_astray: AtomicU64,
-    garbage: AtomicU64,
-    overflow: AtomicU64,
-    socket_errors: AtomicU64,
-}
-
-/// Datagrams and errors ignored since the start, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Ignored {
-    /// STUN messages that nobody waits for: forged, reflected, or late.
-    pub stun_unclaimed: u64,
-    /// First QUIC packets with a token that no session has.
-    pub quic_unknown_token: u64,
-    /// QUIC packets for a connection id that is not ours.
-    pub quic_unknown_id: u64,
-    /// QUIC packets for one of our connections by a route that no check has proved.
-    pub quic_stranger: u64,
-    /// QUIC packets of one of our connections, by a route that is proved, which its keys do not open: forged, or broken.
-    pub quic_undecryptable: u64,
-    /// Datagrams to an allocation's socket that its server has not sent.
-    pub relay_stranger: u64,
-    /// Datagrams in the name of a TURN server that lack its signature, or bring data of peers it was not to let through.
-    pub turn_forged: u64,
-    /// Answers to our own questions at STUN servers that came from elsewhere.
-    pub stun_astray: u64,
-    /// Neither STUN nor QUIC, or STUN of more than 2,048 bytes.
-    pub garbage: u64,
-    /// Dropped as the receiver was behind.
-    pub overflow: u64,
-    /// What sockets said when they were to send or receive: no route, no buffers, forbidden by a firewall. ICMP errors are
-    /// not among them: the kernel does not tell them to sockets that are not connected, and ours are not.
-    pub socket_errors: u64,
-}
-
-impl Ignored {
-    /// Each by its name.
-    #[must_use]
-    pub const fn by_name(&self) -> [(&'static str, u64); 11] {
-        [
-            ("stun_unclaimed", self.stun_unclaimed),
-            ("quic_unknown_token", self.quic_unknown_token),
-            ("quic_unknown_id", self.quic_unknown_id),
-            ("quic_stranger", self.quic_stranger),
-            ("quic_undecryptable", self.quic_undecryptable),
-            ("relay_stranger", self.relay_stranger),
-            ("turn_forged", self.turn_forged),
-            ("stun_astray", self.stun_astray),
-            ("garbage", self.garbage),
-            ("overflow", self.overflow),
-            ("socket_error", self.socket_errors),
-        ]
-    }
-}
-
-impl Counters {
-    pub(super) fn read(&self) -> Ignored {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Ignored {
-            stun_unclaimed: read(&self.stun_unclaimed),
-            quic_unknown_token: read(&self.quic_unknown_token),
-            quic_unknown_id: read(&self.quic_unknown_id),
-            quic_stranger: read(&self.quic_stranger),
-            quic_undecryptable: read(&self.quic_undecryptable),
-            relay_stranger: read(&self.relay_stranger),
-            turn_forged: read(&self.turn_forged),
-            stun_astray: read(&self.stun_astray),
-            garbage: read(&self.garbage),
-            overflow: read(&self.overflow),
-            socket_errors: read(&self.socket_errors),
-        }
-    }
-}
-
-pub(super) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
-
 /// See the module.
 pub(super) struct Wire {
     pub(super) sockets: Vec<Bound>,
+    /// A second IPv4 socket, opened where the NAT ends mappings at an age (see [`crate::path::Shifts`]).
+    twin: OnceLock<Bound>,
+    /// The twin must not send: its next mapping is to be born later.
+    twin_silent: AtomicBool,
     pub(super) exchange: Exchange,
     pub(super) ids: ConnectionIds,
     pub(super) counters: Counters,
@@ -165,6 +83,8 @@ impl Wire {
     pub(super) fn new(sockets: Vec<Bound>) -> Self {
         Self {
             sockets,
+            twin: OnceLock::new(),
+            twin_silent: AtomicBool::new(true),
             exchange: Exchange::default(),
             ids: ConnectionIds::default(),
             counters: Counters::default(),
@@ -179,6 +99,44 @@ impl Wire {
             blocked: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
         }
+    }
+
+    /// The number of the twin, whether it is open or not.
+    pub(super) fn twin_id(&self) -> LocalId {
+        LocalId(u16::try_from(self.sockets.len()).unwrap_or(u16::MAX))
+    }
+
+    /// Lets the twin speak, or silences it; it is opened when it is to speak first. Returns its port.
+    ///
+    /// # Errors
+    /// No socket can be opened within the configured ports.
+    pub(super) fn let_twin_speak(&self, speaks: bool, config: &UnderlayConfig) -> io::Result<u16> {
+        if speaks && self.twin.get().is_none() {
+            let _ = self.twin.set(open_in_range(self.twin_id(), false, None, config)?);
+            // From now on quinn polls it, too.
+            let waker = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).waker.take();
+            waker.into_iter().for_each(Waker::wake);
+        }
+        self.twin_silent.store(!speaks, Ordering::Relaxed);
+        Ok(self.twin.get().map_or(0, |twin| twin.port))
+    }
+
+    /// Whether that socket speaks IPv6; the twin does not.
+    pub(super) fn is_ipv6(&self, id: LocalId) -> bool {
+        self.sockets.get(usize::from(id.0)).is_some_and(|socket| socket.ipv6)
+    }
+
+    fn all_sockets(&self) -> impl Iterator<Item = &Bound> {
+        self.sockets.iter().chain(self.twin.get())
+    }
+
+    fn socket(&self, at: usize) -> Option<&Bound> {
+        self.sockets.get(at).or_else(|| self.twin.get().filter(|_| at == self.sockets.len()))
+    }
+
+    /// Whether packets by this base go nowhere now.
+    fn is_silent(&self, id: LocalId) -> bool {
+        id == self.twin_id() && self.twin_silent.load(Ordering::Relaxed)
     }
 
     /// Changes the paths.
@@ -267,7 +225,10 @@ impl Wire {
 
     /// Sends by a route, marked with the code point.
     fn pass(&self, route: Route, transmit: &Transmit<'_>, dscp: Option<u8>) -> io::Result<()> {
-        let Some(socket) = self.sockets.get(usize::from(route.local.0)) else {
+        if self.is_silent(route.local) {
+            return Ok(());
+        }
+        let Some(socket) = self.socket(usize::from(route.local.0)) else {
             self.relay(route.local).iter().for_each(|relay| relay.transmit(route.remote, transmit));
             return Ok(());
         };
@@ -284,8 +245,9 @@ impl Wire {
     /// Takes a relay in; `None` when all numbers are taken.
     pub(super) fn add_relay(&self, make: impl FnOnce(LocalId) -> Arc<Relay>) -> Option<Arc<Relay>> {
         let mut relays = self.relays.write().unwrap_or_else(PoisonError::into_inner);
-        let first = u16::try_from(self.sockets.len()).ok()?;
-        let id = (first..u16::MAX).map(LocalId).find(|id| !relays.contains_key(id))?;
+        let LocalId(twin) = self.twin_id();
+        let id =
+            (twin.saturating_add(1)..u16::MAX).map(LocalId).find(|id| !relays.contains_key(id))?;
         let relay = make(id);
         relays.insert(id, Arc::clone(&relay));
         Some(relay)
@@ -301,8 +263,11 @@ impl Wire {
 
     /// Sends a STUN message by a route; `ear` hears the answer.
     pub(super) fn send_stun(&self, ear: &Ear, route: Route, datagram: &[u8]) {
+        if self.is_silent(route.local) {
+            return;
+        }
         self.exchange.sends(ear, datagram);
-        if let Some(socket) = self.sockets.get(usize::from(route.local.0)) {
+        if let Some(socket) = self.socket(usize::from(route.local.0)) {
             socket.send(datagram, route.remote);
         } else if let Some(relay) = self.relay(route.local) {
             relay.send(route.remote, datagram);
@@ -500,12 +465,11 @@ impl Wire {
 
     fn poll_socket(
         &self,
-        at: usize,
+        socket: &Bound,
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
         metas: &mut [RecvMeta],
     ) -> Poll<usize> {
-        let socket = &self.sockets[at];
         loop {
             if ready!(socket.io.poll_recv_ready(cx)).is_err() {
                 return Poll::Pending;
@@ -569,9 +533,10 @@ impl AsyncUdpSocket for Wire {
                 return Poll::Ready(Ok(taken));
             }
         }
-        for step in 0..self.sockets.len() {
-            let at = first.wrapping_add(step) % self.sockets.len();
-            if let Poll::Ready(kept) = self.poll_socket(at, cx, bufs, metas) {
+        let sockets = self.sockets.len() + usize::from(self.twin.get().is_some());
+        for step in 0..sockets {
+            let Some(socket) = self.socket(first.wrapping_add(step) % sockets) else { continue };
+            if let Poll::Ready(kept) = self.poll_socket(socket, cx, bufs, metas) {
                 return Poll::Ready(Ok(kept));
             }
         }
@@ -585,15 +550,15 @@ impl AsyncUdpSocket for Wire {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.sockets.iter().map(|socket| socket.state.max_gso_segments()).min().unwrap_or(1)
+        self.all_sockets().map(|socket| socket.state.max_gso_segments()).min().unwrap_or(1)
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.sockets.iter().map(|socket| socket.state.gro_segments()).max().unwrap_or(1)
+        self.all_sockets().map(|socket| socket.state.gro_segments()).max().unwrap_or(1)
     }
 
     fn may_fragment(&self) -> bool {
-        self.sockets.iter().any(|socket| socket.state.may_fragment())
+        self.all_sockets().any(|socket| socket.state.may_fragment())
     }
 }
 
@@ -616,7 +581,10 @@ impl UdpPoller for Writable {
             let wire = Arc::clone(wire);
             Box::pin(async move {
                 let at = wire.blocked.load(Ordering::Relaxed);
-                wire.sockets[at].io.writable().await
+                match wire.socket(at) {
+                    Some(socket) => socket.io.writable().await,
+                    None => Ok(()),
+                }
             })
         });
         let writable = ready!(future.as_mut().poll(cx));

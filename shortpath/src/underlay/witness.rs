@@ -18,8 +18,9 @@ use quinn_proto::TransportError;
 use quinn_proto::transport_parameters::TransportParameters;
 
 use super::demux::CID_LEN;
+use super::ignored::count;
 use super::paths::{SlotId, number_of};
-use super::wire::{Wire, count};
+use super::wire::Wire;
 
 /// The TLS of a client (`dyn ClientConfig`) or a server, whose sessions tell which ids are theirs.
 pub(super) struct Witnessed<T: ?Sized> {

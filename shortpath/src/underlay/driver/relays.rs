@@ -16,6 +16,7 @@ use crate::underlay::{RelayAccess, ShortpathPlan, UnderlayConfig};
 
 /// An allocation, asked for or there.
 pub(super) struct Asked {
+    since: Instant,
     pub(super) id: LocalId,
     pub(super) relay: Arc<Relay>,
     pub(super) events: mpsc::Receiver<TurnEvent>,
@@ -42,6 +43,11 @@ const RELAY_RETRY: Duration = Duration::from_secs(30);
 const RELAY_COLD: Duration = Duration::from_secs(5);
 /// An allocation stays beside its heir for so long: by then the heir's pairs are checked and used.
 const RELAY_HANDOVER: Duration = Duration::from_secs(10);
+
+/// Of the least age that mappings reach: then an allocation is replaced.
+const RELAY_OLD: f64 = 0.7;
+/// Allocations are not replaced more often than for this age: each costs the gateway a port for as long as it stays.
+const RELAY_AGE_MIN: Duration = Duration::from_secs(8);
 
 impl Driver {
     pub(super) fn want_relay_soon(&mut self) {
@@ -82,7 +88,7 @@ impl Driver {
         let own = &self.inner.config;
         let own = UnderlayConfig { dscp: self.plan.dscp.or(own.dscp), ..own.clone() };
         match Relay::open(&self.inner.wire, config, &own) {
-            Ok((id, relay, events)) => Some(Asked { id, relay, events }),
+            Ok((id, relay, events)) => Some(Asked { since: now(), id, relay, events }),
             Err(error) => {
                 tracing::warn!(%error, "no socket for a relay");
                 None
@@ -113,6 +119,7 @@ impl Driver {
         if let Some(search) = self.relay_search() {
             search.start();
             search.finder.rename_local(now(), candidate, id);
+            search.stands_by = None;
             let slot = search.slot;
             self.inner.wire.renewed(slot, id);
         }
@@ -124,6 +131,7 @@ impl Driver {
     fn reach_anew(&mut self, id: LocalId) {
         if let Some(search) = self.relay_search() {
             search.finder.check_base(now(), id);
+            search.stands_by = None;
             let slot = search.slot;
             self.inner.wire.renewed(slot, id);
         }
@@ -152,6 +160,26 @@ impl Driver {
         }
     }
 
+    /// Where the NAT ends mappings at an age, an allocation gets its heir before its own mapping ends.
+    pub(super) fn replace_old_relay(&mut self, now: Instant) {
+        if let Some(at) = self.relay_is_old_at()
+            && at <= now
+        {
+            self.heir = self.open_relay();
+            if let RelayStage::Asked(asked) = &mut self.relay {
+                // Another try half a life later, should there be no heir.
+                asked.since += at.saturating_duration_since(asked.since) / 2;
+            }
+        }
+    }
+
+    /// When the present allocation's mapping is old.
+    pub(super) fn relay_is_old_at(&self) -> Option<Instant> {
+        let RelayStage::Asked(asked) = &self.relay else { return None };
+        let least = self.known.borrow().shifts.least.filter(|_| self.heir.is_none())?;
+        Some(asked.since + least.max(RELAY_AGE_MIN).mul_f64(RELAY_OLD))
+    }
+
     /// The heir takes over once it is there; without one, the present allocation stays for as long as the server lets it.
     pub(super) fn take_heir(&mut self, event: Option<TurnEvent>) {
         match event {
@@ -162,7 +190,9 @@ impl Driver {
                 let id = heir.id;
                 let before = std::mem::replace(&mut self.relay, RelayStage::Asked(heir));
                 if let RelayStage::Asked(Asked { id, relay, .. }) = before {
-                    self.retired = Some((id, relay, now() + RELAY_HANDOVER));
+                    let least = self.known.borrow().shifts.least;
+                    let stays = least.map_or(RELAY_HANDOVER, |least| RELAY_HANDOVER.min(least / 4));
+                    self.retired = Some((id, relay, now() + stays));
                 }
                 self.use_relay(id, relayed);
             }
