@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use bed::{Bed, IOS, Io};
 pub(crate) use busy::{BusyPairs, BusySessions, Pair};
-pub(crate) use process::{Output, Process, switchback, switchback_at};
+pub(crate) use process::{Output, Process, resident_of, switchback, switchback_at};
 pub(crate) use proxy::FreezingProxy;
 pub(crate) use targets::{EchoTarget, HangingTarget, SinkTarget};
 
