@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         allowed_peers: allowed.iter().map(network).collect::<Result<_, _>>()?,
         // Load generators are one source and one user.
         allocations_per_user: 8192,
+        allocations_per_name: 8192,
         answers_per_s: 100_000,
         answers_burst: 100_000,
         ..UdpConfig::default()

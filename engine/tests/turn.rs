@@ -301,7 +301,7 @@ fn loopback_is_no_peer_unless_it_is_allowed() {
 
 #[test]
 fn wrong_credentials_quotas_and_second_allocations_are_refused() {
-    let (service, server) = service(|config| config.allocations_per_user = 1);
+    let (service, server) = service(|config| config.allocations_per_name = 1);
     let mut wrong = Client::new(server, "a");
     wrong.password = "wrong".into();
     assert_eq!(wrong.code(ALLOCATE, &[UDP]), 401);
@@ -461,7 +461,7 @@ fn stock_peer() -> Option<(Peer, u16)> {
 #[test]
 fn coturns_client_relays_all_its_messages() {
     let Some((_peer, peer_port)) = stock_peer() else { return };
-    let (service, server) = service(|config| config.allocations_per_user = 100);
+    let (service, server) = service(|config| config.allocations_per_name = 100);
     for flags in [&["-c"][..], &["-c", "-s"], &[], &["-y", "-c"], &["-c", "-g", "-G"]] {
         let output = Command::new("turnutils_uclient")
             .args(flags)

@@ -1,10 +1,10 @@
 //! A thousand sessions at once, and nothing left of them afterwards.
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use switchback_control::client::Client;
 use switchback_control::invite::{Invite, InviteKind};
 
-use crate::support::{Bed, EchoTarget, IOS, Io, eventually};
+use crate::support::{Bed, EchoTarget, IOS, Io, eventually, resident_of};
 
 /// Carried by TCP alone; and with UDP, where each has two QUIC connections and two relays.
 const SESSIONS: usize = 1000;
@@ -13,17 +13,21 @@ const UDP_SESSIONS: usize = 200;
 #[test]
 fn a_thousand_sessions_carry_bytes_at_once_and_leave_no_descriptor_or_thread() {
     for io in IOS {
-        come_and_go(io, SESSIONS, |echo| echo.resource("echo"));
+        come_and_go(io, (SESSIONS, 0), |echo| echo.resource("echo"));
     }
 }
 
 /// The relay's sockets are the gateway's, so they must go with the sessions, whether or not their ends say goodbye to it.
 #[test]
 fn sessions_with_udp_leave_no_allocation_behind() {
-    come_and_go(Io::Uring, UDP_SESSIONS, |echo| echo.resource_with("echo", ""));
+    // Another number of them, for measurements: what a session costs is printed.
+    let count = std::env::var("SWITCHBACK_TEST_UDP_SESSIONS").ok();
+    let count = count.and_then(|count| count.parse().ok()).unwrap_or(UDP_SESSIONS);
+    come_and_go(Io::Uring, (count, 2 * count), |echo| echo.resource_with("echo", ""));
 }
 
-fn come_and_go(io: Io, count: usize, resource: impl Fn(&EchoTarget) -> String) {
+/// Opens `count` sessions, which come to have `relays` TURN allocations, and closes them.
+fn come_and_go(io: Io, (count, relays): (usize, usize), resource: impl Fn(&EchoTarget) -> String) {
     let echo = EchoTarget::start();
     let bed = Bed::start(io, &[resource(&echo)]);
     // One session first, so that what is made lazily and kept (pipes, pools, threads) is not mistaken for a leak.
@@ -31,17 +35,25 @@ fn come_and_go(io: Io, count: usize, resource: impl Fn(&EchoTarget) -> String) {
     settled(&bed);
     let before = (bed.server().open_files(), bed.agent().open_files());
     let threads = (bed.server().threads(), bed.agent().threads());
-    let resident = bed.server().resident();
+    let resident = || [bed.server().resident(), bed.agent().resident(), resident_here()];
+    let (at_first, began) = (resident(), Instant::now());
 
     with_sessions(&bed, count, |bed| {
+        let opened = began.elapsed();
         assert_eq!(bed.sessions().len(), count);
-        let grown = bed.server().resident().saturating_sub(resident) / count as u64;
+        eventually("every session's relays", Duration::from_secs(60), || {
+            (bed.metric("switchback_relay_allocations", "") >= relays as f64).then_some(())
+        });
+        let grown = std::array::from_fn::<_, 3, _>(|at| {
+            resident()[at].saturating_sub(at_first[at]) / count as u64
+        });
+        let [server, agent, client] = grown.map(|bytes| bytes / 1024);
         println!(
-            "{io:?}: {} KiB resident per session in broker and gateway together, {} TURN allocations",
-            grown / 1024,
-            bed.metric("switchback_relay_allocations", "")
+            "{io:?}: {count} sessions opened and used after {opened:.1?}, all their {relays} allocations after {:.1?}; KiB \
+             resident per session: {server} in broker and gateway together, {agent} in the agent, {client} in the client",
+            began.elapsed()
         );
-        assert!(grown < 40 * 1024, "{grown} bytes per session");
+        assert!(grown[0] < 40 * 1024, "{} bytes per session", grown[0]);
     });
     settled(&bed);
     eventually("descriptors to be back where they were", Duration::from_secs(30), || {
@@ -53,6 +65,11 @@ fn come_and_go(io: Io, count: usize, resource: impl Fn(&EchoTarget) -> String) {
         (bed.metric("switchback_relay_allocations", "") < 1.0).then_some(())
     });
     assert!(bed.server().threads() <= threads.0 + 2 && bed.agent().threads() <= threads.1 + 2);
+}
+
+/// Of this process, which is the client: other tests at the same time count in.
+fn resident_here() -> u64 {
+    resident_of(std::process::id())
 }
 
 /// Opens `count` sessions from one process, echoes through each, runs `meanwhile`, closes them.

@@ -273,9 +273,9 @@ impl Hub {
                 let message = self.granted(request, &grant, pair, (transport, udp), kind);
                 self.send(core, link, &message);
             }
-            Output::ClientLeg { link, request, session, pair, udp } => {
+            Output::ClientLeg { link, request, grant, pair, udp } => {
                 let ticket = self.ticket(pair, LegSide::Client, false);
-                let udp = self.udp_access(&session, LegSide::Client, udp);
+                let udp = self.udp_access(&grant, LegSide::Client, udp);
                 self.send(core, link, &ToClient::Leg { request, ticket, udp });
             }
             Output::Tell { link, end, session, notice } => {
@@ -333,7 +333,7 @@ impl Hub {
             grant: self.seal.seal(grant, clock::random()),
             client_address,
             transport,
-            udp: self.udp_access(&grant.session, LegSide::Agent, udp),
+            udp: self.udp_access(grant, LegSide::Agent, udp),
             purpose: grant.purpose,
             ready,
         });
@@ -347,12 +347,12 @@ impl Hub {
     /// What an end needs to look for the other, which is at `candidates`.
     fn udp_access(
         &self,
-        session: &SessionId,
+        grant: &Grant,
         side: LegSide,
         candidates: Option<Vec<Candidate>>,
     ) -> Option<Box<UdpAccess>> {
-        let now = clock::unix_seconds();
-        candidates.map(|candidates| Box::new(self.udp.access(session, side, candidates, now)))
+        let (Grant { session, user, .. }, now) = (grant, clock::unix_seconds());
+        candidates.map(|candidates| Box::new(self.udp.access(session, user, side, candidates, now)))
     }
 
     fn tell(
@@ -366,10 +366,12 @@ impl Hub {
         let about = match notice {
             Notice::Candidates(candidates) => AboutSession::Candidates { session, candidates },
             Notice::Explain => AboutSession::Explain { session },
-            Notice::Relay => match self.udp.relay(&session, end, clock::unix_seconds()) {
-                Some(relay) => AboutSession::Relay { session, relay },
-                None => return,
-            },
+            Notice::Relay { user } => {
+                match self.udp.relay(&session, &user, end, clock::unix_seconds()) {
+                    Some(relay) => AboutSession::Relay { session, relay },
+                    None => return,
+                }
+            }
         };
         match end {
             LegSide::Client => self.send(core, link, &ToClient::About(about)),
@@ -393,7 +395,7 @@ impl Hub {
             grant: self.seal.seal(grant, clock::random()),
             ticket: self.ticket(pair, LegSide::Client, false),
             transport,
-            udp: self.udp_access(&grant.session, LegSide::Client, udp),
+            udp: self.udp_access(grant, LegSide::Client, udp),
             kind,
         }
     }

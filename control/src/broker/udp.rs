@@ -8,24 +8,41 @@ use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use data_encoding::{BASE64_NOPAD, HEXLOWER};
-use switchback_engine::{LegSide, NoRelay, RelayCredentials, SharedSecret, relay_password};
+use switchback_engine::{
+    LegSide, NoRelay, RelayCredentials, RelayUser, SharedSecret, relay_password,
+};
 
 use crate::broker::config::Relay;
 use crate::secret::Secret;
 use crate::wire::{Candidate, IceCredentials, RelayAccess, SessionId, UdpAccess};
 
-/// How long a relay's credentials are good, in seconds: a day, as draft-uberti-behave-turn-rest-00 section 2.2 recommends.
-/// They name a session and open nothing but the relay; they are renewed after half of it.
-pub(crate) const RELAY_TTL: u64 = 24 * 3600;
+/// How long a relay's credentials are good, in seconds; they are renewed after half of it. They name a session and open
+/// nothing but the relay, which refuses them once the session is over, as long as it remembers: a restart forgets, and a
+/// relay elsewhere never heard of it. Hence not the day that draft-uberti-behave-turn-rest-00 section 2.2 recommends. An
+/// allocation outlives the credentials it was made with.
+pub(crate) const RELAY_TTL: u64 = 2 * 3600;
 /// Binds keys to their purpose and version.
 const ICE: &[u8] = b"switchback udp 1 ice";
 const TURN: &[u8] = b"switchback udp 1 turn";
+const ACCOUNT: &[u8] = b"switchback udp 1 account";
 
 /// Mints credentials.
 pub(crate) struct UdpKeys {
     ice: hmac::Key,
     turn: Secret,
+    accounts: Accounts,
     relay: Relay,
+}
+
+/// Writes into a relay's username whose quota counts, so that only who has the key can read it or tell that two names are
+/// of one user.
+#[derive(Clone)]
+struct Accounts(hmac::Key);
+
+/// Believes what [`UdpKeys::relay`] mints.
+struct Believer {
+    secret: SharedSecret,
+    accounts: Accounts,
 }
 
 impl UdpKeys {
@@ -39,13 +56,16 @@ impl UdpKeys {
             }
         };
         let ice = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, ICE).as_ref());
-        Self { ice, turn, relay }
+        let accounts =
+            Accounts(hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, ACCOUNT).as_ref()));
+        Self { ice, turn, accounts, relay }
     }
 
-    /// What one end of a session is told; `now` in Unix seconds.
+    /// What one end of a session of `user` is told; `now` in Unix seconds.
     pub(crate) fn access(
         &self,
         session: &SessionId,
+        user: &str,
         side: LegSide,
         candidates: Vec<Candidate>,
         now: u64,
@@ -59,14 +79,16 @@ impl UdpKeys {
             remote: self.credentials(session, remote),
             token: Secret::new(HEXLOWER.encode(&self.hash(session, "token")[..16])),
             candidates,
-            relay: self.relay(session, side, now),
+            relay: self.relay(session, user, side, now),
         }
     }
 
-    /// The right of one end of a session to use the relay from `now` (Unix seconds) on.
+    /// The right of one end of a session of `user` to use the relay from `now` (Unix seconds) on. What either end takes
+    /// there counts against this user.
     pub(crate) fn relay(
         &self,
         session: &SessionId,
+        user: &str,
         side: LegSide,
         now: u64,
     ) -> Option<RelayAccess> {
@@ -75,7 +97,9 @@ impl UdpKeys {
             Relay::Foreign { address, .. } => Some(address.clone()),
             Relay::Off => return None,
         };
-        let username = format!("{}:{}", now + RELAY_TTL, relay_user(session, side));
+        let name = relay_user(session, side);
+        let account = self.accounts.veil(&name, self.accounts.of(user));
+        let username = format!("{}:{name}-{}", now + RELAY_TTL, HEXLOWER.encode(&account));
         let password = Secret::new(relay_password(self.turn.reveal().as_bytes(), &username));
         Some(RelayAccess { server, username, password })
     }
@@ -83,7 +107,10 @@ impl UdpKeys {
     /// What makes this gateway's relay believe the credentials minted here, if it is the one that they are for.
     pub(crate) fn believer(&self) -> Arc<dyn RelayCredentials> {
         match self.relay {
-            Relay::Own => Arc::new(SharedSecret::new(self.turn.reveal().as_bytes())),
+            Relay::Own => Arc::new(Believer {
+                secret: SharedSecret::new(self.turn.reveal().as_bytes()),
+                accounts: self.accounts.clone(),
+            }),
             Relay::Foreign { .. } | Relay::Off => Arc::new(NoRelay),
         }
     }
@@ -101,6 +128,35 @@ impl UdpKeys {
         let mut hash = [0; 32];
         hash.copy_from_slice(tag.as_ref());
         hash
+    }
+}
+
+impl Accounts {
+    /// What a user is called.
+    fn of(&self, user: &str) -> [u8; 8] {
+        self.hash("user", user)
+    }
+
+    /// Makes an account unreadable beside this name, and readable again.
+    fn veil(&self, name: &str, account: [u8; 8]) -> [u8; 8] {
+        let mask = u64::from_ne_bytes(self.hash("veil", name));
+        (u64::from_ne_bytes(account) ^ mask).to_ne_bytes()
+    }
+
+    fn hash(&self, what: &str, of: &str) -> [u8; 8] {
+        let mut hash = [0; 8];
+        hash.copy_from_slice(&hmac::sign(&self.0, format!("{what} {of}").as_bytes()).as_ref()[..8]);
+        hash
+    }
+}
+
+impl RelayCredentials for Believer {
+    fn user(&self, username: &str, unix_now: u64) -> Option<RelayUser> {
+        let user = self.secret.user(username, unix_now)?;
+        let (name, veiled) = user.name.rsplit_once('-')?;
+        let veiled = HEXLOWER.decode(veiled.as_bytes()).ok()?.try_into().ok()?;
+        let account = HEXLOWER.encode(&self.accounts.veil(name, veiled));
+        Some(RelayUser { name: name.to_owned(), account, password: user.password })
     }
 }
 
@@ -131,7 +187,7 @@ mod tests {
     }
 
     fn access(keys: &UdpKeys, session: &str, side: LegSide) -> UdpAccess {
-        keys.access(&SessionId(session.into()), side, vec![], NOW)
+        keys.access(&SessionId(session.into()), "ada", side, vec![], NOW)
     }
 
     #[test]
@@ -160,9 +216,35 @@ mod tests {
     }
 
     #[test]
+    fn the_relay_knows_a_user_by_each_of_his_sessions_and_nobody_else_does() {
+        let (keys, other) = (keys(1), keys(2));
+        let access = |keys: &UdpKeys, session: &str, user, side| {
+            keys.relay(&SessionId(session.into()), user, side, NOW).unwrap()
+        };
+        let account = |access: &RelayAccess| {
+            keys.believer().user(&access.username, NOW).map(|user| user.account)
+        };
+        let [a, b, c] = [("s", LegSide::Client), ("s", LegSide::Agent), ("t", LegSide::Client)]
+            .map(|(session, side)| access(&keys, session, "ada@example.com", side));
+        assert_eq!((account(&a), account(&a)), (account(&b), account(&c)));
+        assert_ne!(account(&a), account(&access(&keys, "s", "bob", LegSide::Client)));
+        let veiled =
+            |access: &RelayAccess| access.username[access.username.len() - 16..].to_owned();
+        assert!(veiled(&a) != veiled(&b) && veiled(&a) != veiled(&c) && veiled(&b) != veiled(&c));
+        assert!(![&a, &b, &c].iter().any(|access| access.username.contains("ada")));
+        let foreign = access(&other, "s", "ada@example.com", LegSide::Client);
+        assert_ne!(veiled(&a), veiled(&foreign), "another broker, another key");
+        // Names that were never minted here, whatever their password.
+        for name in ["s-client", "s-client-", "s-client-zz", "s-client-00112233445566778899", "s"] {
+            let username = format!("{}:{name}", NOW + RELAY_TTL);
+            assert_eq!(keys.believer().user(&username, NOW), None, "{name}");
+        }
+    }
+
+    #[test]
     fn relay_passwords_have_the_widespread_form() {
-        let relay = keys(1).relay(&SessionId("s".into()), LegSide::Client, NOW).unwrap();
-        assert_eq!(relay.username, format!("{}:s-client", NOW + RELAY_TTL));
+        let relay = keys(1).relay(&SessionId("s".into()), "ada", LegSide::Client, NOW).unwrap();
+        assert!(relay.username.starts_with(&format!("{}:s-client-", NOW + RELAY_TTL)));
         let user = keys(1).believer().user(&relay.username, NOW).unwrap();
         assert_eq!((&*user.password, &*user.name), (relay.password.reveal(), "s-client"));
         assert_eq!(relay_users(&SessionId("s".into())), ["s-client", "s-agent"]);
@@ -170,10 +252,10 @@ mod tests {
         assert_ne!(keys(2).believer().user(&relay.username, NOW), Some(user));
         let (address, secret) = ("turn.example:3478".to_owned(), Secret::new("north"));
         let coturn = UdpKeys::new(&[1; 32], Relay::Foreign { address, secret });
-        let relay = coturn.relay(&SessionId("s".into()), LegSide::Client, NOW).unwrap();
+        let relay = coturn.relay(&SessionId("s".into()), "ada", LegSide::Client, NOW).unwrap();
         assert_eq!(relay.server.as_deref(), Some("turn.example:3478"));
         assert_eq!(relay.password.reveal(), relay_password(b"north", &relay.username));
         let none = UdpKeys::new(&[1; 32], Relay::Off);
-        assert_eq!(none.relay(&SessionId("s".into()), LegSide::Client, NOW), None);
+        assert_eq!(none.relay(&SessionId("s".into()), "ada", LegSide::Client, NOW), None);
     }
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::peers::Standing;
+use super::shared::Owner;
 use super::wire::Key;
 
 /// Who talks to us and where: the 5-tuple, but for our port and protocol, which there is only one of.
@@ -19,19 +20,7 @@ pub(crate) struct Tuple {
 
 /// A relayed transport address and what goes through it.
 pub(crate) struct Allocation {
-    pub(crate) tuple: Tuple,
-    pub(crate) username: String,
-    /// Whose quota it counts against.
-    pub(crate) owner: String,
-    pub(crate) key: Key,
-    /// The Allocate request that made it: a retransmission is answered alike.
-    pub(crate) transaction: [u8; 16],
-    /// What peers see.
-    pub(crate) relayed: SocketAddr,
-    /// Of its socket, and so in this host's own numbering.
-    pub(crate) port: u16,
-    pub(crate) token: Option<[u8; 8]>,
-    pub(crate) lifetime: Duration,
+    pub(crate) made: Made,
     pub(crate) expires: Instant,
     permissions: Vec<Permission>,
     channels: Vec<Channel>,
@@ -68,60 +57,54 @@ const CHANNEL: Duration = Duration::from_secs(600);
 /// Peers of one allocation: a session's candidates, with room for addresses that change.
 pub(crate) const PEERS_MAX: usize = 64;
 
-/// What makes an allocation.
+/// How an allocation was made; nothing of it changes.
 pub(crate) struct Made {
     pub(crate) tuple: Tuple,
     pub(crate) username: String,
-    pub(crate) owner: String,
+    pub(crate) owner: Owner,
     pub(crate) key: Key,
+    /// The Allocate request that made it: a retransmission is answered alike.
     pub(crate) transaction: [u8; 16],
+    /// The address that its socket is bound to.
+    pub(crate) bind: IpAddr,
+    /// What peers see, on the port of its socket.
     pub(crate) relayed: SocketAddr,
-    pub(crate) port: u16,
+    /// Of the port that is kept for another.
     pub(crate) token: Option<[u8; 8]>,
     pub(crate) lifetime: Duration,
 }
 
 impl Allocation {
     pub(crate) fn new(now: Instant, made: Made) -> Self {
-        let Made { tuple, username, owner, key, transaction, relayed, port, token, lifetime } =
-            made;
-        let expires = now + lifetime;
-        let (permissions, channels) = (Vec::new(), Vec::new());
-        Self {
-            tuple,
-            username,
-            owner,
-            key,
-            transaction,
-            relayed,
-            port,
-            token,
-            lifetime,
-            expires,
-            permissions,
-            channels,
-        }
+        let expires = now + made.lifetime;
+        Self { made, expires, permissions: Vec::new(), channels: Vec::new() }
     }
 
     pub(crate) fn is_v4(&self) -> bool {
-        self.relayed.is_ipv4()
+        self.made.relayed.is_ipv4()
     }
 
-    /// Permits a peer's address for five minutes.
+    /// Permits these addresses of peers for five minutes; none of them if there is no room for all.
     pub(crate) fn permit(
         &mut self,
         now: Instant,
-        ip: IpAddr,
-        standing: Standing,
+        wanted: &[(IpAddr, Standing)],
     ) -> Result<(), Unbound> {
         self.permissions.retain(|permission| permission.expires > now);
-        let expires = now + PERMISSION;
-        if let Some(known) = self.permissions.iter_mut().find(|known| known.ip == ip) {
-            known.expires = expires;
-        } else if self.permissions.len() < PEERS_MAX {
-            self.permissions.push(Permission { ip, standing, expires });
-        } else {
+        let held = self.permissions.len();
+        for &(ip, standing) in wanted {
+            if !self.permissions.iter().any(|known| known.ip == ip) {
+                self.permissions.push(Permission { ip, standing, expires: now });
+            }
+        }
+        if self.permissions.len() > PEERS_MAX {
+            self.permissions.truncate(held);
             return Err(Unbound::Full);
+        }
+        for known in &mut self.permissions {
+            if wanted.iter().any(|(ip, _)| *ip == known.ip) {
+                known.expires = now + PERMISSION;
+            }
         }
         Ok(())
     }
@@ -151,7 +134,7 @@ impl Allocation {
             None if self.channels.len() >= PEERS_MAX => return Err(Unbound::Full),
             _ => {}
         }
-        self.permit(now, peer.ip(), standing)?;
+        self.permit(now, &[(peer.ip(), standing)])?;
         self.channels.extend(place.is_none().then_some(bound));
         if let Some(known) = place.and_then(|place| self.channels.get_mut(place)) {
             *known = bound;
@@ -183,11 +166,11 @@ mod tests {
             Made {
                 tuple: Tuple { client: peer(9), reached: peer(9).ip() },
                 username: "1:u".into(),
-                owner: "u".into(),
+                owner: Owner { name: "u".into(), account: "u".into() },
                 key: Key::long_term("1:u", "r", "p"),
                 transaction: [0; 16],
+                bind: peer(0).ip(),
                 relayed: peer(50_000),
-                port: 50_000,
                 token: None,
                 lifetime: Duration::from_secs(600),
             },
@@ -208,11 +191,11 @@ mod tests {
     fn a_permission_lasts_five_minutes_and_knows_no_ports() {
         let now = Instant::now();
         let mut allocation = allocation(now);
-        allocation.permit(now, other(1), Standing::Peer).unwrap();
+        allocation.permit(now, &[(other(1), Standing::Peer)]).unwrap();
         assert_eq!(allocation.permitted(now + 299 * SECOND, other(1)), Some(Standing::Peer));
         assert_eq!(allocation.permitted(now + 300 * SECOND, other(1)), None);
         assert_eq!(allocation.permitted(now, other(2)), None);
-        allocation.permit(now + 200 * SECOND, other(1), Standing::Peer).unwrap();
+        allocation.permit(now + 200 * SECOND, &[(other(1), Standing::Peer)]).unwrap();
         assert!(allocation.permitted(now + 400 * SECOND, other(1)).is_some(), "renewed");
     }
 
@@ -248,7 +231,9 @@ mod tests {
         let now = Instant::now();
         let mut allocation = allocation(now);
         let fill = |allocation: &mut Allocation, now| {
-            (0..100).filter(|n| allocation.permit(now, other(*n), Standing::Peer).is_ok()).count()
+            (0..100)
+                .filter(|n| allocation.permit(now, &[(other(*n), Standing::Peer)]).is_ok())
+                .count()
         };
         assert_eq!(fill(&mut allocation, now), PEERS_MAX);
         assert_eq!(fill(&mut allocation, now + 301 * SECOND), PEERS_MAX);
@@ -256,5 +241,24 @@ mod tests {
             allocation.bind(now, 0x4000 + n, peer(2000 + n), Standing::Peer) != Err(Unbound::Full)
         });
         assert_eq!(bound.count(), 0, "no permission to be had, no channel");
+    }
+
+    #[test]
+    fn permissions_are_installed_and_renewed_all_together_or_not_at_all() {
+        let now = Instant::now();
+        let mut allocation = allocation(now);
+        let peers = |numbers: std::ops::Range<u8>| {
+            numbers.map(|n| (other(n), Standing::Peer)).collect::<Vec<_>>()
+        };
+        allocation.permit(now, &peers(0..60)).unwrap();
+        let later = now + 100 * SECOND;
+        assert_eq!(allocation.permit(later, &peers(59..65)), Err(Unbound::Full));
+        assert!((60..65).all(|n| allocation.permitted(later, other(n)).is_none()));
+        let ended = now + 300 * SECOND;
+        assert_eq!(allocation.permitted(ended, other(59)), None, "it was not renewed either");
+        assert_eq!(allocation.permit(later, &peers(59..64)), Ok(()), "as many as fit");
+        assert!((59..64).all(|n| allocation.permitted(ended, other(n)).is_some()));
+        let twice = [peers(0..1), peers(0..1)].concat();
+        assert_eq!(allocation.permit(later, &twice), Ok(()), "one address is one permission");
     }
 }

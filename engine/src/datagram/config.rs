@@ -33,8 +33,10 @@ pub struct UdpConfig {
     pub relay_ports: RangeInclusive<u16>,
     /// Allocations.
     pub allocations_max: usize,
-    /// Allocations of one user ([`super::RelayUser::name`]).
+    /// Allocations of one user ([`super::RelayUser::account`]).
     pub allocations_per_user: usize,
+    /// Allocations under one name ([`super::RelayUser::name`]).
+    pub allocations_per_name: usize,
     /// Lifetime of an allocation whose client asks for none or for less.
     pub lifetime_default: Duration,
     /// Longest lifetime that a client can ask for.
@@ -61,8 +63,11 @@ impl Default for UdpConfig {
             relay_ports: 49_152..=65_535,
             // Half of the ports, so that a random try finds a free one soon. Each is a descriptor.
             allocations_max: 8192,
-            // A client and an agent of each of some dozen sessions.
-            allocations_per_user: 64,
+            // A quarter of all: a thousand sessions with an allocation at either end, and three more users like that.
+            allocations_per_user: 2048,
+            // An end of a session has one, for each family perhaps, and another beside it while it is renewed or its
+            // client has moved; those of clients that died linger until they expire.
+            allocations_per_name: 16,
             // RFC 8656 section 3.2: 10 minutes, at most an hour.
             lifetime_default: Duration::from_secs(600),
             lifetime_max: Duration::from_secs(3600),

@@ -19,8 +19,10 @@ pub trait RelayCredentials: Send + Sync {
 pub struct RelayUser {
     /// Signs the user's requests.
     pub password: String,
-    /// Whose quota an allocation counts against.
+    /// Who that is, whatever the username says beside it: what [`super::UdpService::revoke`] takes.
     pub name: String,
+    /// Whose quota its allocations count against, together with all others of this account.
+    pub account: String,
 }
 
 impl fmt::Debug for RelayUser {
@@ -32,7 +34,7 @@ impl fmt::Debug for RelayUser {
 /// Credentials that one shared secret mints. `Debug` shows no secret.
 ///
 /// An allocation outlives its credentials: its own key keeps signing its refreshes, as with coturn, because a session may
-/// last longer than the credentials it began with. New allocations need valid ones.
+/// last longer than the credentials it began with. New allocations need valid ones. Each name is an account of its own.
 pub struct SharedSecret(hmac::Key);
 
 impl SharedSecret {
@@ -56,7 +58,7 @@ impl RelayCredentials for SharedSecret {
         let plain = !expiry.is_empty() && expiry.bytes().all(|byte| byte.is_ascii_digit());
         let valid = plain && expiry.parse::<u64>().ok()? > unix_now && !name.is_empty();
         let password = BASE64.encode(hmac::sign(&self.0, username.as_bytes()).as_ref());
-        valid.then(|| RelayUser { password, name: name.to_owned() })
+        valid.then(|| RelayUser { password, name: name.to_owned(), account: name.to_owned() })
     }
 }
 

@@ -69,7 +69,7 @@ impl Server {
         };
         let bound = self.allocation(id).and_then(|allocation| allocation.peer_of(now, number));
         let Some((peer, standing)) = bound else { return FromClient::Dropped(UdpDrop::NoChannel) };
-        if !self.port_is_open(standing, peer.port()) {
+        if !self.port_is_open(standing, peer) {
             return FromClient::Dropped(UdpDrop::ForbiddenPeer);
         }
         FromClient::Data(ToPeer { id, peer, start: 4, length, whole: false })
@@ -94,7 +94,7 @@ impl Server {
         let standing =
             self.allocation(id).and_then(|allocation| allocation.permitted(now, peer.ip()));
         let Some(standing) = standing else { return FromClient::Dropped(UdpDrop::NoPermission) };
-        if !self.port_is_open(standing, peer.port()) {
+        if !self.port_is_open(standing, peer) {
             return FromClient::Dropped(UdpDrop::ForbiddenPeer);
         }
         // `data` is a part of `bytes`.
@@ -118,7 +118,7 @@ impl Server {
         let allocation = allocation.ok_or(UdpDrop::NoAllocation)?;
         allocation.permitted(now, peer.ip()).ok_or(UdpDrop::NoPermission)?;
         let channel = allocation.channel_of(now, peer);
-        let Tuple { client, reached } = allocation.tuple;
+        let Tuple { client, reached } = allocation.made.tuple;
         Ok(ToClient { client, from: reached, channel, peer })
     }
 }

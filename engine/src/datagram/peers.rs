@@ -4,7 +4,7 @@
 //! to everybody on a link are refused. Private networks are allowed, because that is where peers live; so is every port from
 //! 1024 up. Ports below are services (DNS, NTP, SNMP), never a peer: NATs keep mapped ports out of that range (RFC 4787
 //! REQ-3), and our endpoints do not bind there.
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// What is refused, and what is allowed in spite of it.
 #[derive(Clone, Debug, Default)]
@@ -54,16 +54,16 @@ impl Peers {
         if is_nobody(ip) || embedded(ip).is_some() { Standing::Forbidden } else { Standing::Peer }
     }
 
-    /// `port` may be sent to at an address of this standing. Of this host's ports only those that `is_relayed`.
+    /// The port of `peer`, whose address is of this standing, may be sent to. Of this host's only what `is_relayed`.
     pub(crate) fn port_is_open(
         standing: Standing,
-        port: u16,
-        is_relayed: impl Fn(u16) -> bool,
+        peer: SocketAddr,
+        is_relayed: impl Fn(SocketAddr) -> bool,
     ) -> bool {
         match standing {
-            Standing::Peer => port >= 1024,
-            Standing::Allowed => port > 0,
-            Standing::Own => is_relayed(port),
+            Standing::Peer => peer.port() >= 1024,
+            Standing::Allowed => peer.port() > 0,
+            Standing::Own => is_relayed(peer),
             Standing::Forbidden => false,
         }
     }
@@ -165,13 +165,15 @@ mod tests {
         for ip in ["203.0.113.1", "203.0.113.255", "2001:db8::1"] {
             assert_eq!(standing(ip), Standing::Own, "{ip}");
         }
-        let open = |port| Peers::port_is_open(Standing::Own, port, |port| port == 50_000);
+        let own = |port| SocketAddr::from(([203, 0, 113, 1], port));
+        let open = |port| Peers::port_is_open(Standing::Own, own(port), |it| it == own(50_000));
         assert!(open(50_000) && !open(50_001) && !open(443));
     }
 
     #[test]
     fn services_below_1024_are_no_peers() {
-        let open = |standing, port| Peers::port_is_open(standing, port, |_| true);
+        let at = |port| SocketAddr::from(([198, 51, 100, 1], port));
+        let open = |standing, port| Peers::port_is_open(standing, at(port), |_| true);
         assert!(
             open(Standing::Peer, 1024) && !open(Standing::Peer, 53) && !open(Standing::Peer, 0)
         );

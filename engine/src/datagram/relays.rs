@@ -96,7 +96,7 @@ impl Relays {
 impl RelaySockets for Relays {
     fn open(&mut self, wish: &Wish) -> Option<Opened> {
         let (socket, token) = self.obtain(wish, Instant::now())?;
-        let port = socket.local_addr().ok()?.port();
+        let bound = socket.local_addr().ok()?;
         let entry = self.sockets.vacant_entry();
         let id = entry.key();
         self.ready.watch(&socket, Ready::relay(id)).ok()?;
@@ -104,7 +104,7 @@ impl RelaySockets for Relays {
         if wish.whole {
             self.keep_whole(id);
         }
-        Some(Opened { id, port, token })
+        Some(Opened { id, bound, token })
     }
 
     fn close(&mut self, id: usize) {
@@ -167,7 +167,7 @@ mod tests {
         let mut relays = relays(41_000..=41_003);
         let mut ports: Vec<_> = (0..200).filter_map(|_| relays.open(&PLAIN)).collect();
         assert!(ports.len() <= 4 && ports.len() > 1, "{ports:?}");
-        assert!(ports.iter().all(|opened| (41_000..=41_003).contains(&opened.port)));
+        assert!(ports.iter().all(|opened| (41_000..=41_003).contains(&opened.bound.port())));
         let first = ports.remove(0);
         relays.close(first.id);
         relays.close(first.id);
@@ -178,10 +178,10 @@ mod tests {
     fn an_even_port_keeps_its_neighbour_for_whoever_has_the_token() {
         let mut relays = relays(41_100..=41_199);
         let opened = relays.open(&Wish { even: true, reserve: true, ..PLAIN }).unwrap();
-        assert_eq!(opened.port % 2, 0);
+        assert_eq!(opened.bound.port() % 2, 0);
         let second = Wish { token: opened.token, ..PLAIN };
         let next = relays.open(&second).unwrap();
-        assert_eq!((next.port, next.token), (opened.port + 1, None));
+        assert_eq!((next.bound.port(), next.token), (opened.bound.port() + 1, None));
         assert_eq!(relays.open(&second), None, "a token is used once");
     }
 

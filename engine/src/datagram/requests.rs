@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::RelayAddress;
-use super::allocation::{Allocation, Made, PEERS_MAX, Tuple, Unbound};
+use super::allocation::{Allocation, Made, Tuple, Unbound};
 use super::counts::{Count, UdpRefusal};
 use super::peers::Standing;
 use super::server::{Now, Outcome, Refused, RelaySockets, Server, Signer, Wish};
@@ -33,11 +33,11 @@ impl Server {
             };
         };
         let allocation = self.allocation(id).ok_or(UdpRefusal::AllocationMismatch)?;
-        if allocation.username != signer.username {
+        if allocation.made.username != signer.username {
             return Err(UdpRefusal::WrongCredentials.into());
         }
         match request.kind() {
-            kind::ALLOCATE if allocation.transaction == request.transaction() => {
+            kind::ALLOCATE if allocation.made.transaction == request.transaction() => {
                 Ok(describe(allocation, success))
             }
             kind::REFRESH => self.refresh(now, id, request, success, sockets),
@@ -56,7 +56,7 @@ impl Server {
         request: &Stun<'_>,
         sockets: &mut dyn RelaySockets,
     ) -> Outcome {
-        let (address, wish) = self.wish(tuple, request)?;
+        let wish = self.wish(tuple, request)?;
         self.common.shared.enter(&signer.owner).map_err(|over| match over {
             Over::User => UdpRefusal::QuotaReached,
             Over::Total => UdpRefusal::InsufficientCapacity,
@@ -70,6 +70,7 @@ impl Server {
             self.common.shared.leave(&signer.owner);
             return Err(UdpRefusal::InsufficientCapacity.into());
         };
+        let (bind, relayed) = (opened.bound.ip(), self.public_side(opened.bound));
         let allocation = Allocation::new(
             now.instant,
             Made {
@@ -78,15 +79,15 @@ impl Server {
                 owner: signer.owner,
                 key: signer.key,
                 transaction: request.transaction(),
-                relayed: SocketAddr::new(address.public, opened.port),
-                port: opened.port,
+                bind,
+                relayed,
                 token: opened.token,
                 lifetime: self.lifetime(request),
             },
         );
         let success = Writer::new(request.kind() + kind::SUCCESS, request.transaction());
         let reply = describe(&allocation, success);
-        self.common.shared.set_relayed(opened.port, true);
+        self.common.shared.set_relayed(bind, relayed, true);
         self.by_client.insert(tuple, opened.id);
         self.allocations.resize_with(self.allocations.len().max(opened.id + 1), || None);
         self.allocations[opened.id] = Some(Box::new(allocation));
@@ -94,7 +95,7 @@ impl Server {
         Ok(reply)
     }
 
-    fn wish(&self, tuple: Tuple, request: &Stun<'_>) -> Result<(RelayAddress, Wish), UdpRefusal> {
+    fn wish(&self, tuple: Tuple, request: &Stun<'_>) -> Result<Wish, UdpRefusal> {
         match request.word(attribute::REQUESTED_TRANSPORT) {
             None => return Err(UdpRefusal::BadRequest),
             Some([UDP, ..]) => {}
@@ -117,14 +118,13 @@ impl Server {
             Some(_) => None,
         };
         let address = address.ok_or(UdpRefusal::FamilyNotSupported)?;
-        let wish = Wish {
+        Ok(Wish {
             bind: address.bind,
             even: even.is_some(),
             reserve: even.unwrap_or(false),
             token,
             whole: request.get(attribute::DONT_FRAGMENT).is_some(),
-        };
-        Ok((address, wish))
+        })
     }
 
     fn relay_address(&self, tuple: Tuple, v4: bool) -> Option<RelayAddress> {
@@ -133,6 +133,13 @@ impl Server {
             (!reached.is_unspecified()).then_some(RelayAddress { bind: reached, public: reached });
         let configured = self.common.config.relay_addresses.iter().copied();
         configured.chain(own).find(|address| address.bind.is_ipv4() == v4)
+    }
+
+    /// What peers reach a socket by.
+    fn public_side(&self, bound: SocketAddr) -> SocketAddr {
+        let known = &self.common.config.relay_addresses;
+        let public = known.iter().find(|it| it.bind == bound.ip()).map(|it| it.public);
+        SocketAddr::new(public.unwrap_or(bound.ip()), bound.port())
     }
 
     /// RFC 8656 section 7.2: between the default and the maximum.
@@ -168,7 +175,7 @@ impl Server {
         Ok(put_lifetime(success, lifetime))
     }
 
-    /// RFC 8656 section 10.2: all addresses or none.
+    /// RFC 8656 section 10.2: a request that cannot be satisfied is refused as a whole, so all addresses or none.
     fn create_permission(
         &mut self,
         now: Now,
@@ -187,15 +194,10 @@ impl Server {
         if wanted.is_empty() {
             return Err(UdpRefusal::BadRequest.into());
         }
-        if wanted.len() > PEERS_MAX {
-            return Err(UdpRefusal::InsufficientCapacity.into());
-        }
         let Some(Some(allocation)) = self.allocations.get_mut(id) else {
             return Err(UdpRefusal::AllocationMismatch.into());
         };
-        for (ip, standing) in wanted {
-            allocation.permit(now.instant, ip, standing).map_err(refusal)?;
-        }
+        allocation.permit(now.instant, &wanted).map_err(refusal)?;
         Ok(success)
     }
 
@@ -216,7 +218,7 @@ impl Server {
             return Err(UdpRefusal::BadRequest.into());
         };
         let standing = self.standing(id, peer)?;
-        if !self.port_is_open(standing, peer.port()) {
+        if !self.port_is_open(standing, peer) {
             return Err(UdpRefusal::ForbiddenPeer.into());
         }
         let Some(Some(allocation)) = self.allocations.get_mut(id) else {
@@ -239,9 +241,10 @@ impl Server {
 
     pub(super) fn free(&mut self, id: usize, sockets: &mut dyn RelaySockets) {
         let Some(allocation) = self.allocations.get_mut(id).and_then(Option::take) else { return };
-        self.by_client.remove(&allocation.tuple);
-        self.common.shared.set_relayed(allocation.port, false);
-        self.common.shared.leave(&allocation.owner);
+        let Made { tuple, bind, relayed, owner, .. } = &allocation.made;
+        self.by_client.remove(tuple);
+        self.common.shared.set_relayed(*bind, *relayed, false);
+        self.common.shared.leave(owner);
         self.counters.add(Count::Freed, 1);
         sockets.close(id);
     }
@@ -256,12 +259,12 @@ fn refusal(unbound: Unbound) -> Refused {
 
 /// The success response of an Allocate request.
 fn describe(allocation: &Allocation, out: Writer) -> Writer {
-    let client = allocation.tuple.client;
+    let Made { tuple: Tuple { client, .. }, relayed, lifetime, token, .. } = allocation.made;
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    let out = out.put_xor(attribute::XOR_RELAYED_ADDRESS, allocation.relayed);
-    let out = put_lifetime(out, allocation.lifetime);
+    let out = out.put_xor(attribute::XOR_RELAYED_ADDRESS, relayed);
+    let out = put_lifetime(out, lifetime);
     let out = out.put_xor(attribute::XOR_MAPPED_ADDRESS, client);
-    match allocation.token {
+    match token {
         Some(token) => out.put(attribute::RESERVATION_TOKEN, &token),
         None => out,
     }

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::UdpConfig;
-use super::allocation::{Allocation, Tuple};
+use super::allocation::{Allocation, Made, Tuple};
 use super::binding::{self, Answer, Site, Sites};
 use super::counts::{Count, Counters, UdpDrop, UdpRefusal};
-use super::credentials::RelayCredentials;
+use super::credentials::{RelayCredentials, RelayUser};
 use super::nonce::Nonces;
 use super::peers::{Peers, Standing};
-use super::shared::Shared;
+use super::shared::{Owner, Shared};
 use super::throttle::Throttle;
 use super::wire::{Key, Stun, Writer, attribute, kind};
 use crate::gateway::Source;
@@ -55,7 +55,8 @@ pub(crate) struct Wish {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Opened {
     pub(crate) id: usize,
-    pub(crate) port: u16,
+    /// Where it is bound.
+    pub(crate) bound: SocketAddr,
     /// Of the port that was kept, if it was asked for.
     pub(crate) token: Option<[u8; 8]>,
 }
@@ -85,8 +86,8 @@ pub(crate) struct Server {
 /// Who signed a request.
 pub(super) struct Signer {
     pub(super) username: String,
-    /// Whose quota counts; known when the credentials were looked up.
-    pub(super) owner: String,
+    /// Known when the credentials were looked up.
+    pub(super) owner: Owner,
     pub(super) key: Key,
 }
 
@@ -183,7 +184,8 @@ impl Server {
             return;
         }
         let known = self.allocations.iter().enumerate();
-        let owners = known.filter_map(|(id, known)| Some((id, known.as_deref()?.owner.as_str())));
+        let owners =
+            known.filter_map(|(id, known)| Some((id, known.as_deref()?.made.owner.name.as_str())));
         for id in self.common.shared.revoked(owners) {
             self.counters.add(Count::Revoked, 1);
             self.free(id, sockets);
@@ -200,8 +202,8 @@ impl Server {
     }
 
     /// The port of a permitted peer may be sent to.
-    pub(super) fn port_is_open(&self, standing: Standing, port: u16) -> bool {
-        Peers::port_is_open(standing, port, |port| self.common.shared.is_relayed(port))
+    pub(super) fn port_is_open(&self, standing: Standing, peer: SocketAddr) -> bool {
+        Peers::port_is_open(standing, peer, |peer| self.common.shared.is_relayed(peer))
     }
 
     fn dropped<T>(&self, why: UdpDrop) -> Option<T> {
@@ -288,15 +290,16 @@ impl Server {
             return Err(UdpRefusal::StaleNonce);
         }
         let allocation = known.and_then(|id| self.allocation(id));
-        let signer = match allocation.filter(|allocation| allocation.username == username) {
-            Some(Allocation { owner, key, .. }) => {
+        let signer = match allocation.filter(|allocation| allocation.made.username == username) {
+            Some(Allocation { made: Made { owner, key, .. }, .. }) => {
                 Signer { username: username.to_owned(), owner: owner.clone(), key: key.clone() }
             }
             None => {
                 let user = self.common.credentials.user(username, now.unix_s);
                 let user = user.ok_or(UdpRefusal::Unauthorized)?;
                 let key = Key::long_term(username, &self.common.config.realm, &user.password);
-                Signer { username: username.to_owned(), owner: user.name, key }
+                let RelayUser { name, account, .. } = user;
+                Signer { username: username.to_owned(), owner: Owner { name, account }, key }
             }
         };
         if realm == self.common.config.realm && request.verify(&signer.key) {

@@ -15,7 +15,7 @@ use super::nonce::Nonces;
 use super::ready::Ready;
 use super::relays::{Relays, Reserved, enlarge};
 use super::server::{Common, Server};
-use super::shared::Shared;
+use super::shared::{Limits, Shared};
 use super::worker::{Clock, Desk, Judge, Worker};
 use super::{UdpConfig, UdpSockets};
 use crate::ring::prepare_datagrams;
@@ -94,9 +94,14 @@ impl UdpService {
         let mut key = [0; 32];
         aws_lc_rs::rand::fill(&mut key).map_err(|_| io::Error::other("no random bytes"))?;
         let started = Instant::now();
+        let limits = Limits {
+            total: config.allocations_max,
+            account: config.allocations_per_user,
+            name: config.allocations_per_name,
+        };
         let common = Arc::new(Common {
             nonces: Nonces::new(&key, seconds(config.nonce_lifetime)),
-            shared: Shared::new(config.allocations_max, config.allocations_per_user),
+            shared: Shared::new(limits),
             config,
             sites,
             credentials,
@@ -122,7 +127,7 @@ impl UdpService {
     }
 
     /// Takes back the right of a user ([`super::RelayUser::name`]) to allocations, whatever its credentials say: those it has
-    /// end within a second or two, new ones are refused with 403. The last 16,384 such users are remembered. Costs a lock and
+    /// end within a second or two, new ones are refused with 403. The last 65,536 such users are remembered. Costs a lock and
     /// a look-up.
     pub fn revoke(&self, user: &str) {
         self.common.shared.revoke(user);

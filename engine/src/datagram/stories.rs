@@ -9,12 +9,12 @@ use proptest::prelude::*;
 use super::allocation::Tuple;
 use super::binding::Site;
 use super::counts::{Counters, UdpDrop, UdpMetrics, UdpRefusal};
-use super::credentials::{SharedSecret, relay_password};
+use super::credentials::{RelayCredentials, RelayUser, SharedSecret, relay_password};
 use super::forward::FromClient;
 use super::nonce::Nonces;
 use super::peers::Peers;
 use super::server::{Common, Now, Opened, RelaySockets, Server, Wish};
-use super::shared::Shared;
+use super::shared::{Limits, Shared};
 use super::wire::{Key, Stun, Writer, attribute, decode_address, encode_address, kind};
 use super::{RelayAddress, UdpConfig};
 
@@ -36,7 +36,7 @@ impl RelaySockets for Numbers {
         let id = (0..).find(|id| !self.open.contains(id))?;
         (!self.none_left).then(|| self.open.insert(id))?;
         let token = wish.reserve.then_some([7; 8]);
-        Some(Opened { id, port: 50_000 + id as u16, token })
+        Some(Opened { id, bound: SocketAddr::new(wish.bind, 50_000 + id as u16), token })
     }
 
     fn close(&mut self, id: usize) {
@@ -77,20 +77,38 @@ fn client(port: u16, username: &str) -> Client {
     Client { tuple, username: username.into(), password, nonce: Vec::new(), transaction: 0 }
 }
 
+/// `NAME-ACCOUNT`, or a name that is an account of its own.
+struct Accounts(SharedSecret);
+
+impl RelayCredentials for Accounts {
+    fn user(&self, username: &str, unix_now: u64) -> Option<RelayUser> {
+        let user = self.0.user(username, unix_now)?;
+        let (name, account) = user.name.split_once('-').unwrap_or((&user.name, &user.name));
+        Some(RelayUser { name: name.to_owned(), account: account.to_owned(), ..user })
+    }
+}
+
 impl World {
     fn new(change: impl FnOnce(&mut UdpConfig)) -> Self {
         let mut config =
-            UdpConfig { allocations_per_user: 2, allocations_max: 3, ..UdpConfig::default() };
+            UdpConfig { allocations_per_name: 2, allocations_max: 3, ..UdpConfig::default() };
         change(&mut config);
+        let limits = Limits {
+            total: config.allocations_max,
+            account: config.allocations_per_user,
+            name: config.allocations_per_name,
+        };
         let common = Arc::new(Common {
             sites: [Some(at("203.0.113.1:443")), None, None, None],
             nonces: Nonces::new(&[1; 32], 3600),
-            credentials: Arc::new(SharedSecret::new(SECRET)),
-            shared: Shared::new(config.allocations_max, config.allocations_per_user),
+            credentials: Arc::new(Accounts(SharedSecret::new(SECRET))),
+            shared: Shared::new(limits),
             config,
         });
         let (counters, start) = (Arc::new(Counters::default()), Instant::now());
-        let peers = Peers::new(vec![at("203.0.113.1:1").ip()], common.config.allowed_peers.clone());
+        let relays = common.config.relay_addresses.iter().flat_map(|it| [it.bind, it.public]);
+        let local = relays.chain([at("203.0.113.1:1").ip()]).collect();
+        let peers = Peers::new(local, common.config.allowed_peers.clone());
         let server = Server::new(common, counters.clone(), peers, start);
         let (sockets, passed, wall_s) = (Numbers::default(), Duration::ZERO, 1_000_000);
         Self { server, counters, sockets, start, passed, wall_s }
@@ -153,8 +171,14 @@ impl World {
     }
 
     fn permit(&mut self, client: &mut Client, peer: &str) -> u16 {
-        let peer = client.peer(peer);
-        self.code(client, kind::CREATE_PERMISSION, &[(attribute::XOR_PEER_ADDRESS, &peer)])
+        self.permit_all(client, &[peer])
+    }
+
+    fn permit_all(&mut self, client: &mut Client, peers: &[&str]) -> u16 {
+        let peers: Vec<_> = peers.iter().map(|peer| client.peer(peer)).collect();
+        let peers: Vec<_> =
+            peers.iter().map(|peer| (attribute::XOR_PEER_ADDRESS, &peer[..])).collect();
+        self.code(client, kind::CREATE_PERMISSION, &peers)
     }
 
     /// What becomes of a Send indication.
@@ -378,6 +402,23 @@ fn quotas_hold_for_a_user_and_for_all() {
 }
 
 #[test]
+fn a_user_has_one_quota_over_all_sessions_and_may_not_take_all_places() {
+    let mut world = World::new(|config| {
+        (config.allocations_max, config.allocations_per_user) = (6, 4);
+    });
+    let names = ["s-ada", "t-ada", "u-ada", "v-ada", "w-ada"];
+    let codes = (1..)
+        .zip(names)
+        .map(|(port, name)| world.allocate(&mut client(port, &format!("2000000:{name}"))));
+    assert_eq!(codes.collect::<Vec<_>>(), [0, 0, 0, 0, 486]);
+    assert_eq!(world.allocate(&mut client(9, "2000000:x-bob")), 0, "others are served");
+    world.server.common.shared.revoke("s");
+    world.pass(1);
+    assert_eq!(world.allocate(&mut client(10, "2000000:s-ada")), 403, "the session is over");
+    assert_eq!(world.allocate(&mut client(11, "2000000:y-ada")), 0, "it left a place");
+}
+
+#[test]
 fn no_port_left_is_insufficient_capacity_and_takes_no_quota() {
     let mut world = world();
     world.sockets.none_left = true;
@@ -444,6 +485,17 @@ fn configured_addresses_serve_both_families_and_tell_their_public_side() {
             public.parse::<IpAddr>().unwrap()
         );
         assert_eq!(world.sockets.wishes.last().unwrap().bind, bind.parse::<IpAddr>().unwrap());
+    }
+    let mut two = client(1, "2000000:a");
+    two.nonce = b"stale".to_vec();
+    world.code(&mut two, kind::REFRESH, &[]);
+    for (peer, wanted) in [
+        ("203.0.113.9:50000", 0),
+        ("10.0.0.5:50000", 400),
+        ("203.0.113.9:50001", 403),
+        ("203.0.113.1:50000", 403),
+    ] {
+        assert_eq!(world.bind(&mut two, 0x4000, peer), wanted, "{peer}");
     }
     let mut v6 = client(2, "2000000:a");
     v6.nonce = b"stale".to_vec();
@@ -529,6 +581,26 @@ fn forbidden_peers_get_403_and_no_data() {
     assert_eq!(world.send(&client, "198.51.100.1:53"), FromClient::Dropped(UdpDrop::ForbiddenPeer));
     assert_eq!(world.metrics().refused(UdpRefusal::ForbiddenPeer), 11);
     assert_eq!(world.permit(&mut client, "[2001:db8::1]:5000"), 443);
+}
+
+#[test]
+fn create_permission_installs_all_addresses_or_none() {
+    let (mut world, mut client) = (world(), client(1, "2000000:a"));
+    world.allocate(&mut client);
+    let many: Vec<_> = (0..65).map(|last| format!("198.51.100.{last}:4000")).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    let sent = |world: &World, client: &Client| {
+        many.iter().filter(|peer| is_data(world.send(client, peer))).count()
+    };
+    assert_eq!(world.permit_all(&mut client, &["198.51.100.1:4000", "127.0.0.1:4000"]), 403);
+    assert_eq!(world.permit_all(&mut client, &["198.51.100.1:4000", "[2001:db8::1]:4000"]), 443);
+    assert_eq!(world.permit_all(&mut client, &many), 508);
+    assert_eq!(sent(&world, &client), 0);
+    assert_eq!(world.permit_all(&mut client, &many[..60]), 0);
+    assert_eq!(world.permit_all(&mut client, &many[59..]), 508, "five more have room for four");
+    assert_eq!(sent(&world, &client), 60);
+    assert_eq!(world.permit_all(&mut client, &many[59..64]), 0);
+    assert_eq!(sent(&world, &client), 64);
 }
 
 #[test]

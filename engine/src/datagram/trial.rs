@@ -13,7 +13,7 @@ use super::forward::FromClient;
 use super::nonce::Nonces;
 use super::peers::Peers;
 use super::server::{Common, Now, Opened, RelaySockets, Server, Wish};
-use super::shared::Shared;
+use super::shared::{Limits, Shared};
 use super::wire::{Key, Writer, attribute, kind};
 
 /// One client at one server.
@@ -37,7 +37,11 @@ impl RelaySockets for Numbers {
     fn open(&mut self, wish: &Wish) -> Option<Opened> {
         self.0 += 1;
         assert!(self.0 == 1, "one client has one allocation");
-        Some(Opened { id: 0, port: 50_000, token: wish.reserve.then_some([1; 8]) })
+        Some(Opened {
+            id: 0,
+            bound: SocketAddr::new(HOST, 50_000),
+            token: wish.reserve.then_some([1; 8]),
+        })
     }
 
     fn close(&mut self, id: usize) {
@@ -48,7 +52,7 @@ impl RelaySockets for Numbers {
 
 impl RelayCredentials for Anybody {
     fn user(&self, username: &str, _unix_now: u64) -> Option<RelayUser> {
-        Some(RelayUser { password: "p".into(), name: username.into() })
+        Some(RelayUser { password: "p".into(), name: username.into(), account: username.into() })
     }
 }
 
@@ -61,7 +65,7 @@ impl Trial {
             sites: [Some(SocketAddr::new(HOST, 443)), None, None, None],
             nonces: Nonces::new(&NONCE_KEY, 60),
             credentials: Arc::new(Anybody),
-            shared: Shared::new(1, 1),
+            shared: Shared::new(Limits { total: 1, account: 1, name: 1 }),
             config,
         });
         let peers = Peers::new(vec![HOST], Vec::new());

@@ -1,4 +1,7 @@
 //! One worker's loop: wait, move data, answer, look at the clock.
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -219,6 +222,10 @@ impl Worker {
                 }
                 FromClient::Dropped(why) => self.counters.add(Count::Dropped(why), 1),
                 FromClient::Control => {
+                    // It may end an allocation, whose id the next one takes: what came before it must not leave by that.
+                    self.flush_to_peers();
+                    let bytes = self.desk.inbox.bytes().get(start..start + length);
+                    let bytes = bytes.unwrap_or_default();
                     let reply = self.server.control(now, at, tuple, bytes, &mut self.relays);
                     if let Some((reply, from)) = reply {
                         self.answer(tuple, &reply, from);

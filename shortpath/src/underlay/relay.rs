@@ -1,4 +1,5 @@
 //! A TURN allocation at work: a socket of its own, as a server knows an allocation by the address that asked for it.
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +33,11 @@ struct Turn {
     client: TurnClient,
     /// Where packets are wrapped.
     scratch: Vec<u8>,
+}
+
+thread_local! {
+    /// Where a thread receives: what came is passed on before another relay has its turn.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; 64 * 1024].into_boxed_slice());
 }
 
 /// Events waiting for the driver: one for the allocation, one per peer (32), one for its end.
@@ -142,7 +148,6 @@ impl Relay {
     }
 
     async fn run(self: Arc<Self>, wire: Arc<Wire>, events: mpsc::Sender<TurnEvent>) {
-        let mut buffer = vec![0; 64 * 1024].into_boxed_slice();
         loop {
             let due = self.with(|turn| {
                 while let Some(event) = turn.client.poll_event() {
@@ -153,7 +158,7 @@ impl Relay {
             });
             tokio::select! {
                 received = self.socket.io.readable() => {
-                    if received.is_err() || !self.receive(&wire, &mut buffer) {
+                    if received.is_err() || !self.receive(&wire) {
                         tokio::time::sleep(AFTER_ERROR).await;
                     }
                 }
@@ -167,7 +172,11 @@ impl Relay {
     }
 
     /// Reads what is there, up to a turn's worth. False after an error of the socket.
-    fn receive(&self, wire: &Wire, buffer: &mut [u8]) -> bool {
+    fn receive(&self, wire: &Wire) -> bool {
+        BUFFER.with_borrow_mut(|buffer| self.receive_into(wire, buffer))
+    }
+
+    fn receive_into(&self, wire: &Wire, buffer: &mut [u8]) -> bool {
         for _ in 0..TURN {
             let mut metas = [quinn::udp::RecvMeta::default()];
             let received = self.socket.io.try_io(tokio::io::Interest::READABLE, || {

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use bed::{Bed, IOS, Io};
 pub(crate) use busy::{BusyPairs, BusySessions, Pair};
-pub(crate) use process::{Output, Process, switchback, switchback_at};
+pub(crate) use process::{Output, Process, resident_of, switchback, switchback_at};
 pub(crate) use proxy::FreezingProxy;
 pub(crate) use sshd::Sshd;
 pub(crate) use targets::{EchoTarget, HangingTarget, SinkTarget};

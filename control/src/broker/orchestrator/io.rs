@@ -179,7 +179,10 @@ pub(crate) enum Notice {
     /// The other end can also be reached here.
     Candidates(Vec<Candidate>),
     /// Here is the right to use the relay, renewed.
-    Relay,
+    Relay {
+        /// Whose quota counts there.
+        user: String,
+    },
     /// Say what you see.
     Explain,
 }
@@ -225,7 +228,7 @@ pub(crate) enum Output {
     ClientLeg {
         link: LinkId,
         request: u64,
-        session: SessionId,
+        grant: Box<Grant>,
         pair: PairId,
         /// The agent's; `None`: no UDP.
         udp: Option<Vec<Candidate>>,

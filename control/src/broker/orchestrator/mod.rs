@@ -105,9 +105,11 @@ impl Orchestrator {
             Input::Open { link, wish } => self.open(now, link, wish),
             Input::Leg { link, request, grant, pair, udp } => {
                 let answer = self.another_leg(now, link, &grant, pair, udp);
-                let session = grant.session;
                 self.out.push(match answer {
-                    Ok((pair, udp)) => Output::ClientLeg { link, request, session, pair, udp },
+                    Ok((pair, udp)) => {
+                        let grant = Box::new(grant);
+                        Output::ClientLeg { link, request, grant, pair, udp }
+                    }
                     Err(fault) => Output::RefuseClient { link, request, fault },
                 });
             }

@@ -183,8 +183,8 @@ fn a_session_connects_pauses_resumes_and_closes() {
     let out = world.leg(&grant);
     let (_, next, how) = offered(&out).unwrap();
     assert_eq!(how, How::Dial);
-    let session = grant.session.clone();
-    let leg = Output::ClientLeg { link: CLIENT, request: 8, session, pair: next, udp: None };
+    let again = Box::new(grant.clone());
+    let leg = Output::ClientLeg { link: CLIENT, request: 8, grant: again, pair: next, udp: None };
     assert!(out.contains(&leg));
     world.say(Input::PairStarted { pair: next });
     assert_eq!(world.state(&grant), Some(SessionState::Active));

@@ -245,7 +245,7 @@ impl Orchestrator {
                 continue;
             }
             for end in [LegSide::Client, LegSide::Agent] {
-                self.tell(&grant, end, Notice::Relay);
+                self.tell(&grant, end, Notice::Relay { user: grant.user.clone() });
             }
         }
     }

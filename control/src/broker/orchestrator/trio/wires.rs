@@ -74,7 +74,7 @@ impl Trio {
 
     fn obey(&mut self, output: Output) {
         let access = |keys: &UdpKeys, session: &SessionId, side, udp: Option<Vec<Candidate>>| {
-            udp.map(|candidates| keys.access(session, side, candidates, 1_800_000_000))
+            udp.map(|candidates| keys.access(session, "ada", side, candidates, 1_800_000_000))
         };
         let (end, told) = match output {
             Output::Offer { grant, pair, udp, .. } => {
