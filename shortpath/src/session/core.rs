@@ -40,8 +40,9 @@ pub enum Event {
     /// A leg owes an answer and is silent, and the owner should make another. It stays in use until one is ready. Not told
     /// of a UDP leg while another is well.
     LegSuspect(LegId),
-    /// A leg owes word for longer than its round trips explain: whoever keeps paths should look at them now. It stays in use.
-    Doubt(LegId),
+    /// What carries the session is in doubt, as a leg owes word for longer than its round trips explain or the last sound one
+    /// is gone: whoever keeps paths should look at them now. Told again, ever more rarely, while nothing takes its place.
+    Doubt,
     /// Another leg carries the session.
     Moved {
         /// The kind of the one before; `None`: this is the first.
@@ -115,6 +116,8 @@ pub struct Session {
     alive_at: Instant,
     /// Since when no leg carries the session.
     pub(super) down_since: Option<Instant>,
+    /// When the owner is told of doubt again, if it lasts, and after which pause.
+    pub(super) doubt: Option<(Instant, Duration)>,
     /// A HELLO has come on some leg, ever.
     pub(super) begun: bool,
     pub(super) channels: BTreeMap<ChannelId, Channel>,
@@ -178,6 +181,7 @@ impl Session {
             black_holes: 0,
             alive_at: now,
             down_since: Some(now),
+            doubt: None,
             begun: false,
             channels: BTreeMap::new(),
             opened: role.first_channel(),
@@ -224,7 +228,7 @@ impl Session {
     /// trip of a first PING, and about every 100 ms while it is in use.
     pub fn note_path(&mut self, now: Instant, leg: LegId, figures: PathFigures) {
         let Some(leg) = self.legs.get_mut(&leg) else { return };
-        self.black_holes += leg.path.note(now, figures);
+        self.black_holes += leg.path.note(now, figures, leg.health.is_quarantined());
         leg.path_rtt(now, figures.rtt);
         if !self.is_closed() {
             self.choose(now);
@@ -251,6 +255,9 @@ impl Session {
             let least = now.checked_sub(self.config.resume_window / 2);
             self.down_since = Some(least.map_or(now, |least| self.alive_at.max(least)));
             self.events.push_back(Event::Down);
+        }
+        if self.begun && self.is_troubled() {
+            self.raise_doubt(now);
         }
     }
 

@@ -26,6 +26,10 @@ pub(super) struct Search {
     /// Datagrams the connection had sent and received at the last look.
     seen: (u64, u64),
     look_at: Option<Instant>,
+    /// When the connection was last seen to receive, or was poked.
+    heard_at: Option<Instant>,
+    /// The finder has lost the route since the last attempt.
+    lost: bool,
     started: bool,
     /// This end dials; the other one waits for it.
     dials: bool,
@@ -47,6 +51,8 @@ const SOON: Duration = Duration::from_secs(1);
 /// Between looks whether a connection that sends also receives, while it carries something, and while not.
 const LOOK: Duration = Duration::from_millis(250);
 const LOOK_IDLE: Duration = Duration::from_secs(1);
+/// A connection that has received nothing for this long, though both ends' keepalives come each second, is probed as often.
+const DEAF: Duration = Duration::from_millis(1500);
 /// Datagrams per look that keepalives explain.
 const IDLE_DATAGRAMS: u64 = 4;
 
@@ -65,6 +71,8 @@ impl Search {
             detail: None,
             seen: (0, 0),
             look_at: None,
+            heard_at: None,
+            lost: false,
             started: false,
             dials,
         }
@@ -85,6 +93,10 @@ impl Search {
             FinderEvent::Reachable(route) | FinderEvent::Selected(route) => {
                 self.route = Some(route);
                 self.reason = None;
+                if std::mem::take(&mut self.lost) {
+                    // What failed had no path; now there is one.
+                    self.retry_at = None;
+                }
                 Some((route, true))
             }
             FinderEvent::PeerAt(route) => {
@@ -95,6 +107,7 @@ impl Search {
             FinderEvent::Lost(cause) => {
                 self.reason =
                     Some(if cause == "checks_unanswered" { "peer_silent" } else { cause });
+                self.lost = true;
                 if !self.is_up() {
                     self.route = None;
                 }
@@ -160,7 +173,7 @@ impl Search {
 
     pub(super) fn connected(&mut self, now: Instant, connection: Connection, leg: LegId) {
         (self.reason, self.detail, self.seen) = (None, None, (0, 0));
-        self.look_at = Some(now + LOOK);
+        (self.look_at, self.heard_at, self.lost) = (Some(now + LOOK), Some(now), false);
         let old = std::mem::replace(&mut self.stage, Stage::Up { connection, leg, since: now });
         if let Stage::Up { connection, .. } = old {
             connection.close(quinn::VarInt::from_u32(0), b"replaced");
@@ -201,6 +214,14 @@ impl Search {
         self.look_at = Some(now + if idle && received > 0 { LOOK_IDLE } else { LOOK });
         if sent > 0 && received == 0 {
             self.finder.doubt(now);
+        }
+        if received > 0 {
+            self.heard_at = Some(now);
+        } else if self.heard_at.is_some_and(|at| at + DEAF <= now) {
+            self.heard_at = Some(now);
+            // QUIC's own probes come ever more rarely. If the path is well again, this one finds out, and all that was lost goes
+            // again at its acknowledgement. The peer's session ignores what holds no frame; a full buffer needs no probe.
+            let _ = connection.send_datagram(bytes::Bytes::new());
         }
     }
 
