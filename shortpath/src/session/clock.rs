@@ -80,7 +80,7 @@ impl Session {
         if let Some((at, error)) = leg.dead_at(&self.config)
             && at <= now
         {
-            return self.detach(now, id, error);
+            return self.give_up(now, id, error);
         }
         if leg.ping_at(&self.config).is_some_and(|at| at <= now) {
             leg.ping_wanted = true;

@@ -212,7 +212,7 @@ impl Session {
             let others = self.legs.iter().filter(|(id, _)| Some(**id) != selected);
             let worst = others.max_by_key(|(id, leg)| (leg.is_doubtful(), std::cmp::Reverse(**id)));
             if let Some(leg) = worst.map(|(id, _)| *id) {
-                self.detach(now, leg, "more legs than a session may have");
+                self.give_up(now, leg, "more legs than a session may have");
             }
         }
         self.next_leg += 1;
@@ -235,8 +235,18 @@ impl Session {
         }
     }
 
-    /// Removes a leg; what it carried unacknowledged goes to another. Unknown legs are ignored.
+    /// Removes a leg that broke; what it carried unacknowledged goes to another. Unknown legs are ignored.
     pub fn detach(&mut self, now: Instant, leg: LegId, error: &str) {
+        self.remove(now, leg, error, true);
+    }
+
+    /// The same for a leg that nothing came by any more. That one says that its network is gone; one that breaks may say that
+    /// the peer is.
+    pub fn give_up(&mut self, now: Instant, leg: LegId, error: &str) {
+        self.remove(now, leg, error, false);
+    }
+
+    fn remove(&mut self, now: Instant, leg: LegId, error: &str, broke: bool) {
         let Some(gone) = self.legs.remove(&leg).filter(|_| !self.is_closed()) else { return };
         self.legs_lost += 1;
         self.events.push_back(Event::LegLost { leg, error: error.to_owned() });
@@ -248,7 +258,9 @@ impl Session {
             return self.end(CloseReason::ByPeer(code), None);
         }
         self.alive_at = self.alive_at.max(gone.silent_since().unwrap_or(now));
-        self.legs.values_mut().for_each(|leg| leg.deserted(now));
+        if broke && gone.ready {
+            self.legs.values_mut().for_each(|leg| leg.deserted(now));
+        }
         self.choose(now);
         self.reclaim(leg);
         if self.down_since.is_none() && !self.legs.values().any(|leg| leg.ready) {
