@@ -92,6 +92,16 @@ impl Duplex {
         self.shared.tally().back
     }
 
+    /// Bytes that the tunnel has taken so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.shared.tally().sent
+    }
+
+    /// A byte was wrong, or the connection has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.tally().is_over()
+    }
+
     /// Stops sending, waits at most `within` for what is on its way, and says what became of everything.
     pub(crate) fn finish(mut self, within: Duration) -> Tally {
         self.shared.quiet.store(true, Ordering::Relaxed);

@@ -14,9 +14,11 @@ use crate::wire::FIRST_WORD_BYTES_MAX;
 
 /// Makes the message.
 type Word<Out> = Arc<dyn Fn() -> Out + Send + Sync>;
+/// A word, with the number that names it.
+type Numbered<Out> = (u64, Word<Out>);
 
 /// The place for one first word. Clones share it. `Debug` shows no message.
-pub struct FirstWord<Out>(Arc<Mutex<Option<(u64, Word<Out>)>>>);
+pub struct FirstWord<Out>(Arc<Mutex<Option<Numbered<Out>>>>);
 
 impl<Out> Default for FirstWord<Out> {
     fn default() -> Self {
@@ -80,7 +82,7 @@ impl<Out> FirstWord<Out> {
         self.withdraw(leaving.number);
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<(u64, Word<Out>)>> {
+    fn place(&self) -> MutexGuard<'_, Option<Numbered<Out>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -186,7 +186,9 @@ impl Pair {
         self.triggered = false;
         self.in_flight.clear();
         let wait = timing.retry_first.mul_f64(1.5_f64.powi(self.rounds.min(8).cast_signed()));
-        self.due = now + wait.min(timing.retry_last);
+        // The peer was there once: a path that heals is found within the first pause, however long it was dead.
+        let last = if self.answers > 0 { timing.retry_first } else { timing.retry_last };
+        self.due = now + wait.min(last);
         self.rounds = self.rounds.saturating_add(1);
     }
 

@@ -233,6 +233,22 @@ fn consent_that_is_not_renewed_ends_and_is_found_again() {
 }
 
 #[test]
+fn a_path_that_heals_is_found_within_one_pause_however_long_it_was_dead() {
+    for (seed, dead) in [12, 25, 61, 180, 900].into_iter().enumerate() {
+        let mut world = met(seed as u64, "port-restr", "port-restr");
+        world.net.blocked.push(super::fixture::B.parse().unwrap());
+        world.run(Duration::from_secs(dead));
+        assert_eq!(world.a.finders[0].selected(), None);
+        world.net.blocked.clear();
+        let back = world.net.now;
+        let found = world.run_until(back + Duration::from_secs(11), |world| {
+            world.a.finders[0].selected().is_some() && world.b.finders[0].selected().is_some()
+        });
+        assert!(found, "{dead} s dead");
+    }
+}
+
+#[test]
 fn a_search_that_finds_nothing_says_so_once_and_goes_on_at_a_slow_pace() {
     let mut world = World::new(11, ms(10), None, None);
     world.net.blocked.push(super::fixture::B.parse().unwrap());

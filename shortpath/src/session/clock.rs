@@ -27,7 +27,7 @@ impl Session {
         for (id, leg) in &self.legs {
             consider(leg.suspect_at(&self.config));
             consider(self.sustained_at(*id));
-            consider(leg.alarm_at(self.alarm_after(*id)));
+            consider(leg.alarm_at(self.alarm_after(*id), self.config.suspect_after));
             consider(leg.dead_at(&self.config).map(|(at, _)| at));
             consider(leg.ping_at(&self.config).filter(|_| !leg.ping_wanted));
             consider(leg.seen_at());
@@ -36,6 +36,7 @@ impl Session {
         }
         consider(self.trial_timeout());
         consider(self.down_since.map(|since| since + self.config.resume_window));
+        consider(self.doubt.map(|(at, _)| at));
         if let Stage::Closing(_, deadline) = self.stage {
             consider(Some(deadline));
         }
@@ -60,6 +61,7 @@ impl Session {
         let legs: Vec<_> = self.legs.keys().copied().collect();
         legs.into_iter().for_each(|leg| self.check_leg(now, leg));
         self.compare_rates(now);
+        self.repeat_doubt(now);
     }
 
     fn release_acks(&mut self, now: Instant) {
@@ -79,7 +81,7 @@ impl Session {
         if let Some((at, error)) = leg.dead_at(&self.config)
             && at <= now
         {
-            return self.detach(now, id, error);
+            return self.give_up(now, id, error);
         }
         if leg.ping_at(&self.config).is_some_and(|at| at <= now) {
             leg.ping_wanted = true;
@@ -87,9 +89,9 @@ impl Session {
         if leg.seen_at().is_some_and(|at| at <= now) {
             leg.seen_due = AckDue::Now;
         }
-        let least = self.alarm_after(id);
+        let (least, unmet) = (self.alarm_after(id), self.config.suspect_after);
         if let Some(leg) = self.legs.get_mut(&id)
-            && leg.alarm_at(least).is_some_and(|at| at <= now)
+            && leg.alarm_at(least, unmet).is_some_and(|at| at <= now)
         {
             leg.alarmed = true;
             self.alarm(id);

@@ -40,8 +40,9 @@ pub enum Event {
     /// A leg owes an answer and is silent, and the owner should make another. It stays in use until one is ready. Not told
     /// of a UDP leg while another is well.
     LegSuspect(LegId),
-    /// A leg owes word for longer than its round trips explain: whoever keeps paths should look at them now. It stays in use.
-    Doubt(LegId),
+    /// What carries the session is in doubt, as a leg owes word for longer than its round trips explain or the last sound one
+    /// is gone: whoever keeps paths should look at them now. Told again, ever more rarely, while nothing takes its place.
+    Doubt,
     /// Another leg carries the session.
     Moved {
         /// The kind of the one before; `None`: this is the first.
@@ -115,6 +116,8 @@ pub struct Session {
     alive_at: Instant,
     /// Since when no leg carries the session.
     pub(super) down_since: Option<Instant>,
+    /// When the owner is told of doubt again, if it lasts, and after which pause.
+    pub(super) doubt: Option<(Instant, Duration)>,
     /// A HELLO has come on some leg, ever.
     pub(super) begun: bool,
     pub(super) channels: BTreeMap<ChannelId, Channel>,
@@ -178,6 +181,7 @@ impl Session {
             black_holes: 0,
             alive_at: now,
             down_since: Some(now),
+            doubt: None,
             begun: false,
             channels: BTreeMap::new(),
             opened: role.first_channel(),
@@ -208,7 +212,7 @@ impl Session {
             let others = self.legs.iter().filter(|(id, _)| Some(**id) != selected);
             let worst = others.max_by_key(|(id, leg)| (leg.is_doubtful(), std::cmp::Reverse(**id)));
             if let Some(leg) = worst.map(|(id, _)| *id) {
-                self.detach(now, leg, "more legs than a session may have");
+                self.give_up(now, leg, "more legs than a session may have");
             }
         }
         self.next_leg += 1;
@@ -224,15 +228,25 @@ impl Session {
     /// trip of a first PING, and about every 100 ms while it is in use.
     pub fn note_path(&mut self, now: Instant, leg: LegId, figures: PathFigures) {
         let Some(leg) = self.legs.get_mut(&leg) else { return };
-        self.black_holes += leg.path.note(now, figures);
+        self.black_holes += leg.path.note(now, figures, leg.health.is_quarantined());
         leg.path_rtt(now, figures.rtt);
         if !self.is_closed() {
             self.choose(now);
         }
     }
 
-    /// Removes a leg; what it carried unacknowledged goes to another. Unknown legs are ignored.
+    /// Removes a leg that broke; what it carried unacknowledged goes to another. Unknown legs are ignored.
     pub fn detach(&mut self, now: Instant, leg: LegId, error: &str) {
+        self.remove(now, leg, error, true);
+    }
+
+    /// The same for a leg that nothing came by any more. That one says that its network is gone; one that breaks may say that
+    /// the peer is.
+    pub fn give_up(&mut self, now: Instant, leg: LegId, error: &str) {
+        self.remove(now, leg, error, false);
+    }
+
+    fn remove(&mut self, now: Instant, leg: LegId, error: &str, broke: bool) {
         let Some(gone) = self.legs.remove(&leg).filter(|_| !self.is_closed()) else { return };
         self.legs_lost += 1;
         self.events.push_back(Event::LegLost { leg, error: error.to_owned() });
@@ -244,13 +258,18 @@ impl Session {
             return self.end(CloseReason::ByPeer(code), None);
         }
         self.alive_at = self.alive_at.max(gone.silent_since().unwrap_or(now));
-        self.legs.values_mut().for_each(|leg| leg.deserted(now));
+        if broke && gone.ready {
+            self.legs.values_mut().for_each(|leg| leg.deserted(now));
+        }
         self.choose(now);
         self.reclaim(leg);
         if self.down_since.is_none() && !self.legs.values().any(|leg| leg.ready) {
             let least = now.checked_sub(self.config.resume_window / 2);
             self.down_since = Some(least.map_or(now, |least| self.alive_at.max(least)));
             self.events.push_back(Event::Down);
+        }
+        if self.begun && self.is_troubled() {
+            self.raise_doubt(now);
         }
     }
 

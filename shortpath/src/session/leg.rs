@@ -333,10 +333,14 @@ impl Leg {
         self.meter.overdue_at(timeout, timeout / 2 + config.ack_delay)
     }
 
-    /// When the owner is told that this leg is silent, unless it is heard of.
-    pub(super) fn alarm_at(&self, least: Duration) -> Option<Instant> {
-        if self.alarmed || !self.ready {
+    /// When the owner is told that this leg is silent, unless it is heard of. The peer's HELLO is a round trip away once the
+    /// transport's handshake is done; as nothing is known of how long that takes, it is given `unmet`.
+    pub(super) fn alarm_at(&self, least: Duration, unmet: Duration) -> Option<Instant> {
+        if self.alarmed {
             return None;
+        }
+        if !self.ready {
+            return Some(self.attached_at + unmet);
         }
         let patience = self.rtt.smoothed().map_or(Duration::ZERO, |smoothed| smoothed * 4);
         Some(self.silent_since()? + patience.max(least))

@@ -953,3 +953,113 @@ fn first_legs_of_two_kinds_may_come_in_any_order_and_the_better_one_carries() {
         assert!(slowest <= ms(50 + 3), "{tcp} {udp}: {slowest:?}");
     }
 }
+
+#[test]
+fn doubt_is_raised_again_ever_more_rarely_while_nothing_carries_the_session_and_then_no_more() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let dead = pair.link(ms(20));
+    let channel = pair.open(CLIENT).unwrap();
+    pair.write(CLIENT, channel, MESSAGE);
+    pair.run(ms(500));
+    assert!(pair.ends.iter().all(|end| end.doubts.is_empty()));
+    [CLIENT, AGENT].into_iter().for_each(|end| pair.blackhole(dead, end));
+    let since = pair.now;
+    pair.write(CLIENT, channel, MESSAGE);
+    // First the leg is suspect, then it is given up and the session is paused.
+    pair.run(Duration::from_secs(55));
+    assert_eq!(pair.ends[CLIENT].downs, 1);
+    for end in &pair.ends {
+        let pauses: Vec<_> = end.doubts.windows(2).map(|two| two[1] - two[0]).collect();
+        assert!(pauses.iter().all(|pause| *pause <= Duration::from_secs(8)), "{pauses:?}");
+        let (soon, all) = (since + Duration::from_secs(35), end.doubts.len());
+        assert!(end.doubts[0] < soon && (6..20).contains(&all), "{:?}", end.doubts);
+    }
+    pair.link(ms(20));
+    pair.run(Duration::from_secs(9));
+    let told = pair.ends[CLIENT].doubts.len();
+    pair.run(Duration::from_secs(60));
+    assert_eq!(pair.ends[CLIENT].doubts.len(), told);
+    pair.read(AGENT, channel);
+    assert_eq!(pair.ends[AGENT].streams[&channel].read, 2 * MESSAGE);
+}
+
+#[test]
+fn a_leg_that_falls_silent_before_its_hello_is_replaced_after_two_seconds() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let dead = pair.link(ms(20));
+    [CLIENT, AGENT].into_iter().for_each(|end| pair.blackhole(dead, end));
+    pair.run(ms(1_900));
+    assert!(pair.ends[CLIENT].suspects.is_empty());
+    pair.run(ms(200));
+    assert_eq!(pair.ends[CLIENT].suspects, [pair.leg(dead, CLIENT).unwrap()]);
+}
+
+#[test]
+fn an_idle_session_is_back_on_a_healed_direct_path_within_seconds() {
+    for (dead, seed) in [2, 5, 12, 25].into_iter().zip(0..) {
+        let mut pair = Pair::seeded(&SessionConfig::default(), seed);
+        pair.link_of(TcpReverse, jittery(20), NOW);
+        let direct = pair.link_of(UdpDirect, jittery(20), NOW);
+        let mut echo = Echo::new(pair, ms(5));
+        echo.run(Duration::from_secs(3));
+        assert_eq!(echo.leg(), Some(UdpDirect));
+        [CLIENT, AGENT].into_iter().for_each(|end| echo.pair.blackhole(direct, end));
+        echo.run(ms(500));
+        assert_eq!(echo.leg(), Some(TcpReverse));
+        // Nobody says anything any more; the transport's own probe finds that it is well again, and what was lost.
+        echo.pair.run(Duration::from_secs(dead));
+        echo.pair.heal(direct, ms(100));
+        echo.pair.finds_lost(direct, 60);
+        let healed = echo.pair.now;
+        while echo.leg() != Some(UdpDirect) {
+            echo.pair.run(ms(100));
+            let took = echo.pair.now - healed;
+            assert!(took < Duration::from_secs(8), "{dead} s dead: {took:?}");
+        }
+        echo.pair.run(Duration::from_secs(60));
+        assert_eq!(echo.leg(), Some(UdpDirect), "{dead} s dead: it stays there");
+    }
+}
+
+#[test]
+fn legs_that_are_as_good_as_each_other_do_not_take_turns() {
+    for seed in 0..6 {
+        let mut pair = Pair::seeded(&SessionConfig::default(), seed);
+        let fair = |jitter| Weather { jitter: ms(jitter), ..Weather::fair(ms(20)) };
+        pair.link_of(TcpReverse, fair(3), NOW);
+        pair.link_of(if seed % 2 == 0 { UdpRelay } else { UdpDirect }, fair(3), NOW);
+        let mut echo = Echo::new(pair, ms(50));
+        echo.run(Duration::from_secs(5));
+        let before = echo.pair.ends.each_ref().map(|end| end.moves.len());
+        echo.run(Duration::from_secs(120));
+        for (end, before) in echo.pair.ends.iter().zip(before) {
+            assert!(end.moves.len() <= before + 1, "seed {seed}: {:?}", end.moves);
+        }
+    }
+}
+
+#[test]
+fn a_network_that_is_gone_for_a_while_costs_one_leg_and_not_those_that_may_come_back() {
+    for broke in [false, true] {
+        let mut pair = Pair::new(&SessionConfig::default());
+        let tcp = pair.link(ms(20));
+        let udp = pair.link_of(UdpDirect, Weather::fair(ms(20)), NOW);
+        let channel = pair.open(CLIENT).unwrap();
+        pair.write(CLIENT, channel, MESSAGE);
+        pair.run(ms(500));
+        for end in [CLIENT, AGENT] {
+            [tcp, udp].into_iter().for_each(|link| pair.blackhole(link, end));
+        }
+        pair.write(CLIENT, channel, MESSAGE);
+        pair.run(Duration::from_secs(9));
+        let (leg, now) = (pair.leg(tcp, CLIENT).unwrap(), pair.now);
+        let session = &mut pair.ends[CLIENT].session;
+        if broke {
+            session.detach(now, leg, "Connection reset by peer");
+        } else {
+            session.give_up(now, leg, "Network is unreachable");
+        }
+        pair.run(ms(10));
+        assert_eq!(pair.leg(udp, CLIENT).is_none(), broke, "only the peer's end ends both");
+    }
+}

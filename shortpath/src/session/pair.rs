@@ -35,6 +35,7 @@ pub(super) struct End {
     pub(super) lost: Vec<(LegId, String)>,
     pub(super) downs: usize,
     pub(super) resumes: usize,
+    pub(super) doubts: Vec<Instant>,
     pub(super) closed: Option<CloseReason>,
     pub(super) moves: Vec<(LegKind, MoveCause, Duration)>,
     /// Datagrams that have come.
@@ -123,6 +124,7 @@ impl Pair {
             lost: Vec::new(),
             downs: 0,
             resumes: 0,
+            doubts: Vec::new(),
             closed: None,
             moves: Vec::new(),
             datagrams: BTreeMap::new(),
@@ -213,6 +215,14 @@ impl Pair {
             for (stream, bytes) in stuck {
                 self.carry(link, end, stream, bytes, after);
             }
+        }
+    }
+
+    /// The transports find that as many packets more than they have sent since are lost.
+    pub(super) fn finds_lost(&mut self, link: usize, packets: u64) {
+        for way in &mut self.links[link].ways {
+            way.lost += packets;
+            way.packets += 1;
         }
     }
 
@@ -498,7 +508,7 @@ impl Pair {
                 Event::Incoming(id) => {
                     assert!(side.streams.insert(id, Stream::default()).is_none(), "opened twice");
                 }
-                Event::Doubt(_) => {}
+                Event::Doubt => side.doubts.push(self.now),
                 Event::LegSuspect(leg) => side.suspects.push(leg),
                 Event::LegLost { leg, error } => {
                     side.lost.push((leg, error));

@@ -16,6 +16,9 @@ pub struct PathFigures {
 
 /// Packets over which loss is averaged: at 50 a second, and as many acknowledgements, the last few seconds.
 const AVERAGED: f64 = 256.0;
+/// Or over this much time, whichever is less: a path that stands by carries a few packets a second, and what was lost when it
+/// was dead for a moment must not be held against it for minutes.
+const AVERAGED_OVER: Duration = Duration::from_secs(5);
 /// Loss was *recently seen* for this long: at 1 % of 100 packets a second it comes once a second.
 const RECENT: Duration = Duration::from_secs(10);
 /// What finding a loss takes beyond a round trip: the next message reveals it.
@@ -28,21 +31,26 @@ pub(super) struct Path {
     black_holes: u64,
     loss: f64,
     lost_at: Option<Instant>,
+    sent_at: Option<Instant>,
 }
 
 impl Path {
-    /// Black holes found since the last figures are returned.
-    pub(super) fn note(&mut self, now: Instant, figures: PathFigures) -> u64 {
+    /// Black holes found since the last figures are returned. While the leg is `given_up`, what is lost says how long the path
+    /// is dead, and nothing of what it is worth when it is back.
+    pub(super) fn note(&mut self, now: Instant, figures: PathFigures, given_up: bool) -> u64 {
         let sent = figures.sent.saturating_sub(self.sent);
         let lost = figures.lost.saturating_sub(self.lost).min(sent.max(1));
         self.sent = self.sent.max(figures.sent);
         self.lost = self.lost.max(figures.lost);
-        if lost > 0 {
+        if lost > 0 && !given_up {
             self.lost_at = Some(now);
         }
         if sent > 0 {
-            let (sent, lost) = (sent as f64, lost as f64);
-            self.loss += (lost / sent - self.loss) * (sent / AVERAGED).min(1.0);
+            let before = self.sent_at.replace(now).unwrap_or(now);
+            let elapsed = now.saturating_duration_since(before).as_secs_f64();
+            let (sent, lost) = (sent as f64, if given_up { 0.0 } else { lost as f64 });
+            let share = (sent / AVERAGED).max(elapsed / AVERAGED_OVER.as_secs_f64()).min(1.0);
+            self.loss += (lost / sent - self.loss) * share;
         }
         let before = self.black_holes;
         self.black_holes = before.max(figures.black_holes);
@@ -79,7 +87,31 @@ mod tests {
     use super::*;
 
     fn note(path: &mut Path, now: Instant, sent: u64, lost: u64) {
-        path.note(now, PathFigures { rtt: Duration::from_millis(40), sent, lost, black_holes: 0 });
+        let rtt = Duration::from_millis(40);
+        path.note(now, PathFigures { rtt, sent, lost, black_holes: 0 }, false);
+    }
+
+    #[test]
+    fn a_path_that_stands_by_is_forgiven_a_dead_moment_within_seconds() {
+        let (mut path, start) = (Path::default(), Instant::now());
+        note(&mut path, start, 1_000, 0);
+        note(&mut path, start + Duration::from_secs(1), 1_100, 80);
+        assert!(path.loss_ppm() > 200_000);
+        // Keepalives.
+        for second in 2..=15 {
+            note(&mut path, start + Duration::from_secs(second), 1_100 + 2 * second, 80);
+        }
+        assert!(path.loss_ppm() < 30_000, "{}", path.loss_ppm());
+    }
+
+    #[test]
+    fn what_is_lost_while_a_leg_is_given_up_is_not_held_against_its_path() {
+        let (mut path, now) = (Path::default(), Instant::now());
+        note(&mut path, now, 1_000, 0);
+        let rtt = Duration::from_millis(40);
+        path.note(now, PathFigures { rtt, sent: 1_020, lost: 100, black_holes: 0 }, true);
+        note(&mut path, now, 1_040, 100);
+        assert_eq!((path.loss_ppm(), path.loses(now)), (0, false));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What happens when a leg owes word of what it carries. At first suspicion others carry copies of it, the oldest first,
 //! and the leg stays selected; when they answer and it does not, the session leaves it.
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::core::{Event, Session};
 use super::leg::Copy;
@@ -11,6 +11,10 @@ use super::words::{ChannelId, LegId, MoveCause};
 pub(super) const RESCUE_BURST: f64 = 256.0 * 1024.0;
 const RESCUE_RATE: f64 = 64.0 * 1024.0;
 const RESCUE_SHARE: f64 = 0.25;
+/// Between doubts while trouble lasts: first, and most; it doubles. Each costs a PING on a link that all sessions of an end
+/// share, and half a dozen of them fit the time after which a paused session is lost.
+const DOUBT_AGAIN: Duration = Duration::from_secs(1);
+const DOUBT_MOST: Duration = Duration::from_secs(8);
 
 /// What may be spent on copies for suspects.
 #[derive(Debug)]
@@ -50,7 +54,7 @@ impl Session {
         {
             let timeout = leg.timeout(&self.config);
             leg.health.suspect(now, since, leg.kind, timeout);
-            self.events.push_back(Event::Doubt(id));
+            self.raise_doubt(now);
             let channels = self.channels.iter().filter(|(_, channel)| channel.takes_state_from(id));
             let told: Vec<_> = channels.map(|(channel, _)| *channel).collect();
             told.into_iter().for_each(|channel| self.copy_state(id, channel));
@@ -62,6 +66,23 @@ impl Session {
             }
         }
         self.leave_if_sustained(now, id);
+    }
+
+    /// Has the owner look at all paths now, and again while trouble lasts: what a first look missed, as the network was not
+    /// back yet or broke once more, a later one finds.
+    pub(super) fn raise_doubt(&mut self, now: Instant) {
+        self.events.push_back(Event::Doubt);
+        self.doubt = Some((now + DOUBT_AGAIN, DOUBT_AGAIN));
+    }
+
+    /// Doubts again if that is due at `now`, and what carries the session is still in doubt.
+    pub(super) fn repeat_doubt(&mut self, now: Instant) {
+        let Some((_, pause)) = self.doubt.take_if(|(at, _)| *at <= now) else { return };
+        if self.is_troubled() {
+            let pause = (pause * 2).min(DOUBT_MOST);
+            self.events.push_back(Event::Doubt);
+            self.doubt = Some((now + pause, pause));
+        }
     }
 
     /// What carries the session is in doubt, and nothing has taken its place.

@@ -1,4 +1,5 @@
 //! Which leg carries the next frame. Pure: a picture of the legs in, a choice out.
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use super::words::{LegId, LegKind};
@@ -28,7 +29,8 @@ pub(super) struct Candidate {
 }
 
 /// A leg must be better by this much, or by a tenth, to take over from one that is well: moving is free, but moving to and
-/// fro would make every round trip as bad as the worse of two.
+/// fro would make every round trip as bad as the worse of two. Estimates of two legs that are as good as each other may
+/// differ by less in either direction, and nothing moves.
 pub(super) const STICKINESS: Duration = Duration::from_millis(5);
 
 /// The most trusted leg; of several the one selected, until another is clearly better or is as good and of a kind preferred.
@@ -60,9 +62,10 @@ pub(super) fn select(
         return Some(best.unwrap_or(current).leg);
     };
     let beats = |one: &&Candidate| {
-        one.cost.is_some_and(|other| {
-            let preferred = one.kind.rank() > current.kind.rank();
-            if preferred { other <= cost + margin(cost) / 2 } else { other + margin(cost) < cost }
+        one.cost.is_some_and(|other| match one.kind.rank().cmp(&current.kind.rank()) {
+            Ordering::Greater => other <= cost + tie(one.kind, cost),
+            Ordering::Equal => other + margin(cost) < cost,
+            Ordering::Less => other + margin(cost) + tie(current.kind, cost) < cost,
         })
     };
     // Preference among those that beat the present one follows the same rule: the cheapest, unless a preferred one ties.
@@ -78,6 +81,12 @@ pub(super) fn select(
 
 fn margin(cost: Duration) -> Duration {
     STICKINESS.max(cost / 10)
+}
+
+/// What a leg of a preferred kind may cost more than one that costs `cost`, and still be preferred. One from end to end is
+/// worth half a margin: it lacks what happens at a gateway. A relay needs the same gateway as TCP.
+fn tie(kind: LegKind, cost: Duration) -> Duration {
+    if kind.rank() >= LegKind::UdpManaged.rank() { margin(cost) / 2 } else { Duration::ZERO }
 }
 
 #[cfg(test)]
@@ -115,7 +124,10 @@ mod tests {
             ("a tenth of a long one is more", 2, &[(1, Tcp, Well, Some(181)), (2, Relay, Well, Some(200))], Some(2)),
             ("beyond, also TCP", 2, &[(1, Tcp, Well, Some(34)), (2, Relay, Well, Some(40))], Some(1)),
             ("a tie goes to direct", 1, &[(1, Tcp, Well, Some(40)), (2, Direct, Well, Some(42))], Some(2)),
-            ("and stays there", 2, &[(1, Tcp, Well, Some(40)), (2, Direct, Well, Some(44))], Some(2)),
+            ("and stays there, for a margin more", 2, &[(1, Tcp, Well, Some(40)), (2, Direct, Well, Some(47))], Some(2)),
+            ("but no further", 2, &[(1, Tcp, Well, Some(40)), (2, Direct, Well, Some(48))], Some(1)),
+            ("a relay is preferred to TCP when it is no worse", 1, &[(1, Tcp, Well, Some(40)), (2, Relay, Well, Some(40))], Some(2)),
+            ("and not when it may be", 1, &[(1, Tcp, Well, Some(40)), (2, Relay, Well, Some(41))], Some(1)),
             ("direct is no dogma", 2, &[(1, Relay, Well, Some(40)), (2, Direct, Well, Some(80))], Some(1)),
             ("the best of two better ones", 1, &[(1, Tcp, Well, Some(90)), (2, Relay, Well, Some(50)), (3, Direct, Well, Some(30))], Some(3)),
             ("an unknown one yields to a direct one that is known", 1, &[(1, Tcp, Well, None), (2, Direct, Well, Some(40))], Some(2)),
@@ -139,6 +151,29 @@ mod tests {
             choose(1, &[(1, Tcp, Unready, None), (2, Direct, Unready, Some(50))], true),
             Some(2)
         );
+    }
+
+    /// Whether `from` is left for `to`, with these costs in milliseconds.
+    fn leaves(from: (LegKind, u64), to: (LegKind, u64)) -> bool {
+        let legs = [(1, from.0, Well, Some(from.1)), (2, to.0, Well, Some(to.1))];
+        choose(1, &legs, false) == Some(2)
+    }
+
+    #[test]
+    fn estimates_that_shift_by_less_than_a_margin_move_nothing_back() {
+        let kinds = LegKind::ALL;
+        for (a, b) in kinds.into_iter().flat_map(|a| kinds.map(|b| (a, b))) {
+            for (here, there) in (1..120).flat_map(|here| (1..120).map(move |there| (here, there)))
+            {
+                if !leaves((a, here), (b, there)) {
+                    continue;
+                }
+                for shift in 0..=4 {
+                    let back = leaves((b, there + shift), (a, here));
+                    assert!(!back, "{a:?} {here} and {b:?} {there} + {shift}");
+                }
+            }
+        }
     }
 
     #[test]

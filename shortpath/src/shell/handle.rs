@@ -33,8 +33,9 @@ pub enum SessionEvent {
         /// How long bytes on their way came to nothing; 0 for a planned move.
         stall: Duration,
     },
-    /// A leg owes word for longer than its round trips explain. Often that is a lost packet; if it is a network that
-    /// changed, other connections of this machine had better be looked at now.
+    /// A leg owes word for longer than its round trips explain, or the last sound one is gone. Often that is a lost packet; if
+    /// it is a network that changed, other connections of this machine had better be looked at now. It comes again, after 1 s
+    /// and then up to 8 s, while nothing carries the session beyond doubt.
     InDoubt,
     /// A leg is silent although it owes an answer: make another. The silent one stays attached and in use until another
     /// is ready, for it may recover.

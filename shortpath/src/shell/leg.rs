@@ -82,12 +82,23 @@ pub(super) async fn until_gone(
         () = port.gone.cancelled() => return,
         ended = task => ended,
     };
+    let silent = ended.as_ref().is_err_and(is_silence);
     let error = ended.err().map_or_else(|| "closed".to_owned(), |error| error.to_string());
     shared.with(|state, now| {
-        state.session.detach(now, leg, &error);
+        if silent {
+            state.session.give_up(now, leg, &error);
+        } else {
+            state.session.detach(now, leg, &error);
+        }
         state.ports.remove(&leg);
     });
     port.gone.cancel();
+}
+
+/// Nobody ended the transport: nothing came through any more.
+fn is_silence(error: &io::Error) -> bool {
+    use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut};
+    matches!(error.kind(), TimedOut | NetworkUnreachable | HostUnreachable | NetworkDown)
 }
 
 /// Reads the stream that is the leg: its end is the leg's.

@@ -145,7 +145,7 @@ impl Shared {
             Event::Moved { from, to, cause, stall } => {
                 return self.moved(state, from, to, cause, stall);
             }
-            Event::Doubt(_) => {
+            Event::Doubt => {
                 state.in_doubt.iter().for_each(|tell| tell());
                 if matches!(state.events.back(), Some(SessionEvent::InDoubt)) {
                     return;

@@ -32,6 +32,10 @@ pub(super) struct Search {
     /// Datagrams the connection had sent and received at the last look.
     seen: (u64, u64),
     look_at: Option<Instant>,
+    /// When the connection was last seen to receive, or was poked.
+    heard_at: Option<Instant>,
+    /// The finder has lost the route since the last attempt.
+    lost: bool,
     started: bool,
     /// This end dials; the other one waits for it.
     dials: bool,
@@ -44,17 +48,19 @@ pub(super) enum Stage {
     Up { connection: Connection, leg: LegId, since: Instant },
 }
 
-/// First pause after a failed attempt; it grows by half, up to three times that.
-const BACKOFF: Duration = Duration::from_secs(10);
+/// First pause after a failed attempt, and most; it doubles. A path that answers checks and failed QUIC was most often just
+/// cut; one that never lets QUIC pass costs a handshake in half a minute.
+const BACKOFF: Duration = Duration::from_secs(1);
 const BACKOFF_MOST: Duration = Duration::from_secs(30);
-/// A connection that lasted this long was good: it is dialled anew soon.
-const LASTED: Duration = Duration::from_secs(30);
-const SOON: Duration = Duration::from_secs(1);
+/// A connection that lasted this long was good: it is dialled anew as after a first failure.
+const LASTED: Duration = Duration::from_secs(5);
 /// Between looks whether a connection that sends also receives, while it carries something, and while not.
 const LOOK: Duration = Duration::from_millis(250);
 const LOOK_IDLE: Duration = Duration::from_secs(1);
 /// A route that was followed is checked that often, and left when a check waits that long.
 const FOLLOW: Duration = Duration::from_secs(1);
+/// A connection that has received nothing for this long, though both ends' keepalives come each second, is probed as often.
+const DEAF: Duration = Duration::from_millis(1500);
 /// Datagrams per look that keepalives explain.
 const IDLE_DATAGRAMS: u64 = 4;
 
@@ -76,6 +82,8 @@ impl Search {
             detail: None,
             seen: (0, 0),
             look_at: None,
+            heard_at: None,
+            lost: false,
             started: false,
             dials,
         }
@@ -96,6 +104,10 @@ impl Search {
             FinderEvent::Reachable(route) | FinderEvent::Selected(route) => {
                 self.route = Some(route);
                 (self.reason, self.followed) = (None, None);
+                if std::mem::take(&mut self.lost) {
+                    // What failed had no path; now there is one.
+                    self.retry_at = None;
+                }
                 Some((route, true))
             }
             FinderEvent::PeerAt(route) => {
@@ -106,6 +118,7 @@ impl Search {
             FinderEvent::Lost(cause) => {
                 self.reason =
                     Some(if cause == "checks_unanswered" { "peer_silent" } else { cause });
+                self.lost = true;
                 if !self.is_up() {
                     self.route = None;
                 }
@@ -177,7 +190,7 @@ impl Search {
 
     pub(super) fn connected(&mut self, now: Instant, connection: Connection, leg: LegId) {
         (self.reason, self.detail, self.seen) = (None, None, (0, 0));
-        self.look_at = Some(now + LOOK);
+        (self.look_at, self.heard_at, self.lost) = (Some(now + LOOK), Some(now), false);
         let old = std::mem::replace(&mut self.stage, Stage::Up { connection, leg, since: now });
         if let Stage::Up { connection, .. } = old {
             connection.close(quinn::VarInt::from_u32(0), b"replaced");
@@ -191,8 +204,8 @@ impl Search {
             Stage::Idle | Stage::Dialling => false,
         };
         self.in_vain += u64::from(matches!(self.stage, Stage::Dialling));
-        let pause = if lasted { SOON } else { self.backoff };
-        self.backoff = if lasted { BACKOFF } else { (self.backoff * 3 / 2).min(BACKOFF_MOST) };
+        let pause = if lasted { BACKOFF } else { self.backoff };
+        self.backoff = (pause * 2).min(BACKOFF_MOST);
         self.retry_at = Some(now + pause);
         self.stage = Stage::Idle;
         (self.reason, self.detail, self.look_at) = (Some("quic_failed"), Some(detail), None);
@@ -221,6 +234,14 @@ impl Search {
         self.look_at = Some(now + if idle && received > 0 { LOOK_IDLE } else { LOOK });
         if sent > 0 && received == 0 {
             self.finder.doubt(now);
+        }
+        if received > 0 {
+            self.heard_at = Some(now);
+        } else if self.heard_at.is_some_and(|at| at + DEAF <= now) {
+            self.heard_at = Some(now);
+            // QUIC's own probes come ever more rarely. If the path is well again, this one finds out, and all that was lost goes
+            // again at its acknowledgement. The peer's session ignores what holds no frame.
+            let _ = connection.send_datagram(bytes::Bytes::new());
         }
     }
 

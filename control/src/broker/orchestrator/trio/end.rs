@@ -59,6 +59,8 @@ pub(super) struct End {
     /// Longest time between two messages that came back.
     pub(super) longest: Duration,
     pub(super) closed: bool,
+    /// The session doubts what carries it: all is to be looked at.
+    in_doubt: bool,
 }
 
 impl End {
@@ -87,6 +89,7 @@ impl End {
             last_back: now,
             longest: Duration::ZERO,
             closed: false,
+            in_doubt: false,
         }
     }
 
@@ -118,10 +121,7 @@ impl End {
     pub(super) fn attach(&mut self, now: Instant, via: Via) {
         let kind = match via {
             Via::Pair(_) => LegKind::TcpReverse,
-            Via::Udp(number) => {
-                self.connection = Some(Connection::new(now, number));
-                LegKind::UdpDirect
-            }
+            Via::Udp(_) => LegKind::UdpDirect,
         };
         let id = self.session.attach(now, kind);
         if kind.is_udp() {
@@ -168,7 +168,13 @@ impl End {
             let old = self.connection.as_ref().map(|connection| Via::Udp(connection.number));
             old.into_iter().for_each(|via| self.detach(now, via));
             self.connections = number;
-            self.attach(now, Via::Udp(number));
+            self.connection = Some(Connection::new(now, number));
+        }
+        // A connection is a leg when its handshake is done, which is when the other end is heard.
+        let via = Via::Udp(number);
+        let current = self.connection.as_ref().is_some_and(|known| known.number == number);
+        if current && self.legs.iter().all(|leg| leg.via != via) {
+            self.attach(now, via);
         }
         let connection = self.connection.as_mut().filter(|known| known.number == number);
         let frame = connection.and_then(|connection| connection.receive(now, packet));
@@ -206,6 +212,10 @@ impl End {
         for packet in connection.due(now) {
             self.route.into_iter().for_each(|to| net.send(self.socket, to, packet.clone()));
         }
+        let leg = self.legs.iter().find(|leg| leg.via == Via::Udp(connection.number));
+        if let Some((leg, figures)) = leg.zip(connection.figures(now)) {
+            self.session.note_path(now, leg.id, figures);
+        }
         if connection.silence(now) > 2 * KEEPALIVE {
             self.finder.iter_mut().for_each(|finder| finder.doubt(now));
         }
@@ -220,13 +230,17 @@ impl End {
     pub(super) fn drain(&mut self, net: &mut Net) -> Vec<(PairId, Bytes)> {
         let now = net.now;
         self.look_after_udp(net);
+        if std::mem::take(&mut self.in_doubt) {
+            self.finder.iter_mut().for_each(|finder| finder.doubt(now));
+            self.keeper.doubt(now);
+        }
         while let Some(event) = self.finder.as_mut().and_then(Finder::poll_event) {
             self.found(event);
         }
         let live = self.finder.as_ref().is_some_and(|finder| finder.selected().is_some());
         if self.role == Role::Client && self.connection.is_none() && live && self.route.is_some() {
             self.connections += 1;
-            self.attach(now, Via::Udp(self.connections));
+            self.connection = Some(Connection::new(now, self.connections));
         }
         while let Some((to, bytes)) = self.keeper.poll_transmit() {
             net.send(self.socket, to, bytes);
@@ -290,6 +304,7 @@ impl End {
                     self.connection
                         .take_if(|it| legs.iter().all(|leg| leg.via != Via::Udp(it.number)));
                 }
+                Event::Doubt => self.in_doubt = true,
                 Event::Closed(_) => self.closed = true,
                 _ => {}
             }

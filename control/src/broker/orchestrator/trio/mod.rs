@@ -29,7 +29,8 @@ const STUN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 
 const MESSAGE: usize = 64;
 /// quinn's, as the endpoints set them.
 const KEEPALIVE: Duration = Duration::from_secs(1);
-const QUIC_IDLE: Duration = Duration::from_secs(10);
+const QUIC_IDLE: Duration = Duration::from_secs(30);
+const QUIC_HANDSHAKE: Duration = Duration::from_secs(5);
 
 fn content(offset: u64, count: usize) -> Bytes {
     let byte = |at: u64| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
@@ -128,6 +129,23 @@ fn where_nats_forbid_the_direct_path_tcp_carries_on() {
     trio.run(Duration::from_secs(30));
     assert_eq!(trio.carried(), [Some(LegKind::TcpReverse); 2]);
     trio.catches_up(ms(200));
+}
+
+#[test]
+fn when_udp_dies_tcp_takes_over_within_a_few_round_trips_and_udp_comes_back() {
+    for blocked in ["10.0.1.2", "10.0.2.2"] {
+        let mut trio = Trio::direct(3);
+        trio.longest();
+        trio.net.blocked.push(blocked.parse().unwrap());
+        trio.until_on(LegKind::TcpReverse, Duration::from_secs(3));
+        trio.catches_up(Duration::from_secs(1));
+        let longest = trio.longest();
+        assert!(longest <= ms(150), "{longest:?}");
+        trio.run(Duration::from_secs(20));
+        trio.net.blocked.clear();
+        trio.until_on(LegKind::UdpDirect, Duration::from_secs(45));
+        trio.catches_up(ms(300));
+    }
 }
 
 #[test]
