@@ -23,4 +23,4 @@ pub use carry::{CarryEnd, CarryOutcome, carry, carry_stdio};
 pub use channel::{Channel, ChannelReader, ChannelWriter};
 pub use datagrams::{DatagramFlow, FlowEnd, FlowOutcome, carry_datagrams};
 pub use handle::{LegStats, LinkState, MoveStats, SessionEvent, SessionHandle, SessionStats};
-pub(crate) use quic::{STREAMS_MAX, SessionRef};
+pub(crate) use quic::{STREAMS_FIRST, SessionRef};
