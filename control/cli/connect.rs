@@ -59,7 +59,7 @@ pub(crate) struct ConnectArgs {
     stdio: bool,
     /// Begin a session with the first connection and end it after TIME without any; the next connection begins another.
     /// One is held ready, which shows nowhere and counts for nothing until it is used
-    #[arg(long, value_name = "TIME", requires = "listen", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", conflicts_with = "stdio", value_parser = humantime::parse_duration)]
     on_demand: Option<Duration>,
     /// How long to keep trying before a temporary refusal is reported
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = humantime::parse_duration)]

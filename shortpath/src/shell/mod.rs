@@ -26,5 +26,5 @@ pub use channel::{Channel, ChannelReader, ChannelWriter};
 pub use datagrams::{DatagramFlow, FlowEnd, FlowOutcome, carry_datagrams};
 pub use handle::{LegStats, LinkState, MoveStats, SessionEvent, SessionHandle, SessionStats};
 pub use leg::ROUND_BYTES_MAX;
-pub(crate) use quic::{STREAMS_MAX, SessionRef};
+pub(crate) use quic::{STREAMS_FIRST, SessionRef};
 pub use wide::Wide;

@@ -23,6 +23,9 @@ use crate::session::{LegId, LegKind, PathFigures};
 /// Unidirectional streams a peer may have open at once: one per channel a session may hold (600), and room for those that
 /// are ending.
 pub(crate) const STREAMS_MAX: u32 = 1024;
+/// The same when a connection begins: quinn keeps 25 bytes for each that may be opened, in a table whose size is a power of
+/// two. With the one bidirectional stream these fill a table of 128.
+pub(crate) const STREAMS_FIRST: u32 = 111;
 
 /// A session as the underlay holds it: it does not keep the session open.
 #[derive(Clone, Debug)]
@@ -105,16 +108,27 @@ type TaskOf = std::pin::Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
 /// Reads every stream the peer opens, each in a task of its own.
 async fn read_channels(shared: Arc<Shared>, leg: LegId, connection: Connection) -> io::Result<()> {
-    let (mut readers, hall) = (JoinSet::new(), Hall::default());
+    let (mut readers, hall, mut allowed) = (JoinSet::new(), Hall::default(), STREAMS_FIRST);
     loop {
         tokio::select! {
             stream = connection.accept_uni() => {
                 let (shared, stream, room) = (Arc::clone(&shared), stream?, hall.room());
+                allowed = allow_more(&connection, readers.len(), allowed);
                 readers.spawn(async move { leg::read_frames(&shared, leg, stream, room).await });
             }
             Some(ended) = readers.join_next() => ended.map_err(io::Error::other)??,
         }
     }
+}
+
+/// Lets a peer that has opened half of the streams it may open twice as many.
+fn allow_more(connection: &Connection, open: usize, allowed: u32) -> u32 {
+    if allowed >= STREAMS_MAX || open < allowed as usize / 2 {
+        return allowed;
+    }
+    let more = (2 * allowed).min(STREAMS_MAX);
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(more));
+    more
 }
 
 async fn read_datagrams(shared: Arc<Shared>, leg: LegId, connection: Connection) -> io::Result<()> {
@@ -272,11 +286,22 @@ mod tests {
 
     /// Lanes full of what goes before bulk, to a peer that grants `credit` bytes a stream; and the peer's end.
     async fn full_lanes(credit: u32) -> (Lanes, Connection) {
+        let mut transport = TransportConfig::default();
+        transport.stream_receive_window(credit.into());
+        let (connection, peer) = connections(transport).await;
+        let (send, _) = connection.open_bi().await.unwrap();
+        let mut lanes = Lanes::new(connection, send);
+        while lanes.held() < HELD_MAX {
+            lanes.push(&Frame::Pong(1));
+        }
+        (lanes, peer)
+    }
+
+    /// The client's end, and the server's with this configuration.
+    async fn connections(transport: TransportConfig) -> (Connection, Connection) {
         let (ours, theirs) = (SessionKey::generate().unwrap(), SessionKey::generate().unwrap());
         let server = quic_server_config(&theirs, &ours.public()).unwrap();
         let mut server = ServerConfig::with_crypto(server);
-        let mut transport = TransportConfig::default();
-        transport.stream_receive_window(credit.into());
         server.transport_config(Arc::new(transport));
         let loopback = ([127, 0, 0, 1], 0).into();
         let server = Endpoint::server(server, loopback).unwrap();
@@ -286,12 +311,34 @@ mod tests {
         let dialling = Endpoint::client(loopback).unwrap();
         let dialling = dialling.connect_with(ClientConfig::new(client), to, "switchback").unwrap();
         let connection = dialling.await.unwrap();
-        let (send, _) = connection.open_bi().await.unwrap();
-        let mut lanes = Lanes::new(connection, send);
-        while lanes.held() < HELD_MAX {
-            lanes.push(&Frame::Pong(1));
+        (connection, peer.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_peer_with_many_channels_is_allowed_a_stream_for_each() {
+        let mut transport = TransportConfig::default();
+        transport.max_concurrent_uni_streams(STREAMS_FIRST.into());
+        let (connection, peer) = connections(transport).await;
+        let reader = tokio::spawn(async move {
+            let (mut open, mut allowed) = (Vec::new(), STREAMS_FIRST);
+            while open.len() < STREAMS_MAX as usize {
+                let stream = peer.accept_uni().await.unwrap();
+                allowed = allow_more(&peer, open.len(), allowed);
+                open.push(stream);
+            }
+            (peer, open, allowed)
+        });
+        let mut streams = Vec::new();
+        for _ in 0..STREAMS_MAX {
+            let open = tokio::time::timeout(Duration::from_secs(20), connection.open_uni());
+            let mut stream = open.await.expect("one more is allowed").unwrap();
+            stream.write_all(b"x").await.unwrap();
+            streams.push(stream);
         }
-        (lanes, peer.await.unwrap())
+        let (_peer, _open, allowed) = reader.await.unwrap();
+        assert_eq!(allowed, STREAMS_MAX);
+        let more = tokio::time::timeout(Duration::from_millis(100), connection.open_uni());
+        assert!(more.await.is_err(), "and not one more");
     }
 
     #[tokio::test]

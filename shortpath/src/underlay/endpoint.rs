@@ -19,7 +19,7 @@ use super::demux::{CID_LEN, TOKEN_CID_LEN};
 use super::paths::{SlotId, Token, slot_at, virtual_address};
 use super::wire::Wire;
 use super::witness::Witnessed;
-use crate::shell::STREAMS_MAX;
+use crate::shell::STREAMS_FIRST;
 use crate::tls::{KeyError, SessionKey, quic_client_config, quic_server_config};
 
 /// See the module.
@@ -282,7 +282,7 @@ fn transport(rtt: Option<Duration>) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
-        .max_concurrent_uni_streams(VarInt::from_u32(STREAMS_MAX))
+        .max_concurrent_uni_streams(VarInt::from_u32(STREAMS_FIRST))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
