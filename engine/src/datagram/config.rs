@@ -65,9 +65,10 @@ impl Default for UdpConfig {
             allocations_max: 8192,
             // A quarter of all: a thousand sessions with an allocation at either end, and three more users like that.
             allocations_per_user: 2048,
-            // An end of a session has one, for each family perhaps, and another beside it while it is renewed or its
-            // client has moved; those of clients that died linger until they expire.
-            allocations_per_name: 16,
+            // An end of a session has one, for each family perhaps, and another beside it while it is renewed. Each time its
+            // NAT binds it anew it makes another, and the one before lingers for its ten minutes: room for one every ten
+            // seconds. An account's limit bounds all its names together.
+            allocations_per_name: 64,
             // RFC 8656 section 3.2: 10 minutes, at most an hour.
             lifetime_default: Duration::from_secs(600),
             lifetime_max: Duration::from_secs(3600),

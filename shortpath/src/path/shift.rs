@@ -14,6 +14,15 @@ pub struct AgeLimit {
     pub most: Duration,
 }
 
+impl AgeLimit {
+    /// Long enough for anything to be done in time. Shorter lives are not worth the traffic: sessions recover from each end
+    /// as from any rebinding.
+    #[must_use]
+    pub fn is_worth_shifting(&self) -> bool {
+        self.least >= LIMIT_MIN
+    }
+}
+
 /// One of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shift {
@@ -32,7 +41,7 @@ pub struct Roster {
     pub retiring: Option<Shift>,
 }
 
-/// Shorter lives are not worth the traffic: sessions recover from each end as from any rebinding.
+/// What is shifted lives that long.
 const LIMIT_MIN: Duration = Duration::from_secs(4);
 /// Of `least`: then a mapping is old. The rest is for candidates to be told and checked, and for packets under way.
 const OLD: f64 = 0.85;
@@ -63,7 +72,7 @@ impl Shifts {
         first: Option<Duration>,
         twin: Option<Duration>,
     ) -> Roster {
-        let Some(limit) = limit.filter(|limit| limit.least >= LIMIT_MIN) else {
+        let Some(limit) = limit.filter(AgeLimit::is_worth_shifting) else {
             self.twin = false;
             return Roster::default();
         };

@@ -11,8 +11,8 @@ use super::ignored::count;
 use super::interfaces::{Changes, host_candidates};
 use super::sockets::Bound;
 use crate::path::{
-    Candidate, Keeper, KeeperConfig, KeeperEvent, KeeperView, LocalId, Mapping, MappingLifetime,
-    Route, Shift, Shifts,
+    AgeLimit, Candidate, Keeper, KeeperConfig, KeeperEvent, KeeperView, LocalId, Mapping,
+    MappingLifetime, Route, Shift, Shifts,
 };
 use crate::time::{now, sleep_until};
 
@@ -38,7 +38,7 @@ pub(super) struct Known {
 /// See [`crate::path::Shifts`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct KnownShifts {
-    /// The least age that mappings reach.
+    /// The least age that mappings reach, if it is worth shifting.
     pub(super) least: Option<Duration>,
     /// The twin speaks.
     pub(super) twin: bool,
@@ -108,6 +108,8 @@ fn config_of(ipv6: bool, port: u16) -> KeeperConfig {
 
 /// Of a mapping's life: so often is looked whether it is time for the next shift.
 const LOOKS: u32 = 40;
+/// But not more often: each look reads the machine's addresses. Of the shortest life that is shifted, a sixteenth.
+const LOOK_MIN: Duration = Duration::from_millis(250);
 
 struct Keeping {
     inner: Arc<Inner>,
@@ -227,7 +229,7 @@ impl Keeping {
         let Some((first, limit)) = first.map(|(id, keeper)| (*id, keeper.age_limit())) else {
             return (KnownShifts::default(), None);
         };
-        let limit = limit.filter(|_| !self.lacks_twin);
+        let limit = limit.filter(|limit| limit.is_worth_shifting() && !self.lacks_twin);
         let roster = self.shifts.arrange(limit, ages(first), ages(twin));
         self.let_twin_speak(roster.twin);
         for (_, keeper) in self.keepers.iter_mut().filter(|(id, _)| *id == twin) {
@@ -242,7 +244,7 @@ impl Keeping {
             twin: roster.twin && !self.lacks_twin,
             retiring,
         };
-        (shifts, limit.map(|limit| now + limit.least / LOOKS))
+        (shifts, limit.map(|limit| now + look_after(limit)))
     }
 
     fn let_twin_speak(&mut self, speaks: bool) {
@@ -287,6 +289,11 @@ impl Keeping {
     }
 }
 
+/// The pause before the next look.
+fn look_after(limit: AgeLimit) -> Duration {
+    (limit.least / LOOKS).max(LOOK_MIN)
+}
+
 /// Adds what is new: what a server sees, or a router forwards, is our own address where no NAT is.
 fn add(
     locals: &mut Vec<(Candidate, LocalId)>,
@@ -295,6 +302,19 @@ fn add(
     for (candidate, id) in more {
         if !locals.iter().any(|(known, _)| known.address == candidate.address) {
             locals.push((candidate, id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_nat_makes_us_look_more_than_four_times_a_second() {
+        for least in [1, 40, 4_000, 9_999, 600_000].map(Duration::from_millis) {
+            let pause = look_after(AgeLimit { least, most: least });
+            assert!(pause >= Duration::from_millis(250) && pause >= least / LOOKS, "{pause:?}");
         }
     }
 }

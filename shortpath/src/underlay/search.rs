@@ -118,7 +118,7 @@ impl Search {
             FinderEvent::Lost(cause) => {
                 self.reason =
                     Some(if cause == "checks_unanswered" { "peer_silent" } else { cause });
-                self.lost = true;
+                (self.lost, self.followed) = (true, None);
                 if !self.is_up() {
                     self.route = None;
                 }
@@ -140,7 +140,8 @@ impl Search {
     /// The suspected route, once it has answered a check of ours: the peer is there and sends from there, so packets go there
     /// at once, without waiting until the old route is known to be dead. Until then it only gets a share of what the session
     /// sends in doubt, as a signed check of the peer may be an old one that somebody replays. When a route that was followed
-    /// falls silent, the finder's choice is used again, which the finder will not tell twice.
+    /// falls silent, the finder's choice is used again, which the finder will not tell twice. Where there is no choice yet,
+    /// there is nothing to return to, and the finder tells its first.
     pub(super) fn follow(&mut self, now: Instant) -> Option<Route> {
         if let Some(route) = self.suspected.filter(|route| self.finder.is_good(*route)) {
             self.suspected = None;
@@ -150,7 +151,10 @@ impl Search {
         }
         let since =
             self.followed.filter(|since| now.saturating_duration_since(*since) >= FOLLOW)?;
-        let (route, choice) = (self.route?, self.finder.selected()?);
+        let (Some(route), Some(choice)) = (self.route, self.finder.selected()) else {
+            self.followed = None;
+            return None;
+        };
         if self.finder.verify(now, route, since) {
             self.followed = Some(now);
             return None;
@@ -289,6 +293,8 @@ mod tests {
         client: Finder,
         search: Search,
         dead: Vec<Route>,
+        /// The client's checks are lost, not its answers.
+        mute: bool,
         /// All that the client sent, and from where the agent had it.
         sent: Vec<(Route, Vec<u8>)>,
         directed: Vec<Route>,
@@ -302,6 +308,15 @@ mod tests {
 
     impl Two {
         fn new() -> Self {
+            let mut two = Self::strangers();
+            two.run(Duration::from_secs(1), 1);
+            assert_eq!(two.search.finder.selected(), Some(client_at(1)));
+            assert_eq!(two.search.route, Some(client_at(1)));
+            two
+        }
+
+        /// They have not met yet.
+        fn strangers() -> Self {
             let now = Instant::now();
             let credentials = |name: &str| IceCredentials {
                 ufrag: name.into(),
@@ -322,11 +337,7 @@ mod tests {
             let slot = Paths::default().open(None).unwrap();
             let search = Search::new(LegKind::UdpDirect, slot, agent, false);
             let (dead, sent, directed) = (Vec::new(), Vec::new(), Vec::new());
-            let mut two = Self { now, client, search, dead, sent, directed };
-            two.run(Duration::from_secs(1), 1);
-            assert_eq!(two.search.finder.selected(), Some(client_at(1)));
-            assert_eq!(two.search.route, Some(client_at(1)));
-            two
+            Self { now, client, search, dead, mute: false, sent, directed }
         }
 
         /// The client's packets come from `port` meanwhile.
@@ -334,6 +345,10 @@ mod tests {
             let end = self.now + time;
             while self.now < end {
                 while let Some((_, bytes)) = self.client.poll_transmit() {
+                    // The type of Binding requests, RFC 8489 section 18.2.
+                    if self.mute && bytes.starts_with(&[0, 1]) {
+                        continue;
+                    }
                     self.search.finder.handle_packet(self.now, client_at(port), &bytes);
                     self.sent.push((client_at(port), bytes));
                 }
@@ -412,6 +427,25 @@ mod tests {
         assert_eq!(two.search.finder.selected(), Some(client_at(1)));
         two.run(Duration::from_millis(2500), 1);
         assert_eq!((two.directed, two.search.route), (vec![client_at(1)], Some(client_at(1))));
+    }
+
+    #[test]
+    fn a_followed_peer_that_vanishes_before_anything_is_chosen_keeps_nobody_awake() {
+        let mut two = Two::strangers();
+        // Its first QUIC packet has outrun its first check.
+        two.mute = true;
+        two.search.suspect(two.now, client_at(1));
+        two.run(Duration::from_millis(500), 1);
+        assert_eq!(two.directed, [client_at(1)]);
+        assert!(two.search.followed.is_some() && two.search.finder.selected().is_none());
+        two.dead.push(client_at(1));
+        for _ in 0..100 {
+            two.run(Duration::from_millis(50), 1);
+            two.step(1);
+            let next = two.search.poll_timeout();
+            assert!(next.is_none_or(|at| at > two.now), "{:?}", two.now - next.unwrap());
+        }
+        assert_eq!(two.directed, [client_at(1)]);
     }
 
     #[test]

@@ -46,7 +46,8 @@ const RELAY_HANDOVER: Duration = Duration::from_secs(10);
 
 /// Of the least age that mappings reach: then an allocation is replaced.
 const RELAY_OLD: f64 = 0.7;
-/// Allocations are not replaced more often than for this age: each costs the gateway a port for as long as it stays.
+/// Where mappings end at a lesser age, allocations are not replaced but made anew when they are lost: each costs the gateway
+/// a port for as long as it stays.
 const RELAY_AGE_MIN: Duration = Duration::from_secs(8);
 
 impl Driver {
@@ -177,7 +178,7 @@ impl Driver {
     pub(super) fn relay_is_old_at(&self) -> Option<Instant> {
         let RelayStage::Asked(asked) = &self.relay else { return None };
         let least = self.known.borrow().shifts.least.filter(|_| self.heir.is_none())?;
-        Some(asked.since + least.max(RELAY_AGE_MIN).mul_f64(RELAY_OLD))
+        Some(asked.since + old_after(least)?)
     }
 
     /// The heir takes over once it is there; without one, the present allocation stays for as long as the server lets it.
@@ -242,6 +243,11 @@ impl Driver {
     }
 }
 
+/// The age at which an allocation is replaced where mappings reach `least`; `None` where that is too little.
+fn old_after(least: Duration) -> Option<Duration> {
+    (least >= RELAY_AGE_MIN).then(|| least.mul_f64(RELAY_OLD))
+}
+
 /// When a session asks for its relay, if it may.
 pub(super) fn relay_at_first(plan: &ShortpathPlan) -> RelayStage {
     if plan.relay.is_none() || !plan.policy.relay {
@@ -266,5 +272,17 @@ pub(super) async fn heir_event(heir: &mut Option<Asked>) -> Option<TurnEvent> {
     match heir {
         Some(heir) => heir.events.recv().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allocations_are_not_replaced_where_mappings_end_before_eight_seconds() {
+        let s = Duration::from_secs;
+        assert_eq!([s(0), s(4), s(8) - s(1) / 1000].map(old_after), [None; 3]);
+        assert_eq!([s(10), s(600)].map(old_after), [Some(s(7)), Some(s(420))]);
     }
 }
