@@ -66,9 +66,9 @@ impl Default for UdpConfig {
             // A quarter of all: a thousand sessions with an allocation at either end, and three more users like that.
             allocations_per_user: 2048,
             // An end of a session has one, for each family perhaps, and another beside it while it is renewed. Each time its
-            // NAT binds it anew it makes another, and the one before lingers for its ten minutes: room for one every ten
+            // NAT binds it anew it makes another, and the one before lingers for its ten minutes: room for one every five
             // seconds. An account's limit bounds all its names together.
-            allocations_per_name: 64,
+            allocations_per_name: 128,
             // RFC 8656 section 3.2: 10 minutes, at most an hour.
             lifetime_default: Duration::from_secs(600),
             lifetime_max: Duration::from_secs(3600),
