@@ -142,8 +142,7 @@ async fn exchange(
                 }
             }
             _ = clock.tick(), if !all_sent => {
-                let direct = session.stats().transport.as_deref().is_some_and(is_direct);
-                tally.sent.push((Instant::now(), direct));
+                tally.sent.push((Instant::now(), session.stats().transport));
                 sender.send(tally.sent.len() as u64, args.size).await?;
             }
             () = sleep_until(give_up), if all_sent => return Ok(()),
@@ -153,8 +152,8 @@ async fn exchange(
 
 /// What came back so far.
 struct Tally {
-    /// When each left, and whether on a direct path.
-    sent: Vec<(Instant, bool)>,
+    /// When each left, and the label of what carried the session then.
+    sent: Vec<(Instant, Option<String>)>,
     received: u64,
     round_trips: Histogram<u64>,
     direct: u64,
@@ -185,7 +184,7 @@ struct Summary {
 
 impl Tally {
     /// Counts and prints a reply; whether it went and came by a direct path, as far as the session's choice when it left
-    /// and when it was back tells.
+    /// and when it was back tells. One that left before a move is told by the path it left on.
     fn take(
         &mut self,
         session: &ClientSession,
@@ -194,11 +193,14 @@ impl Tally {
         seq: u64,
     ) -> Result<bool, Fault> {
         let sent = usize::try_from(seq).ok().and_then(|seq| self.sent.get(seq.checked_sub(1)?));
-        let Some(&(sent, left_direct)) = sent else { return Ok(false) };
-        let transport = session.stats().transport;
-        let label = transport.as_deref().unwrap_or("no transport");
+        let Some((sent, left_by)) = sent else { return Ok(false) };
         let rtt = sent.elapsed();
-        let direct = left_direct && is_direct(label);
+        let back_by = session.stats().transport;
+        let direct =
+            [left_by, &back_by].into_iter().flatten().filter(|by| is_direct(by)).count() == 2;
+        let not_direct = || [left_by, &back_by].into_iter().flatten().find(|by| !is_direct(by));
+        let label = if direct { back_by.as_ref() } else { not_direct() };
+        let label = label.map_or("no transport", String::as_str);
         let rtt_us = self.count(rtt, direct);
         if global.json {
             output::json(&Reply { seq, bytes: args.size, rtt_us, transport: label })?;
@@ -289,7 +291,7 @@ mod tests {
     fn nothing_back_is_a_failure_and_so_is_no_direct_path_if_one_was_waited_for() {
         let mut tally = Tally::default();
         assert!(tally.verdict(true).is_err());
-        tally.sent.push((Instant::now(), false));
+        tally.sent.push((Instant::now(), None));
         assert_eq!(tally.verdict(false).unwrap_err().code, Code::PingUnanswered);
         tally.count(Duration::from_millis(3), false);
         assert_eq!(tally.verdict(false), Ok(()));
