@@ -246,8 +246,7 @@ impl OnDemand<'_> {
     async fn serve(&self) -> Result<(), Fault> {
         while let Some(first) = self.stopped.run_until_cancelled(self.accept()).await {
             match self.session_for(first).await {
-                // The next connection may fare better.
-                Err(fault) if fault.code.is_temporary() => {
+                Err(fault) if another_may_do(fault.code) => {
                     tracing::warn!(%fault, "no session now; the next local connection begins another");
                 }
                 outcome => outcome?,
@@ -294,6 +293,12 @@ impl OnDemand<'_> {
         }
         Ok(session)
     }
+}
+
+/// Whether the next connection may fare better. Sessions to an agent that came back with a new key cannot be
+/// resumed, but others can begin.
+fn another_may_do(code: Code) -> bool {
+    code.is_temporary() || code == Code::GrantInvalid
 }
 
 /// Closes with a reset, so that the application learns that nothing was carried.
@@ -555,6 +560,17 @@ mod tests {
         assert_eq!(SessionConfig::default().resume_window, RESUME_WINDOW_MAX);
         assert!(resume_window("61s").unwrap_err().contains("at most 60s"));
         assert!(resume_window("0s").is_err() && resume_window("soon").is_err());
+    }
+
+    #[test]
+    fn a_command_on_demand_outlives_lost_sessions_and_ends_with_what_ends_all() {
+        for code in [Code::SessionLost, Code::SessionClosed, Code::GrantInvalid, Code::AgentOffline]
+        {
+            assert!(another_may_do(code), "{code}");
+        }
+        for code in [Code::SessionKilled, Code::TokenRevoked, Code::ResourceUnknown] {
+            assert!(!another_may_do(code), "{code}");
+        }
     }
 
     #[tokio::test]
