@@ -4,7 +4,9 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::support::{Bed, Bytes, EchoTarget, FreezingProxy, IOS, Io, SinkTarget, eventually};
+use crate::support::{
+    Bed, Bytes, EchoTarget, FreezingProxy, IOS, Io, Process, SinkTarget, eventually,
+};
 
 /// A steady stream of numbered messages through an echo; fails on any byte lost, doubled or reordered.
 struct Stream(JoinHandle<Duration>);
@@ -219,4 +221,32 @@ fn a_slow_service_slows_its_client_and_nobody_holds_the_difference() {
         stream.read_exact(&mut total).unwrap();
         assert_eq!(u64::from_be_bytes(total), pushed);
     }
+}
+
+#[test]
+fn a_command_on_demand_outlives_its_session_and_says_goodbye_to_the_next() {
+    let echo = EchoTarget::start();
+    let mut bed = Bed::start(Io::Epoll, &[echo.resource("echo")]);
+    let args = ["connect", "echo", "--listen", "127.0.0.1:0", "--on-demand", "1h", "--json"];
+    let mut connect = Process::start(&mut bed.command(&args));
+    let local: SocketAddr = connect.first_json()["listen"].as_str().unwrap().parse().unwrap();
+    let use_it = || {
+        let mut stream = TcpStream::connect(local).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0])).map(|()| stream)
+    };
+    let mut carried = use_it().unwrap();
+    // An agent that is started anew does not know the session.
+    bed.kill_agent();
+    bed.start_agent();
+    let error = carried.read(&mut [0]).expect_err("a reset, not an end");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let _carried = eventually("another session", Duration::from_secs(30), || use_it().ok());
+    assert_eq!(bed.sessions().len(), 1);
+    connect.signal("TERM");
+    assert_eq!(connect.wait(Duration::from_secs(10)), 0, "{}", connect.stderr());
+    // Well within the resume window, which it takes without a word.
+    eventually("the session to be gone", Duration::from_secs(10), || {
+        bed.sessions().is_empty().then_some(())
+    });
 }

@@ -1,5 +1,7 @@
 //! A client's desk at the broker: one link, the requests in flight on it, and the sessions that live.
-use std::collections::{HashMap, VecDeque};
+mod whereabouts;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -76,6 +78,8 @@ pub(super) struct Desk {
     sessions: Mutex<HashMap<SessionId, Live>>,
     /// Candidates for sessions that are not admitted yet; the oldest go.
     early: Mutex<VecDeque<(SessionId, Vec<Candidate>)>>,
+    /// Sessions whose agents are still to be told where this client is.
+    untold: Mutex<BTreeSet<SessionId>>,
     /// Where the last ticket led, `HOST:PORT`.
     gateway: Mutex<String>,
 }
@@ -95,6 +99,7 @@ impl Desk {
             next_request: AtomicU64::new(1),
             sessions: Mutex::default(),
             early: Mutex::default(),
+            untold: Mutex::default(),
         })
     }
 
@@ -246,6 +251,8 @@ impl Desk {
         let mut reporter = Reporter::default();
         let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut again = interval(whereabouts::TELL_PAUSE);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut network = reach.as_ref().map(Reach::changed);
         loop {
             tokio::select! {
@@ -262,10 +269,11 @@ impl Desk {
                     self.handle(event, &mut reporter);
                 }
                 _ = tick.tick() => self.report(&mut reporter),
+                _ = again.tick(), if self.has_untold() => self.tell_untold(),
                 () = udp::changed(&mut network) => {
                     // The link may be of an address that is gone.
                     self.doubt.raise();
-                    self.tell_network();
+                    self.tell_all();
                 }
             }
         }
@@ -278,9 +286,8 @@ impl Desk {
                 tracing::debug!("signed in");
                 self.link.send_replace(LinkState::Up(queue));
                 self.report(reporter);
-                self.tell_relays();
                 // It may have changed while nobody could be told, or been told on a link that was dead already.
-                self.tell_network();
+                self.tell_all();
             }
             LinkEvent::Down(fault) => {
                 self.link.send_replace(LinkState::Down(Some(fault.clone())));
@@ -344,35 +351,6 @@ impl Desk {
     /// A session of ours went over to another transport.
     pub(super) fn moved(&self, session: SessionId, moved: PathMove) {
         self.tell(FromClient::Moved { session, moved: Box::new(moved) });
-    }
-
-    /// This client's network is another one: the agents of its sessions are told where it is now.
-    fn tell_network(&self) {
-        for (session, live) in lock(&self.sessions).iter().filter(|(_, it)| it.udp.is_searching()) {
-            self.tell_candidates(session, &live.udp);
-        }
-    }
-
-    /// The agent of this session is told where this client is now.
-    pub(super) fn tell_candidates(&self, session: &SessionId, udp: &SessionUdp) {
-        if let Some(candidates) = udp.candidates() {
-            self.tell(FromClient::Candidates { session: session.clone(), candidates });
-        }
-    }
-
-    /// The agent of this session is told where its relay is, if there is one.
-    pub(super) fn tell_relayed(&self, session: &SessionId, relayed: Option<Candidate>) {
-        if let Some(relayed) = relayed {
-            let (session, candidates) = (session.clone(), vec![relayed]);
-            self.tell(FromClient::Candidates { session, candidates });
-        }
-    }
-
-    /// What could not be told while the link was down.
-    fn tell_relays(&self) {
-        for (session, live) in lock(&self.sessions).iter() {
-            self.tell_relayed(session, *live.udp.relayed().borrow());
-        }
     }
 
     fn explain(&self, session: SessionId) {

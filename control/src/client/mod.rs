@@ -129,7 +129,7 @@ impl Client {
         timeout_at(deadline, known).await.unwrap_or_else(|_| Err(last_fault(&self.desk.link())))
     }
 
-    /// Has a session to `resource` held ready, ahead of its first use. Does not wait for it.
+    /// Has a session to `resource` held ready, ahead of its first use or as if it were used again. Does not wait for it.
     pub fn prepare(&self, resource: &str) {
         ready::keep(self, resource);
     }

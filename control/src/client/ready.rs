@@ -238,3 +238,19 @@ impl Owner {
 fn refused(resource: &str, fault: &Fault) {
     tracing::debug!(resource, %fault, "no session may be held ready");
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resource_that_is_prepared_again_counts_as_used_again() {
+        let shelf = Shelf::new(1);
+        assert!(shelf.claim("ssh").is_some());
+        advance(IN_USE - Duration::from_secs(1)).await;
+        assert!(shelf.claim("ssh").is_none(), "somebody keeps it ready already");
+        assert_eq!(shelf.in_use_until("ssh"), Some(Instant::now() + IN_USE));
+    }
+}

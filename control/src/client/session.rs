@@ -10,9 +10,9 @@ use switchback_shortpath::{
 };
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::DropGuard;
+use tokio_util::task::TaskTracker;
 
 use crate::client::desk::Ending;
 use crate::client::keeper::Phase;
@@ -172,6 +172,7 @@ impl ClientSession {
     }
 
     /// As [`Self::forward`], beginning with a connection that was accepted already, until there was none for `idle`.
+    /// What is still carried when this ends or is dropped goes on to its own end, as the session's end allows.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -181,12 +182,18 @@ impl ClientSession {
         listener: &TcpListener,
         idle: Duration,
     ) -> Result<(), Fault> {
-        let mut carried = JoinSet::new();
+        let carried = TaskTracker::new();
+        // It is waited for while there are more to come.
+        carried.close();
         let mut next = Some(first);
         loop {
             if let Some(carrying) = next.take().and_then(|stream| self.carrying(stream)) {
                 carried.spawn(carrying);
             }
+            let unused = async {
+                carried.wait().await;
+                sleep(idle).await;
+            };
             tokio::select! {
                 fault = self.closed() => {
                     let ours = self.0.closing.load(Ordering::Relaxed);
@@ -199,8 +206,7 @@ impl ClientSession {
                         sleep(ACCEPT_PAUSE).await;
                     }
                 },
-                Some(_) = carried.join_next() => {}
-                () = sleep(idle), if carried.is_empty() => return Ok(()),
+                () = unused => return Ok(()),
             }
         }
     }

@@ -3,11 +3,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::BASE64URL_NOPAD;
+use socket2::SockRef;
+use switchback_shortpath::session::CLOSE_NORMAL;
 use switchback_shortpath::{
     Channel, LegKind, Role, SessionConfig, SessionEvent, SessionHandle, SessionKey, server_config,
 };
-use tokio::io::{copy_bidirectional, duplex};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncReadExt, copy_bidirectional, duplex};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -219,6 +221,36 @@ async fn a_refusal_that_no_time_mends_ends_a_session_without_a_leg() {
     let fault = timeout(PATIENCE, session.closed()).await.unwrap();
     assert_eq!(fault.code, Code::GrantInvalid);
     assert_eq!(session.open_channel().unwrap_err().code, Code::GrantInvalid);
+}
+
+#[tokio::test]
+async fn what_had_arrived_is_delivered_when_a_session_ends_while_it_is_used() {
+    // All that the first window takes, and more than small socket buffers do.
+    const TAIL: usize = 256 * 1024;
+    const BUFFER: u32 = 4096;
+    let (side, opening) = OtherSide::grant(PATIENCE).await;
+    let (agent, mut events) = agent_end();
+    agent.attach(side.leg().await, LegKind::TcpReverse);
+    let session = timeout(PATIENCE, opening).await.unwrap().unwrap().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let application = TcpSocket::new_v4().unwrap();
+    application.set_recv_buffer_size(BUFFER).unwrap();
+    let mut application = application.connect(listener.local_addr().unwrap()).await.unwrap();
+    let (first, _) = listener.accept().await.unwrap();
+    SockRef::from(&first).set_send_buffer_size(BUFFER as usize).unwrap();
+    let used = tokio::spawn(async move {
+        session.forward_while_used(first, &listener, PATIENCE).await.unwrap_err()
+    });
+    let (_reader, mut writer) = incoming(&mut events).await.split();
+    writer.write(Bytes::from(vec![7; TAIL])).await.unwrap();
+    writer.finish();
+    timeout(PATIENCE, writer.delivered()).await.unwrap().unwrap();
+    agent.close(CLOSE_NORMAL);
+    let fault = timeout(PATIENCE, used).await.unwrap().unwrap();
+    assert_eq!(fault.code, Code::SessionClosed);
+    let mut tail = Vec::new();
+    timeout(PATIENCE, application.read_to_end(&mut tail)).await.unwrap().unwrap();
+    assert_eq!(tail.len(), TAIL);
 }
 
 fn told_of(session: &str, port: u16) -> ToClient {

@@ -38,7 +38,7 @@ const SETTLED_LINK: Duration = Duration::from_secs(1);
 /// A link that lived this long was a good one: the next attempt starts with a short pause again.
 const GOOD_LINK: Duration = Duration::from_secs(5);
 /// Messages queued per link at most; whoever sends more waits.
-const OUTGOING_MAX: usize = 256;
+pub(crate) const OUTGOING_MAX: usize = 256;
 
 /// What an owner learns of its link.
 #[derive(Debug)]

@@ -406,6 +406,15 @@ mod tests {
 
     use super::*;
 
+    impl SessionUdp {
+        /// Of an end that has an address at a relay.
+        pub(crate) fn relayed_at(relayed: Candidate) -> Arc<Self> {
+            let udp = Self::new(TransportPolicy::default(), None);
+            udp.relayed.send_replace(Some(relayed));
+            udp
+        }
+    }
+
     #[test]
     fn a_policy_keeps_what_it_forbids_from_carrying() {
         let allowed = |udp| {
