@@ -193,13 +193,11 @@ impl Tally {
         seq: u64,
     ) -> Result<bool, Fault> {
         let sent = usize::try_from(seq).ok().and_then(|seq| self.sent.get(seq.checked_sub(1)?));
-        let Some((sent, left_by)) = sent else { return Ok(false) };
+        let Some((sent, left_by)) = sent.cloned() else { return Ok(false) };
         let rtt = sent.elapsed();
-        let back_by = session.stats().transport;
-        let direct =
-            [left_by, &back_by].into_iter().flatten().filter(|by| is_direct(by)).count() == 2;
-        let not_direct = || [left_by, &back_by].into_iter().flatten().find(|by| !is_direct(by));
-        let label = if direct { back_by.as_ref() } else { not_direct() };
+        let known = [left_by, session.stats().transport];
+        let direct = known.iter().all(|by| by.as_deref().is_some_and(is_direct));
+        let label = known.iter().flatten().find(|by| direct || !is_direct(by));
         let label = label.map_or("no transport", String::as_str);
         let rtt_us = self.count(rtt, direct);
         if global.json {
