@@ -30,7 +30,7 @@ const DIRECT_LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Silence after which a session without standby has another leg dialled: nothing helps it until that is there.
 const COLD_SUSPECT_AFTER: Duration = Duration::from_millis(300);
 
-/// Where a session goes that nothing carries, in the words of [`SessionUdp::watch`].
+/// The "transport" of a session that nothing carries, where its moves are told.
 pub const PAUSED: &str = "paused";
 
 /// What an end knows and does about a session's UDP.
