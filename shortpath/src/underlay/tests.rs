@@ -449,7 +449,8 @@ struct Middle {
     rebind: Arc<AtomicBool>,
     drop_quic: Arc<AtomicBool>,
     drop_all: Arc<AtomicBool>,
-    /// Everything goes out twice, and back to its sender as well, and QUIC once more with a changed byte.
+    /// Everything goes out twice, and back to its sender as well, and QUIC once more with a changed byte. That comes last:
+    /// quinn gives up a connection whose very first packet is broken, and waits for another.
     replay: Arc<AtomicBool>,
     /// Nobody listens at `front`: the kernel answers with ICMP errors.
     closed: Arc<AtomicBool>,
@@ -495,23 +496,23 @@ impl Middle {
                 tokio::select! {
                     Ok((count, from)) = front.recv_from(&mut there) => {
                         client = Some(from);
-                        if flags[3].load(Ordering::Relaxed) {
-                            drop(back.send_to(&changed(&there[..count]), agent).await);
-                            drop(back.send_to(&there[..count], agent).await);
-                            drop(front.send_to(&there[..count], from).await);
-                        }
                         if !drops(&there[..count]) {
                             drop(back.send_to(&there[..count], agent).await);
                         }
+                        if flags[3].load(Ordering::Relaxed) {
+                            drop(back.send_to(&there[..count], agent).await);
+                            drop(front.send_to(&there[..count], from).await);
+                            drop(back.send_to(&changed(&there[..count]), agent).await);
+                        }
                     }
                     Ok((count, from)) = back.recv_from(&mut here) => {
-                        if let Some(client) = client.filter(|_| flags[3].load(Ordering::Relaxed)) {
-                            drop(front.send_to(&changed(&here[..count]), client).await);
-                            drop(front.send_to(&here[..count], client).await);
-                            drop(back.send_to(&here[..count], from).await);
-                        }
                         if let Some(client) = client.filter(|_| !drops(&here[..count])) {
                             drop(front.send_to(&here[..count], client).await);
+                        }
+                        if let Some(client) = client.filter(|_| flags[3].load(Ordering::Relaxed)) {
+                            drop(front.send_to(&here[..count], client).await);
+                            drop(back.send_to(&here[..count], from).await);
+                            drop(front.send_to(&changed(&here[..count]), client).await);
                         }
                     }
                     () = sleep(Duration::from_millis(10)) => {}
