@@ -67,13 +67,10 @@ impl Rtt {
     }
 
     /// What nineteen of twenty round trips stay below: one that a lost packet delayed does not count. With fewer samples
-    /// than that, the least and an eighth: the first of a leg hold what its handshake and busy ends took. From the eighth on a
-    /// twentieth, which ties with a leg as far away: an idle leg needs half a minute for twenty.
+    /// than that, the least and a twentieth: the first of a leg hold what its handshake and busy ends took, an idle leg needs
+    /// half a minute for twenty, and meanwhile it should tie with a leg as far away that has them.
     pub(super) fn p95(&self) -> Option<Duration> {
         self.smoothed?;
-        if self.is_young() {
-            return Some(self.min + self.min / 8);
-        }
         if self.recent.len() < TWENTY {
             return Some(self.min + self.min / 20);
         }
@@ -141,8 +138,8 @@ mod tests {
 
     #[test]
     fn one_delayed_round_trip_of_twenty_does_not_count_and_two_do() {
-        assert_eq!(of([40]).p95(), Some(ms(45)));
-        assert_eq!(of([40, 280, 40]).p95(), Some(ms(45)));
+        assert_eq!(of([40]).p95(), Some(ms(42)));
+        assert_eq!(of([40, 280, 40]).p95(), Some(ms(42)));
         assert_eq!(of([280].into_iter().chain([40; 7])).p95(), Some(ms(42)));
         assert_eq!(of([280].into_iter().chain([40; 19])).p95(), Some(ms(40)));
         assert_eq!(of([280, 280].into_iter().chain([40; 18])).p95(), Some(ms(280)));
