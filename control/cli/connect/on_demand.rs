@@ -3,12 +3,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Serialize;
-use switchback_control::client::{Client, ClientSession};
+use switchback_control::client::{Client, ClientSession, local};
 use switchback_control::invite::Invite;
 use switchback_control::wire::ResourceKind;
 use switchback_control::{Code, Fault};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,8 +17,6 @@ use crate::args::Global;
 use crate::output;
 use crate::stop::Stop;
 
-/// Pause after a failed accept: out of descriptors, as a rule, and one must be closed first.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A resource counts as used so often while connections to it may come: a client holds a session ready for ten minutes
 /// after the last use.
 const USED_EVERY: Duration = Duration::from_secs(60);
@@ -85,7 +83,9 @@ struct OnDemand<'a> {
 
 impl OnDemand<'_> {
     async fn serve(&self) -> Result<(), Fault> {
-        while let Some(first) = self.stopped.run_until_cancelled(self.accept()).await {
+        while let Some(first) =
+            self.stopped.run_until_cancelled(local::accept(&self.listener)).await
+        {
             match self.session_for(first).await {
                 Err(fault) if another_may_do(fault.code) => {
                     tracing::warn!(%fault, "no session now; the next local connection begins another");
@@ -96,24 +96,12 @@ impl OnDemand<'_> {
         Ok(())
     }
 
-    async fn accept(&self) -> TcpStream {
-        loop {
-            match self.listener.accept().await {
-                Ok((first, _)) => return first,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a local connection");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
     /// One session, from its first connection until it is used no more or lost, or the user ends the command.
     async fn session_for(&self, first: TcpStream) -> Result<(), Fault> {
         let session = match self.stopped.run_until_cancelled(self.open()).await {
             Some(Ok(session)) => session,
             other => {
-                turn_away(&first);
+                local::turn_away(&first);
                 return other.map_or(Ok(()), |opened| opened.map(drop));
             }
         };
@@ -140,13 +128,6 @@ impl OnDemand<'_> {
 /// resumed, but others can begin.
 fn another_may_do(code: Code) -> bool {
     code.is_temporary() || code == Code::GrantInvalid
-}
-
-/// Closes with a reset, so that the application learns that nothing was carried.
-fn turn_away(stream: &TcpStream) {
-    if let Err(error) = stream.set_zero_linger() {
-        tracing::debug!(%error, "a local connection could not be reset");
-    }
 }
 
 /// Nobody uses a session yet.

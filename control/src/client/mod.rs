@@ -7,6 +7,7 @@ mod desk;
 mod echo;
 mod keeper;
 mod legs;
+pub mod local;
 pub mod profile;
 mod ready;
 mod session;

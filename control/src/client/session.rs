@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use socket2::SockRef;
 use switchback_shortpath::{
     CarryEnd, CarryOutcome, Channel, ChannelError, OpenError, SessionHandle, carry, carry_stdio,
 };
@@ -16,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::client::desk::Ending;
 use crate::client::keeper::Phase;
-use crate::client::stdio;
+use crate::client::{local, stdio};
 use crate::code::{Code, Fault};
 use crate::dial::tcp;
 use crate::link::report::rtt_view;
@@ -24,9 +23,6 @@ use crate::reason;
 use crate::udp::flows;
 use crate::udp::session::{SessionUdp, is_direct};
 use crate::wire::{PathMove, ResourceKind, RttView, SessionId, TransportPolicy, UdpUse};
-
-/// Pause after a failed accept: out of descriptors, as a rule, and one must be closed first.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Between looks whether a session that must be direct is so: a tenth of what connecting takes.
 const DIRECT_LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -156,17 +152,8 @@ impl ClientSession {
     pub async fn forward(&self, listener: TcpListener) -> Result<(), Fault> {
         loop {
             tokio::select! {
-                fault = self.closed() => {
-                    let ours = self.0.closing.load(Ordering::Relaxed);
-                    return if ours { Ok(()) } else { Err(fault) };
-                }
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => self.carry(stream),
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a local connection");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                }
+                outcome = self.ended() => return outcome,
+                stream = local::accept(&listener) => self.carry(stream),
             }
         }
     }
@@ -195,17 +182,8 @@ impl ClientSession {
                 sleep(idle).await;
             };
             tokio::select! {
-                fault = self.closed() => {
-                    let ours = self.0.closing.load(Ordering::Relaxed);
-                    return if ours { Ok(()) } else { Err(fault) };
-                }
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => next = Some(stream),
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a local connection");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                },
+                outcome = self.ended() => return outcome,
+                stream = local::accept(listener) => next = Some(stream),
                 () = unused => return Ok(()),
             }
         }
@@ -217,10 +195,7 @@ impl ClientSession {
     /// Why the session ended, unless [`Self::close`] ended it.
     pub async fn forward_datagrams(&self, socket: UdpSocket) -> Result<(), Fault> {
         tokio::select! {
-            fault = self.closed() => {
-                let ours = self.0.closing.load(Ordering::Relaxed);
-                if ours { Ok(()) } else { Err(fault) }
-            }
+            outcome = self.ended() => outcome,
             Err(_) = flows::forward(&self.0.held.handle, socket) => Err(self.closed().await),
         }
     }
@@ -244,6 +219,12 @@ impl ClientSession {
             Ok(Phase::Over(fault)) => fault.clone(),
             _ => Code::SessionClosed.into(),
         }
+    }
+
+    /// Waits until the session is over; why, unless [`Self::close`] ended it.
+    async fn ended(&self) -> Result<(), Fault> {
+        let fault = self.closed().await;
+        if self.0.closing.load(Ordering::Relaxed) { Ok(()) } else { Err(fault) }
     }
 
     /// Ends the session for both ends; returns when the other end was told or cannot be.
@@ -298,7 +279,7 @@ impl ClientSession {
             Ok(channel) => channel,
             Err(fault) => {
                 tracing::warn!(session = %self.0.held.id, %fault, "local connection turned away");
-                reset(&stream);
+                local::turn_away(&stream);
                 return None;
             }
         };
@@ -350,7 +331,7 @@ fn fault_of(outcome: CarryOutcome, phase: &watch::Receiver<Phase>) -> Result<(),
         CarryEnd::Channel(ChannelError::Finished) => {
             Err(Code::Internal.because("the channel was used after its end"))
         }
-        CarryEnd::Socket(error) => local(&error),
+        CarryEnd::Socket(error) => local_fault(&error),
     }
 }
 
@@ -364,15 +345,9 @@ pub(super) fn reset_fault(error: ChannelError) -> Fault {
 }
 
 /// A local application may leave when it likes; anything else is worth telling.
-fn local(error: &io::Error) -> Result<(), Fault> {
+fn local_fault(error: &io::Error) -> Result<(), Fault> {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(()),
         _ => Err(Code::Internal.because(format!("local connection: {error}"))),
     }
-}
-
-/// Closes with a reset, so that the application learns that nothing was carried.
-fn reset(stream: &TcpStream) {
-    // If the option cannot be set the application sees an end instead of a reset.
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
