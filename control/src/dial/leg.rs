@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, ClientConfig, ServerConfig};
+use rustls::{AlertDescription, ClientConfig, ConnectionCommon, ServerConfig};
 use switchback_engine::{Refusal, hello};
 use switchback_shortpath::{ROUND_BYTES_MAX, Wide};
 use tokio::io::AsyncWriteExt;
@@ -94,13 +94,11 @@ pub(crate) async fn connect(
         Some(stream) => stream,
         None => dial_for(ticket, home).await?,
     };
-    timeout(CONNECT_TLS_TIMEOUT, TlsConnector::from(tls).connect(name, Wide::new(stream)))
+    let connecting =
+        TlsConnector::from(tls).connect_with(name, Wide::new(stream), |tls| take_rounds(tls));
+    timeout(CONNECT_TLS_TIMEOUT, connecting)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map(|mut stream| {
-            stream.get_mut().1.set_buffer_limit(Some(ROUND_BYTES_MAX));
-            stream
-        })
         .map_err(|error| explain(&error))
 }
 
@@ -126,14 +124,16 @@ pub(crate) async fn accept(
     stream: TcpStream,
     tls: Arc<ServerConfig>,
 ) -> Result<server::TlsStream<Wide<TcpStream>>, Fault> {
-    timeout(ACCEPT_TLS_TIMEOUT, TlsAcceptor::from(tls).accept(Wide::new(stream)))
+    let accepting = TlsAcceptor::from(tls).accept_with(Wide::new(stream), |tls| take_rounds(tls));
+    timeout(ACCEPT_TLS_TIMEOUT, accepting)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map(|mut stream| {
-            stream.get_mut().1.set_buffer_limit(Some(ROUND_BYTES_MAX));
-            stream
-        })
         .map_err(|error| explain(&error))
+}
+
+/// As much is encrypted at a time as a leg is given at once.
+fn take_rounds<D>(tls: &mut ConnectionCommon<D>) {
+    tls.set_buffer_limit(Some(ROUND_BYTES_MAX));
 }
 
 /// The refusal that a gateway's alert record holds, if these first bytes of a leg are one.
