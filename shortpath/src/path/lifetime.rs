@@ -13,6 +13,7 @@ use serde::Serialize;
 use stun_types::message::{BINDING, MessageClass, TransactionId};
 
 use super::message::{self, Writer};
+use super::probe::Probe;
 
 /// The interval before anything is known: RFC 8445 section 11's Tr.
 pub(super) const KEEPALIVE_START: Duration = Duration::from_secs(15);
@@ -107,8 +108,15 @@ impl LifetimeProbe {
         }
     }
 
-    /// An answer of the server. Anything else is ignored.
-    pub fn handle_packet(&mut self, now: Instant, source: SocketAddr, datagram: &[u8]) {
+    /// What was found so far.
+    #[must_use]
+    pub fn found(&self) -> MappingLifetime {
+        self.found
+    }
+}
+
+impl Probe for LifetimeProbe {
+    fn handle_packet(&mut self, now: Instant, source: SocketAddr, datagram: &[u8]) {
         let Some(message) = message::parse(datagram) else { return };
         let ours = self.id == Some(message.transaction_id()) && source == self.server;
         let Some(mapped) = message::mapped_address(&message).filter(|_| ours) else { return };
@@ -126,8 +134,7 @@ impl LifetimeProbe {
         self.step += 1;
     }
 
-    /// Time has passed.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    fn handle_timeout(&mut self, now: Instant) {
         if self.due.is_none_or(|due| due > now) {
             return;
         }
@@ -142,21 +149,12 @@ impl LifetimeProbe {
         self.due = Some(now + Duration::from_secs(1));
     }
 
-    /// When [`LifetimeProbe::handle_timeout`] is due; `None` when the probe has ended.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    fn poll_timeout(&self) -> Option<Instant> {
         self.due
     }
 
-    /// The next datagram for the server.
-    pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+    fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
         Some((self.server, self.transmit.take()?))
-    }
-
-    /// What was found so far.
-    #[must_use]
-    pub fn found(&self) -> MappingLifetime {
-        self.found
     }
 }
 

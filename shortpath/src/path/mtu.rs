@@ -13,6 +13,7 @@ use stun_types::message::{BINDING, MessageClass, TransactionId};
 
 use super::candidate::canonical;
 use super::message::{self, Writer, attribute};
+use super::probe::Probe;
 
 /// Sizes of the first round, bytes of IP packets: what IPv4 hosts must take (RFC 791), what IPv6 links must carry (RFC
 /// 8200), tunnels, PPPoE, Ethernet. Multiples of four, as STUN's attributes are.
@@ -74,8 +75,33 @@ impl MtuProbe {
         (self.tries, self.rounds) = (0, self.rounds + 1);
     }
 
-    /// An answer of the server. Anything else is ignored.
-    pub fn handle_packet(&mut self, now: Instant, source: SocketAddr, datagram: &[u8]) {
+    /// A round is over.
+    fn conclude(&mut self, now: Instant) {
+        let answered = self.sizes.iter().filter(|size| size.answered).map(|size| size.bytes).max();
+        self.largest = self.largest.max(answered);
+        let lost = self.sizes.iter().filter(|size| !size.answered).map(|size| size.bytes);
+        self.lost = lost.chain(self.lost).filter(|bytes| Some(*bytes) > self.largest).min();
+        let range = self.largest.zip(self.lost);
+        let closer = range.map_or(Vec::new(), |(good, bad)| between(good, bad));
+        if closer.is_empty() || self.rounds == 3 {
+            self.due = None;
+            return;
+        }
+        self.begin(&closer);
+        self.due = Some(now);
+        self.handle_timeout(now);
+    }
+
+    /// The largest IP packet that was answered, bytes, at most 1500, rounded down to four (below 1280 to eight); `None` if
+    /// none was.
+    #[must_use]
+    pub fn mtu(&self) -> Option<u16> {
+        self.largest
+    }
+}
+
+impl Probe for MtuProbe {
+    fn handle_packet(&mut self, now: Instant, source: SocketAddr, datagram: &[u8]) {
         let Some(message) = message::parse(datagram) else { return };
         if canonical(source) != self.server || !message.has_class(MessageClass::Success) {
             return;
@@ -89,8 +115,7 @@ impl MtuProbe {
         }
     }
 
-    /// Time has passed.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    fn handle_timeout(&mut self, now: Instant) {
         if self.due.is_none_or(|due| due > now) {
             return;
         }
@@ -109,39 +134,13 @@ impl MtuProbe {
         }
     }
 
-    /// A round is over.
-    fn conclude(&mut self, now: Instant) {
-        let answered = self.sizes.iter().filter(|size| size.answered).map(|size| size.bytes).max();
-        self.largest = self.largest.max(answered);
-        let lost = self.sizes.iter().filter(|size| !size.answered).map(|size| size.bytes);
-        self.lost = lost.chain(self.lost).filter(|bytes| Some(*bytes) > self.largest).min();
-        let range = self.largest.zip(self.lost);
-        let closer = range.map_or(Vec::new(), |(good, bad)| between(good, bad));
-        if closer.is_empty() || self.rounds == 3 {
-            self.due = None;
-            return;
-        }
-        self.begin(&closer);
-        self.due = Some(now);
-        self.handle_timeout(now);
-    }
-
-    /// When [`MtuProbe::handle_timeout`] is due; `None`: all is done. 3 s at most.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    /// All is done in 3 s at most.
+    fn poll_timeout(&self) -> Option<Instant> {
         self.due
     }
 
-    /// The next datagram for the server.
-    pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+    fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
         Some((self.server, self.transmits.pop_front()?))
-    }
-
-    /// The largest IP packet that was answered, bytes, at most 1500, rounded down to four (below 1280 to eight); `None` if
-    /// none was.
-    #[must_use]
-    pub fn mtu(&self) -> Option<u16> {
-        self.largest
     }
 }
 
