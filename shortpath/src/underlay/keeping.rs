@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::Inner;
 use super::exchange::{EAR, Ear, Heard};
-use super::ignored::count;
+use super::ignored;
 use super::interfaces::{Changes, host_candidates};
 use super::sockets::Bound;
 use crate::path::{
@@ -176,9 +176,7 @@ impl Keeping {
         let (local, remote) = (heard.route.local, heard.route.remote);
         if let Some((_, keeper)) = self.keepers.iter_mut().find(|(id, _)| *id == local) {
             keeper.handle_packet(now(), remote, &heard.datagram);
-            if keeper.take_astray() > 0 {
-                count(&self.inner.wire.counters.stun_astray);
-            }
+            ignored::add(&self.inner.wire.counters.stun_astray, keeper.take_astray());
         }
     }
 

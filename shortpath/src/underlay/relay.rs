@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::UnderlayConfig;
 use super::demux::segments;
-use super::ignored::count;
+use super::ignored::{add, count};
 use super::sockets::{Bound, open_in_range};
 use super::wire::Wire;
 use crate::path::{LocalId, Route, TurnClient, TurnConfig, TurnEvent, canonical};
@@ -202,9 +202,7 @@ impl Relay {
     fn take(&self, wire: &Wire, datagram: &[u8]) {
         let (data, forged) = self
             .with(|turn| (turn.client.handle_packet(now(), datagram), turn.client.take_forged()));
-        if forged > 0 {
-            count(&wire.counters.turn_forged);
-        }
+        add(&wire.counters.turn_forged, forged);
         if let Some((peer, payload)) = data {
             let route = Route { local: self.socket.id, remote: canonical(peer) };
             wire.unwrapped(route, &datagram[payload]);

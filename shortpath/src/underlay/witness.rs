@@ -54,7 +54,9 @@ impl Witness {
         }
         let Some(id) = header.get(1..=CID_LEN) else { return };
         let seen = u64::from(self.wire.forgotten()) << 32 | u64::from(number_of(id));
-        if self.last.swap(seen, Ordering::Relaxed) != seen {
+        // Read first: a line of memory that is not written stays shared.
+        if self.last.load(Ordering::Relaxed) != seen {
+            self.last.store(seen, Ordering::Relaxed);
             self.wire.learn(self.slot, id);
         }
     }
