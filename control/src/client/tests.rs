@@ -292,16 +292,24 @@ async fn candidates_that_come_before_their_session_is_admitted_are_held_for_it()
     opening.abort();
 }
 
+/// A client that opens a session without waiting for its link; why it got none.
+fn opening_at_once(broker: &FakeBroker) -> JoinHandle<Fault> {
+    let options = ClientOptions { ready_max: 0, ..ClientOptions::default() };
+    let client = Client::begin(broker.invite(InviteKind::Login), options).unwrap();
+    tokio::spawn(async move { client.open("ssh").await.map(drop).unwrap_err() })
+}
+
+async fn hears_its_refusal(link: &mut FakeLink, request: u64, opening: JoinHandle<Fault>) {
+    let (code, message) = (Code::ResourceUnknown, String::new());
+    link.send(&ToClient::Refused { request, code, message }).await;
+    let fault = timeout(PATIENCE, opening).await.unwrap().unwrap();
+    assert_eq!(fault.code, Code::ResourceUnknown);
+}
+
 #[tokio::test]
 async fn a_client_that_opens_at_once_asks_with_its_request_for_the_link() {
     let broker = FakeBroker::start().await;
-    let invite = broker.invite(InviteKind::Login);
-    let options = ClientOptions { ready_max: 0, ..ClientOptions::default() };
-    let client = Client::begin(invite, options).unwrap();
-    let refused = tokio::spawn({
-        let client = client.clone();
-        async move { client.open("ssh").await.map(drop).unwrap_err() }
-    });
+    let opening = opening_at_once(&broker);
     // What it takes for its gateway is dialled as well; only the link shakes hands.
     let stream = loop {
         if let Some(stream) = broker.accept().await {
@@ -311,28 +319,16 @@ async fn a_client_that_opens_at_once_asks_with_its_request_for_the_link() {
     let (mut link, word) = FakeBroker::upgrade_with_word::<FromClient>(stream).await;
     let FromClient::Open { request, resource, .. } = word else { panic!("{word:?}") };
     assert_eq!(resource, "ssh");
-    let (code, message) = (Code::ResourceUnknown, String::new());
-    link.send(&ToClient::Refused { request, code, message }).await;
-    let fault = timeout(PATIENCE, refused).await.unwrap().unwrap();
-    assert_eq!(fault.code, Code::ResourceUnknown);
+    hears_its_refusal(&mut link, request, opening).await;
 }
 
 #[tokio::test]
 async fn a_client_that_opens_at_once_says_so_again_on_the_link_of_a_broker_without_first_words() {
     let broker = FakeBroker::start().await;
-    let invite = broker.invite(InviteKind::Login);
-    let options = ClientOptions { ready_max: 0, ..ClientOptions::default() };
-    let client = Client::begin(invite, options).unwrap();
-    let refused = tokio::spawn({
-        let client = client.clone();
-        async move { client.open("ssh").await.map(drop).unwrap_err() }
-    });
+    let opening = opening_at_once(&broker);
     let mut link = broker.link().await;
     let FromClient::Open { request, .. } = link.receive().await else { panic!("it opens first") };
-    let (code, message) = (Code::ResourceUnknown, String::new());
-    link.send(&ToClient::Refused { request, code, message }).await;
-    let fault = timeout(PATIENCE, refused).await.unwrap().unwrap();
-    assert_eq!(fault.code, Code::ResourceUnknown);
+    hears_its_refusal(&mut link, request, opening).await;
 }
 
 #[tokio::test]

@@ -361,6 +361,11 @@ fn a_throttled_direct_leg_loses_bulk_to_a_relay() {
     assert!(read > 12_000_000, "{read}");
 }
 
+/// Whether the client's leg on this link is given bulk.
+fn takes_bulk(pair: &Pair, link: usize) -> bool {
+    pair.leg(link, CLIENT).is_some_and(|leg| pair.ends[CLIENT].session.takes_bulk(leg))
+}
+
 #[test]
 fn bulk_moves_to_a_faster_leg_that_starves_beside_the_present_one() {
     let mut pair = Pair::new(&SessionConfig::default());
@@ -371,11 +376,8 @@ fn bulk_moves_to_a_faster_leg_that_starves_beside_the_present_one() {
     pair.run(ms(500));
     assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpDirect));
     // One processor for both: alone the relayed one has twice the rate of the other.
-    let takes = |pair: &Pair, link| {
-        pair.leg(link, CLIENT).is_some_and(|leg| pair.ends[CLIENT].session.takes_bulk(leg))
-    };
     for _ in 0..400 {
-        let both = takes(&pair, relayed) && takes(&pair, direct);
+        let both = takes_bulk(&pair, relayed) && takes_bulk(&pair, direct);
         pair.set_rate(relayed, if both { 1_000_000 } else { 4_000_000 });
         bulk(&mut pair, channel, ms(10));
     }
@@ -392,11 +394,8 @@ fn bulk_between(relayed_rate: u64, direct_rate: u64) -> (Pair, Option<LegKind>) 
     let channel = pair.open(CLIENT).unwrap();
     pair.run(ms(500));
     assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpDirect));
-    let takes = |pair: &Pair, link| {
-        pair.leg(link, CLIENT).is_some_and(|leg| pair.ends[CLIENT].session.takes_bulk(leg))
-    };
     for _ in 0..450 {
-        let share = 1 + u64::from(takes(&pair, relayed) && takes(&pair, direct));
+        let share = 1 + u64::from(takes_bulk(&pair, relayed) && takes_bulk(&pair, direct));
         pair.set_rate(relayed, relayed_rate / share);
         pair.set_rate(direct, direct_rate / share);
         bulk(&mut pair, channel, ms(10));
@@ -437,17 +436,14 @@ fn interactive_bytes_stay_on_the_selected_leg_while_another_has_all_bulk() {
     let direct = pair.link_of(UdpDirect, fair(ms(10)), NOW);
     let (large, small) = (pair.open(CLIENT).unwrap(), pair.open(CLIENT).unwrap());
     pair.run(ms(1000));
-    let takes = |pair: &Pair, link| {
-        pair.leg(link, CLIENT).is_some_and(|leg| pair.ends[CLIENT].session.takes_bulk(leg))
-    };
     let alone = (0..400).find(|_| {
         bulk(&mut pair, large, ms(10));
-        takes(&pair, relayed) && !takes(&pair, direct)
+        takes_bulk(&pair, relayed) && !takes_bulk(&pair, direct)
     });
     assert!(alone.is_some(), "the other leg never had all bulk");
     // What the direct leg still has in its queue goes first.
     bulk(&mut pair, large, ms(200));
-    assert!(takes(&pair, relayed) && !takes(&pair, direct), "not for long enough");
+    assert!(takes_bulk(&pair, relayed) && !takes_bulk(&pair, direct), "not for long enough");
     pair.write(CLIENT, small, 10);
     pair.run(ms(50));
     pair.read(AGENT, small);
