@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{Global, secret};
 use crate::resource_spec::{self, ResourceSpec};
 use crate::stop::Stop;
-use crate::udp_args::{Dscp, Networks, PortRange};
+use crate::udp_args::{Copies, Dscp, Networks, PortRange};
 use crate::{account, config_file, output, tuning};
 
 const ROOT_STATE: &str = "/var/lib/switchback-agent";
@@ -77,6 +77,10 @@ pub(crate) struct AgentArgs {
     /// Mark UDP packets with this code point, a name or 0-63; a resource's `dscp` goes before it [default: none]
     #[arg(long, value_name = "NAME|0-63", env = "SWITCHBACK_DSCP")]
     dscp: Option<Dscp>,
+    /// What second copies of small writes may cost while a path is lossy or little known: a share of the session's bytes in
+    /// percent or a rate in kbit/s, whichever is more; or `off` [default: 3,64]
+    #[arg(long, value_name = "PERCENT,KBIT/S|off", env = "SWITCHBACK_REDUNDANCY")]
+    redundancy: Option<Copies>,
     /// Where this agent keeps its key [default: /var/lib/switchback-agent as root, else
     /// $XDG_STATE_HOME/switchback/agent]
     #[arg(long, value_name = "DIR", env = "SWITCHBACK_STATE")]
@@ -103,9 +107,18 @@ impl AgentArgs {
             udp_networks: self.udp_networks.or(file.udp_networks),
             no_port_mapping: self.no_port_mapping || file.no_port_mapping,
             dscp: self.dscp.or(file.dscp),
+            redundancy: self.redundancy.or(file.redundancy),
             state: self.state.or(file.state),
             config: self.config,
         })
+    }
+
+    fn options(&self) -> Result<AgentOptions, Fault> {
+        let mut options = AgentOptions { udp: self.udp()?, ..AgentOptions::default() };
+        if let Some(Copies(limits)) = self.redundancy {
+            options.session.redundancy = limits;
+        }
+        Ok(options)
     }
 
     fn udp(&self) -> Result<UdpOptions, Fault> {
@@ -188,7 +201,7 @@ struct Offering<'a> {
 /// Runs `agent`.
 pub(crate) async fn run(args: AgentArgs, global: &Global) -> Result<(), Fault> {
     let args = args.with_file()?;
-    let options = AgentOptions { udp: args.udp()?, ..AgentOptions::default() };
+    let options = args.options()?;
     let config = args.into_config()?;
     let mut stop = Stop::listen()?;
     announce(&config, global)?;

@@ -170,7 +170,7 @@ async fn open(args: &ConnectArgs, invite: Invite) -> Result<(Port, ClientSession
 fn options(args: &ConnectArgs, ready_max: usize) -> ClientOptions {
     ClientOptions {
         start_within: args.start_timeout,
-        session: SessionConfig { resume_window: args.resume_window, ..SessionConfig::default() },
+        session: SessionConfig { resume_window: args.resume_window, ..args.udp.session() },
         udp: args.udp.options(),
         ready_max,
     }

@@ -77,7 +77,8 @@ struct Reply<'a> {
 pub(crate) async fn run(args: PingArgs, global: &Global) -> Result<(), Fault> {
     let invite = account::invite(global)?;
     let mut stop = Stop::listen()?;
-    let options = ClientOptions { udp: args.udp.options(), ..ClientOptions::default() };
+    let (udp, session) = (args.udp.options(), args.udp.session());
+    let options = ClientOptions { udp, session, ..ClientOptions::default() };
     let opening =
         async { Client::connect_with(invite, options).await?.open_echo(&args.name).await };
     let session = tokio::select! {

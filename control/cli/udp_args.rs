@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use serde::{Deserialize, Deserializer};
+use switchback_control::client::{Redundancy, SessionConfig};
 use switchback_control::udp::{NetworkFilter, UdpOptions};
 use switchback_engine::Tuning;
 
@@ -26,9 +27,22 @@ pub(crate) struct UdpArgs {
     /// Mark UDP packets with this code point: ef, af11 to af43, cs0 to cs7, le, va, default or 0-63 [default: none]
     #[arg(long, value_name = "NAME|0-63", env = "SWITCHBACK_DSCP")]
     dscp: Option<Dscp>,
+    /// What second copies of small writes may cost while a path is lossy or little known: a share of the session's bytes in
+    /// percent or a rate in kbit/s, whichever is more; or `off` [default: 3,64]
+    #[arg(long, value_name = "PERCENT,KBIT/S|off", env = "SWITCHBACK_REDUNDANCY")]
+    redundancy: Option<Copies>,
 }
 
 impl UdpArgs {
+    /// How a client's session is held.
+    pub(crate) fn session(&self) -> SessionConfig {
+        let mut config = SessionConfig::default();
+        if let Some(Copies(limits)) = self.redundancy {
+            config.redundancy = limits;
+        }
+        config
+    }
+
     /// What they come to, for a client.
     pub(crate) fn options(&self) -> UdpOptions {
         UdpOptions {
@@ -98,6 +112,37 @@ impl FromStr for Dscp {
     }
 }
 
+/// What second copies of small writes may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Copies(pub(crate) Option<Redundancy>);
+
+impl FromStr for Copies {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let wanted = || format!("`{text}` must be `off` or PERCENT,KBIT/S such as 3,64");
+        let (percent, kbit) = text.split_once(',').ok_or_else(wanted)?;
+        let percent: u8 = percent.trim().parse().map_err(|_| wanted())?;
+        let kbit: u32 = kbit.trim().parse().map_err(|_| wanted())?;
+        if percent > 100 || kbit > REDUNDANCY_KBIT_MAX {
+            return Err(format!("at most 100 percent and {REDUNDANCY_KBIT_MAX} kbit/s"));
+        }
+        Ok(Self(Some(Redundancy { percent, bytes_per_second: kbit * 125 })))
+    }
+}
+
+/// Most a user may allow, kbit/s: more than small writes ever come to, and its bytes fit their counter.
+const REDUNDANCY_KBIT_MAX: u32 = 1_000_000;
+
+impl<'de> Deserialize<'de> for Copies {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl<'de> Deserialize<'de> for Dscp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
@@ -141,6 +186,17 @@ mod tests {
         assert_eq!("10".parse(), Ok(Dscp(10)));
         for text in ["64", "best", "", "ef,mss=1400"] {
             assert!(text.parse::<Dscp>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_cost_of_copies_is_a_share_and_a_rate_or_nothing() {
+        assert_eq!("3,64".parse(), Ok(Copies(Some(Redundancy::default()))));
+        assert_eq!("off".parse(), Ok(Copies(None)));
+        let generous = Redundancy { percent: 100, bytes_per_second: 125_000_000 };
+        assert_eq!("100, 1000000".parse(), Ok(Copies(Some(generous))));
+        for text in ["", "3", "on", "101,64", "3,1000001", "-1,64", "3%,64"] {
+            assert!(text.parse::<Copies>().is_err(), "{text}");
         }
     }
 

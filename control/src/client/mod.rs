@@ -27,7 +27,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use echo::{EchoSender, PROBE_BYTES_MAX, PROBE_BYTES_MIN, echo};
 pub use session::{ClientSession, SessionFigures};
-pub use switchback_shortpath::SessionConfig;
+pub use switchback_shortpath::{Redundancy, SessionConfig};
 
 use crate::code::{Code, Fault};
 use crate::dial::leg::Ahead;
