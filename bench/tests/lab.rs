@@ -517,6 +517,27 @@ fn the_command_line_runs_changes_and_shows_a_lab() {
 }
 
 #[test]
+fn a_user_namespace_is_enough_for_a_lab() {
+    let alone = |command: &[&str]| {
+        Command::new("unshare").arg("--map-root-user").arg("--net").args(command).output()
+    };
+    let may = alone(&["true"]).is_ok_and(|output| output.status.success());
+    if skip() || lab::skip((!may).then(|| "no user namespaces here".to_owned())) {
+        return;
+    }
+    let own = env!("CARGO_BIN_EXE_switchback-bench");
+    let status = format!("{own} lab status --json");
+    let run = [own, "lab", "run", "double-nat", "--", "sh", "-c", &status];
+    let output = alone(&run).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let status: lab::Status = serde_json::from_str(text.trim()).unwrap();
+    assert_eq!(status.topology, "double-nat");
+    assert!(status.links.iter().any(|link| link.name == "server"), "{text}");
+}
+
+#[test]
 fn the_command_line_explains_what_it_cannot_do() {
     for (arguments, hint) in [
         (&["run", "ring", "--", "true"][..], "pair, double-nat"),

@@ -3,10 +3,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::scene::{Scene, echo};
+use super::scene::{Scene, bulk, echo};
 use crate::support::eventually;
 
 const PAIR: &str = "pair:client-link=delay=10ms,agent-link=delay=10ms";
+/// The client's provider lets a tenth of what its link carries be UDP.
+const POLICED: &str =
+    "pair:client-link=delay=10ms,rate=40mbit,udp-rate=4mbit,agent-link=delay=10ms";
 const DIRECT: &str = "UDP (Shortpath)";
 const TCP: &str = "TCP (Reverse-Connect)";
 
@@ -68,6 +71,20 @@ fn explained(topology: &str, blocked: bool, client: &[&str], agent: &[&str]) {
         };
         (has("client", client) && has("agent", agent)).then_some(())
     });
+}
+
+#[test]
+fn bulk_leaves_a_direct_path_that_polices_udp_for_tcp_and_explain_says_why() {
+    let Some(scene) = Scene::start(POLICED) else { return };
+    let session = scene.connect();
+    let mut stream = session.dial();
+    echo(&mut stream, 100, 20);
+    scene.expect_transport(DIRECT);
+    bulk(session.dial(), 8 << 20);
+    let mut told = (1..).map(|number| session.told(number));
+    told.find(|moved| moved["to"] == TCP && moved["cause"] == "throttled").expect("it is told");
+    let explained = scene.explained();
+    assert!(explained.contains("throttled"), "{explained}");
 }
 
 #[test]
