@@ -1018,6 +1018,28 @@ fn an_idle_session_is_back_on_a_healed_direct_path_within_seconds() {
 }
 
 #[test]
+fn keepalives_lost_while_nothing_is_said_demote_nothing() {
+    for quiet in [1, 8, 25] {
+        let mut pair = Pair::new(&SessionConfig::default());
+        pair.link_of(TcpReverse, Weather::fair(ms(20)), NOW);
+        let direct = pair.link_of(UdpDirect, Weather::fair(ms(10)), NOW);
+        let mut echo = Echo::new(pair, ms(20));
+        echo.run(Duration::from_secs(3));
+        echo.pair.run(Duration::from_secs(2));
+        let before = echo.pair.ends.each_ref().map(|end| end.moves.len());
+        [CLIENT, AGENT].into_iter().for_each(|end| echo.pair.blackhole(direct, end));
+        echo.pair.run(Duration::from_secs(quiet));
+        echo.pair.heal(direct, ms(200));
+        echo.pair.finds_lost(direct, 3);
+        assert_eq!(echo.leg(), Some(UdpDirect), "{quiet} s");
+        echo.run(Duration::from_secs(30));
+        assert_eq!(echo.leg(), Some(UdpDirect), "{quiet} s");
+        let moves = echo.pair.ends.each_ref().map(|end| end.moves.clone());
+        assert_eq!(moves.each_ref().map(Vec::len), before, "{quiet} s: {moves:?}");
+    }
+}
+
+#[test]
 fn legs_that_are_as_good_as_each_other_do_not_take_turns() {
     for seed in 0..6 {
         let mut pair = Pair::seeded(&SessionConfig::default(), seed);

@@ -19,6 +19,8 @@ const AVERAGED: f64 = 256.0;
 /// Or over this much time, whichever is less: a path that stands by carries a few packets a second, and what was lost when it
 /// was dead for a moment must not be held against it for minutes.
 const AVERAGED_OVER: Duration = Duration::from_secs(5);
+/// Packets below which a loss tells little, however long they took: the keepalives of an idle path that was dead for a moment.
+const TELLING: f64 = 32.0;
 /// Loss was *recently seen* for this long: at 1 % of 100 packets a second it comes once a second.
 const RECENT: Duration = Duration::from_secs(10);
 /// What finding a loss takes beyond a round trip: the next message reveals it.
@@ -49,8 +51,10 @@ impl Path {
             let before = self.sent_at.replace(now).unwrap_or(now);
             let elapsed = now.saturating_duration_since(before).as_secs_f64();
             let (sent, lost) = (sent as f64, if given_up { 0.0 } else { lost as f64 });
-            let share = (sent / AVERAGED).max(elapsed / AVERAGED_OVER.as_secs_f64()).min(1.0);
-            self.loss += (lost / sent - self.loss) * share;
+            let worse = lost / sent - self.loss;
+            let most = if worse > 0.0 { sent / TELLING } else { 1.0 };
+            let by_time = (elapsed / AVERAGED_OVER.as_secs_f64()).min(most);
+            self.loss += worse * by_time.max(sent / AVERAGED).min(1.0);
         }
         let before = self.black_holes;
         self.black_holes = before.max(figures.black_holes);
@@ -102,6 +106,18 @@ mod tests {
             note(&mut path, start + Duration::from_secs(second), 1_100 + 2 * second, 80);
         }
         assert!(path.loss_ppm() < 30_000, "{}", path.loss_ppm());
+    }
+
+    #[test]
+    fn lost_keepalives_of_an_idle_path_say_little_of_what_it_is_worth() {
+        let (mut path, start) = (Path::default(), Instant::now());
+        note(&mut path, start, 1_000, 0);
+        // A transport finds all that was lost when it hears again.
+        for second in 1..=20 {
+            note(&mut path, start + Duration::from_secs(second), 1_000 + second, 0);
+        }
+        note(&mut path, start + Duration::from_secs(22), 1_022, 20);
+        assert!(path.loss_ppm() < 70_000, "{}", path.loss_ppm());
     }
 
     #[test]
