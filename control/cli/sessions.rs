@@ -223,6 +223,7 @@ const LOSS_FIGURES: &[(&str, LossFigure)] = &[
     ("of them, came first", |it| it.dup_won.to_string()),
     ("waiting saved, estimated", |it| human::micros(it.ms_saved.saturating_mul(1000))),
     ("MTU black holes", |it| it.black_holes.to_string()),
+    ("datagrams dropped", |it| it.datagrams_dropped.to_string()),
 ];
 
 /// A figure of a leg as people read it; `None` if the kernel does not tell.

@@ -137,14 +137,16 @@ async fn tcp_echo() -> SocketAddr {
     address
 }
 
-/// Sends every datagram back, with the address that it came from as seen there in front.
+/// Sends every datagram back, but for `who`, which is answered with the address that it came from.
 async fn udp_echo() -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     tokio::spawn(async move {
         let mut buffer = [0; 65_536];
         while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            let _ = socket.send_to(&buffer[..length], from).await;
+            let (said, seen_as) = (&buffer[..length], from.to_string());
+            let answer = if said == b"who" { seen_as.as_bytes() } else { said };
+            let _ = socket.send_to(answer, from).await;
         }
     });
     address
@@ -486,21 +488,49 @@ async fn a_udp_service_answers_each_local_address_by_itself() {
     world.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_asks_from_a_new_port_each_time_is_always_answered() {
+    let world = World::start(UdpOptions::off()).await;
+    let client = world.client(UdpOptions::off()).await;
+    let session = client.open("game").await.unwrap();
+    let port = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = port.local_addr().unwrap();
+    let forwarding = session.clone();
+    let forwarded = tokio::spawn(async move { forwarding.forward_datagrams(port).await });
+    // One that is in use throughout keeps its flow, and so its address at the service.
+    let busy = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    busy.connect(address).await.unwrap();
+    let seen_as = answer_to(&busy, "who").await;
+    for number in 0..700 {
+        let resolver = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        resolver.connect(address).await.unwrap();
+        ask(&resolver, &number.to_string()).await;
+        if number % 100 == 0 {
+            assert_eq!(answer_to(&busy, "who").await, seen_as, "after {number}");
+        }
+    }
+    session.close().await;
+    assert_eq!(soon(forwarded).await.unwrap(), Ok(()));
+    world.end().await;
+}
+
 /// Datagrams may be lost, so a question is asked until it is answered.
-async fn ask(player: &UdpSocket, question: &str) {
+async fn answer_to(player: &UdpSocket, question: &str) -> String {
     let mut answer = [0; 64];
     soon(async {
         loop {
             player.send(question.as_bytes()).await.unwrap();
             let heard = timeout(Duration::from_millis(500), player.recv(&mut answer)).await;
-            if let Ok(Ok(length)) = heard
-                && &answer[..length] == question.as_bytes()
-            {
-                return;
+            if let Ok(Ok(length)) = heard {
+                return String::from_utf8_lossy(&answer[..length]).into_owned();
             }
         }
     })
-    .await;
+    .await
+}
+
+async fn ask(player: &UdpSocket, question: &str) {
+    soon(async { while answer_to(player, question).await != question {} }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

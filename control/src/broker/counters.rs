@@ -60,6 +60,7 @@ struct LossCounters {
     dup_won: Counter,
     ms_saved: Counter,
     black_holes: Counter,
+    datagrams_dropped: Counter,
 }
 
 impl Losses {
@@ -70,6 +71,7 @@ impl Losses {
         sums.dup_won.add_many(counted.dup_won);
         sums.ms_saved.add_many(counted.ms_saved);
         sums.black_holes.add_many(counted.black_holes);
+        sums.datagrams_dropped.add_many(counted.datagrams_dropped);
     }
 
     /// Clients' sums and agents'.
@@ -80,6 +82,7 @@ impl Losses {
             dup_won: sums.dup_won.get(),
             ms_saved: sums.ms_saved.get(),
             black_holes: sums.black_holes.get(),
+            datagrams_dropped: sums.datagrams_dropped.get(),
         })
     }
 }

@@ -72,6 +72,7 @@ pub fn figures(
             dup_won: stats.dup_won,
             ms_saved: stats.ms_saved,
             black_holes: stats.black_holes,
+            datagrams_dropped: stats.datagrams_dropped,
         },
     }
 }
@@ -139,6 +140,7 @@ mod tests {
                 dup_won: u64::MAX,
                 ms_saved: u64::MAX,
                 black_holes: u64::MAX,
+                datagrams_dropped: u64::MAX,
             },
         };
         (report, Secret::new("g".repeat(800)))

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,8 @@ use tokio::time::{Instant, sleep_until};
 /// A flow that carries nothing for this long is forgotten: RFC 4787 REQ-5 asks NATs for two minutes at least, and a service
 /// that is silent for longer keeps itself alive for NATs anyway.
 pub(crate) const FLOW_IDLE: Duration = Duration::from_secs(120);
-/// Flows of one local port: applications have a few; a scanner of the local port gets no more.
+/// Flows of one local port: applications have a few, and one that asks from a new port each time (DNS) has more than needed.
+/// Beyond, the one that was quiet for longest gives its place.
 const FLOWS_MAX: usize = 256;
 /// Datagrams from one local address that wait for its flow's task.
 const WAITING_MAX: usize = 64;
@@ -25,17 +27,15 @@ const READ_PAUSE: Duration = Duration::from_millis(50);
 
 /// Carries what comes to `socket` in flows of the session, one for each address that sends, until the session is over.
 pub(crate) async fn forward(session: &SessionHandle, socket: UdpSocket) -> Result<(), OpenError> {
-    let socket = Arc::new(socket);
-    let (ended, mut endings) = mpsc::channel(FLOWS_MAX);
-    let mut flows: HashMap<SocketAddr, mpsc::Sender<Bytes>> = HashMap::new();
+    let mut flows = Flows::new(Arc::new(socket));
     let mut buffer = vec![0; DATAGRAM_MAX + 1];
     loop {
         let (length, from) = tokio::select! {
-            Some(address) = endings.recv() => {
-                flows.remove(&address);
+            Some((address, number)) = flows.endings.recv() => {
+                flows.end(address, number);
                 continue;
             }
-            read = socket.recv_from(&mut buffer) => match read {
+            read = flows.socket.recv_from(&mut buffer) => match read {
                 Ok(read) => read,
                 Err(error) => {
                     tracing::debug!(%error, "the local UDP port cannot be read");
@@ -44,30 +44,107 @@ pub(crate) async fn forward(session: &SessionHandle, socket: UdpSocket) -> Resul
                 }
             },
         };
-        let datagram = Bytes::copy_from_slice(&buffer[..length]);
-        let queue = match flows.get(&from) {
-            Some(queue) => queue,
-            None if flows.len() >= FLOWS_MAX => {
-                tracing::debug!(%from, "too many addresses send to the local UDP port");
-                continue;
+        flows.carry(session, from, Bytes::copy_from_slice(&buffer[..length]))?;
+    }
+}
+
+/// The flows of a local port.
+struct Flows {
+    socket: Arc<UdpSocket>,
+    open: HashMap<SocketAddr, Open>,
+    /// An address may have a flow again before it is known that its last one has ended, so flows have numbers.
+    number: u64,
+    ended: mpsc::Sender<(SocketAddr, u64)>,
+    endings: mpsc::Receiver<(SocketAddr, u64)>,
+}
+
+/// A flow as its port knows it. Dropping it ends the flow.
+struct Open {
+    number: u64,
+    queue: mpsc::Sender<Bytes>,
+    used: Arc<Used>,
+}
+
+impl Flows {
+    fn new(socket: Arc<UdpSocket>) -> Self {
+        let (ended, endings) = mpsc::channel(FLOWS_MAX);
+        Self { socket, open: HashMap::new(), number: 0, ended, endings }
+    }
+
+    fn end(&mut self, address: SocketAddr, number: u64) {
+        if self.open.get(&address).is_some_and(|open| open.number == number) {
+            self.open.remove(&address);
+        }
+    }
+
+    fn carry(
+        &mut self,
+        session: &SessionHandle,
+        from: SocketAddr,
+        datagram: Bytes,
+    ) -> Result<(), OpenError> {
+        if !self.open.contains_key(&from) {
+            if self.open.len() >= FLOWS_MAX {
+                self.make_room();
             }
-            None => match session.open_datagrams() {
-                Ok(flow) => {
-                    let (queue, waiting) = mpsc::channel(WAITING_MAX);
-                    let (socket, ended) = (socket.clone(), ended.clone());
-                    tokio::spawn(async move {
-                        carry(flow, &socket, from, waiting).await;
-                        // The port is closed already.
-                        let _ = ended.send(from).await;
-                    });
-                    flows.entry(from).or_insert(queue)
-                }
-                Err(OpenError::ChannelLimit) => continue,
+            match session.open_datagrams() {
+                Ok(flow) => self.begin(flow, from),
+                // The session's other channels leave none. The place is free once both ends know; until then datagrams are
+                // lost, as they may be.
+                Err(OpenError::ChannelLimit) => self.make_room(),
                 Err(error) => return Err(error),
-            },
-        };
-        // Full: the session takes no more just now, and datagrams may be lost.
-        let _ = queue.try_send(datagram);
+            }
+        }
+        if let Some(open) = self.open.get(&from) {
+            open.used.now();
+            // Full: the session takes no more just now.
+            let _ = open.queue.try_send(datagram);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, flow: DatagramFlow, from: SocketAddr) {
+        let (queue, waiting) = mpsc::channel(WAITING_MAX);
+        let used = Arc::new(Used::new());
+        self.number += 1;
+        let (number, ended) = (self.number, self.ended.clone());
+        let (socket, mark) = (Arc::clone(&self.socket), Arc::clone(&used));
+        tokio::spawn(async move {
+            carry(flow, &socket, from, waiting, &mark).await;
+            // The port is closed already.
+            let _ = ended.send((from, number)).await;
+        });
+        self.open.insert(from, Open { number, queue, used });
+    }
+
+    /// Ends the flow that has been quiet for longest.
+    fn make_room(&mut self) {
+        let quiet = self.open.iter().min_by_key(|(_, open)| open.used.last());
+        if let Some(address) = quiet.map(|(address, _)| *address) {
+            tracing::debug!(%address, "many addresses send to the local UDP port; the quietest gives its place");
+            self.open.remove(&address);
+        }
+    }
+}
+
+/// When a flow last carried anything, either way.
+struct Used {
+    since: Instant,
+    micros: AtomicU64,
+}
+
+impl Used {
+    fn new() -> Self {
+        Self { since: Instant::now(), micros: AtomicU64::new(0) }
+    }
+
+    fn now(&self) {
+        let micros = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.micros.store(micros, Ordering::Relaxed);
+    }
+
+    fn last(&self) -> Instant {
+        self.since + Duration::from_micros(self.micros.load(Ordering::Relaxed))
     }
 }
 
@@ -77,6 +154,7 @@ async fn carry(
     socket: &UdpSocket,
     address: SocketAddr,
     mut waiting: mpsc::Receiver<Bytes>,
+    used: &Used,
 ) {
     let mut idle_at = Instant::now() + FLOW_IDLE;
     loop {
@@ -92,6 +170,7 @@ async fn carry(
             }
             datagram = flow.recv() => {
                 let Some(datagram) = datagram else { return };
+                used.now();
                 // An application that left makes ICMP errors, which are no reason to end its flow before its time.
                 let _ = socket.send_to(&datagram, address).await;
             }

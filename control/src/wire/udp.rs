@@ -254,6 +254,8 @@ pub struct LossCounts {
     pub ms_saved: u64,
     /// Times that QUIC found packets of full size vanishing on a path that carries small ones, and went back to small ones.
     pub black_holes: u64,
+    /// Datagrams of UDP services that it dropped, as they would have been late or too many.
+    pub datagrams_dropped: u64,
 }
 
 impl LossCounts {
@@ -272,6 +274,7 @@ impl LossCounts {
             dup_won: self.dup_won.saturating_sub(before.dup_won),
             ms_saved: self.ms_saved.saturating_sub(before.ms_saved),
             black_holes: self.black_holes.saturating_sub(before.black_holes),
+            datagrams_dropped: self.datagrams_dropped.saturating_sub(before.datagrams_dropped),
         }
     }
 }

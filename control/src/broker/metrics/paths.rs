@@ -44,7 +44,7 @@ pub(super) fn write(page: &mut Page, app: &App) {
 /// What ends report of a figure, as a metric.
 type Loss = (&'static str, &'static str, fn(&LossCounts) -> f64);
 
-const LOSSES: [Loss; 5] = [
+const LOSSES: [Loss; 6] = [
     (
         "switchback_session_dup_sent_total",
         "Second copies of frames that ends of sessions sent.",
@@ -65,6 +65,11 @@ const LOSSES: [Loss; 5] = [
         "switchback_session_mtu_black_holes_total",
         "Times QUIC found packets of full size vanishing on a path that carries small ones.",
         |counts| counts.black_holes as f64,
+    ),
+    (
+        "switchback_session_datagrams_dropped_total",
+        "Datagrams of UDP services that ends dropped, as they would have been late or too many.",
+        |counts| counts.datagrams_dropped as f64,
     ),
 ];
 

@@ -89,7 +89,14 @@ async fn what_ends_count_about_loss_is_shown_per_session_and_summed_once() {
     let held = client.open("ssh").await.ok().unwrap();
     let mut last = LossCounts::default();
     for dup_sent in [3, 3, 7] {
-        last = LossCounts { dup_sent, dup_bytes: 448, dup_won: 2, ms_saved: 90, black_holes: 1 };
+        last = LossCounts {
+            dup_sent,
+            dup_bytes: 448,
+            dup_won: 2,
+            ms_saved: 90,
+            black_holes: 1,
+            datagrams_dropped: 5,
+        };
         let told = SessionReport { loss: last, ..report(&held.session, None) };
         client.say(&FromClient::Report { sessions: vec![told] }).await;
     }
@@ -103,6 +110,7 @@ async fn what_ends_count_about_loss_is_shown_per_session_and_summed_once() {
         "switchback_session_dup_won_total{end=\"client\"} 2",
         "switchback_session_saved_seconds_total{end=\"client\"} 0.09",
         "switchback_session_mtu_black_holes_total{end=\"client\"} 1",
+        "switchback_session_datagrams_dropped_total{end=\"client\"} 5",
         "switchback_session_dup_sent_total{end=\"agent\"} 0",
     ] {
         assert!(page.contains(line), "{line}: {page}");
