@@ -250,6 +250,12 @@ impl Leg {
         }
     }
 
+    /// A copy is to leave as a datagram at `at`.
+    pub(super) fn space(&mut self, at: Instant, id: ChannelId, range: Range<u64>) {
+        let place = self.spaced.partition_point(|(other, ..)| *other <= at);
+        self.spaced.insert(place, (at, id, range));
+    }
+
     /// The PING to send now, if one is due.
     pub(super) fn take_ping(&mut self, now: Instant, config: &SessionConfig) -> Option<u64> {
         let due = self.ping_wanted || self.ping_at(config).is_some_and(|at| at <= now);
@@ -413,5 +419,22 @@ impl Leg {
         assert!(self.copies.len() <= COPIES_MAX);
         assert!(self.spaced.len() + self.ripe.len() <= COPIES_MAX);
         assert!(self.echo.len() <= ECHO_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_leave_when_they_are_due_whatever_was_asked_for_first() {
+        let now = Instant::now();
+        let mut leg = Leg::new(now, LegKind::UdpDirect);
+        let id = ChannelId::new(1).unwrap();
+        for (due, at) in [(30, 0), (10, 1), (20, 2), (10, 3)] {
+            leg.space(now + Duration::from_millis(due), id, at..at + 1);
+        }
+        let order: Vec<_> = leg.spaced.iter().map(|(_, _, range)| range.start).collect();
+        assert_eq!(order, [1, 3, 2, 0]);
     }
 }

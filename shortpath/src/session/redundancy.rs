@@ -90,12 +90,12 @@ impl Session {
         let spacing = leg.rtt.smoothed().map_or(SPACING, |rtt| SPACING.max(rtt / 12));
         match after {
             Some(Duration::ZERO) => leg.ripe.push_back((id, range.clone())),
-            Some(after) => leg.spaced.push_back((now + after, id, range.clone())),
+            Some(after) => leg.space(now + after, id, range.clone()),
             None => leg.push_copy(Copy::Bytes(id, range.clone())),
         }
         // While a lost original holds back its stream, a copy is all there is of the messages behind it.
         if let Some(after) = after.filter(|_| more) {
-            leg.spaced.push_back((now + after + spacing * 2, id, range));
+            leg.space(now + after + spacing * 2, id, range);
         }
     }
 
