@@ -14,6 +14,10 @@ const RELAY: &str = "UDP (Relay)";
 const TCP: &str = "TCP (Reverse-Connect)";
 const MIB: usize = 1 << 20;
 
+/// What a person takes for dead, and what a session that waits for one transport's own timers exceeds. What is usual is 100
+/// times less; the bench measures that.
+const SILENCE_MAX: Duration = Duration::from_secs(8);
+
 /// Runs an echo of 100/s and a transfer both ways, lets something happen to the network in their midst, and expects every
 /// byte at its place.
 fn while_busy(topology: &str, happen: impl FnOnce(&Scene)) {
@@ -36,6 +40,7 @@ fn busy_in(scene: &Scene, messages: u32, happen: impl FnOnce()) {
     let longest = measured.join().expect("the echo ends well");
     busy.join().expect("the transfer ends well");
     println!("longest silence of the echo: {longest:?}");
+    assert!(longest < SILENCE_MAX, "the echo was silent for {longest:?}");
 }
 
 #[test]
@@ -131,6 +136,27 @@ fn a_client_that_roams_loses_no_byte() {
         client.readdress("192.168.1.2/24", "192.168.1.77/24").unwrap();
         scene.expect_transport(DIRECT);
     });
+}
+
+#[test]
+fn a_session_without_any_network_resumes_on_another_one() {
+    let Some(scene) = Scene::start(PAIR) else { return };
+    let session = scene.connect();
+    let mut interactive = session.dial();
+    let through = session.dial();
+    echo(&mut interactive, 100, 20);
+    let busy = thread::spawn(move || bulk(through, 16 * MIB));
+    let measured = thread::spawn(move || echo(&mut interactive, 100, 1_000));
+    let link = scene.lab.link("client");
+    link.set("blackhole").unwrap();
+    thread::sleep(Duration::from_secs(3));
+    scene.lab.host("client").readdress("192.168.1.2/24", "192.168.1.77/24").unwrap();
+    thread::sleep(Duration::from_secs(2));
+    link.set("blackhole=off").unwrap();
+    scene.expect_transport(DIRECT);
+    let silence = measured.join().expect("the echo ends well");
+    busy.join().expect("the transfer ends well");
+    assert!(silence >= Duration::from_secs(5) && silence < Duration::from_secs(5) + SILENCE_MAX);
 }
 
 #[test]
