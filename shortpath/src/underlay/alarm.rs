@@ -39,21 +39,31 @@ impl Alarm {
 
 /// Looks of all sessions together in a second. One is some dozen packets. Where more sessions are not heard at once, the
 /// machine or its network is out of breath, and looking harder would take the rest of it.
-const LOOKS: u32 = 64;
+pub(super) const LOOKS: u32 = 64;
+/// Checks of all sessions together in a second: five that begin may ask as fast as RFC 8445 lets one (200/s), and most
+/// need some dozen in all. Where hundreds begin at once, answers would come later than checks are repeated, and nothing
+/// else would come through; a check that is left out is repeated like one that was lost.
+pub(super) const CHECKS: u32 = 1_000;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What is left of the looks of all sessions.
-#[derive(Debug, Default)]
-pub(super) struct Looks {
+/// What all sessions together may still do in this second.
+#[derive(Debug)]
+pub(super) struct Allowance {
+    most: u32,
     filled: Option<Instant>,
     left: u32,
 }
 
-impl Looks {
-    /// Whether a session may look now.
+impl Allowance {
+    /// So many a second.
+    pub(super) fn of(most: u32) -> Self {
+        Self { most, filled: None, left: most }
+    }
+
+    /// Whether a session may now.
     pub(super) fn take(&mut self, now: Instant) -> bool {
         if self.filled.is_none_or(|at| now.saturating_duration_since(at) >= SECOND) {
-            (self.filled, self.left) = (Some(now), LOOKS);
+            (self.filled, self.left) = (Some(now), self.most);
         }
         let some = self.left > 0;
         self.left = self.left.saturating_sub(1);
@@ -81,7 +91,7 @@ mod tests {
     }
     #[test]
     fn a_thousand_sessions_that_are_not_heard_look_no_more_often_than_a_few() {
-        let (start, mut looks, mut taken) = (Instant::now(), Looks::default(), 0);
+        let (start, mut looks, mut taken) = (Instant::now(), Allowance::of(LOOKS), 0);
         for at in 0..10_000 {
             taken += u32::from(looks.take(start + Duration::from_millis(at)));
         }

@@ -2,16 +2,18 @@
 mod relays;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::Connection;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::alarm::Alarm;
+use super::alarm::{Alarm, Allowance};
+use super::demux::is_request;
 use super::endpoint;
 use super::exchange::{EAR, Ear, Heard};
+use super::ignored::count;
 use super::keeping::Known;
 use super::paths::{SlotId, token_of};
 use super::relay::Relay;
@@ -349,7 +351,7 @@ impl Driver {
 
     /// Whatever is known may be of yesterday: pairs, allocations, and our own addresses.
     fn look_everywhere(&mut self, now: Instant) {
-        if !self.inner.looks.lock().unwrap_or_else(PoisonError::into_inner).take(now) {
+        if !allows(&self.inner.looks) {
             return;
         }
         self.searches.iter_mut().for_each(|search| search.finder.doubt(now));
@@ -378,6 +380,10 @@ impl Driver {
 
     fn send_checks(&mut self, at: usize) {
         while let Some((route, datagram)) = self.searches[at].finder.poll_transmit() {
+            if is_request(&datagram) && !allows(&self.inner.checks) {
+                count(&self.inner.wire.counters.checks_held);
+                continue;
+            }
             self.inner.wire.send_stun(&self.ear, route, &datagram);
         }
     }
@@ -630,6 +636,11 @@ fn serves_locally(leg: LegKind, role: Role, candidate: CandidateKind) -> bool {
         (LegKind::UdpManaged, Role::Agent) => candidate == CandidateKind::Managed,
         _ => candidate != CandidateKind::Managed,
     }
+}
+
+/// Takes one of what all sessions together may still do.
+fn allows(allowance: &Mutex<Allowance>) -> bool {
+    allowance.lock().unwrap_or_else(PoisonError::into_inner).take(now())
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub(super) struct Counters {
     pub(super) stun_astray: AtomicU64,
     pub(super) garbage: AtomicU64,
     pub(super) overflow: AtomicU64,
+    pub(super) checks_held: AtomicU64,
     pub(super) socket_errors: AtomicU64,
 }
 
@@ -42,6 +43,8 @@ pub struct Ignored {
     pub garbage: u64,
     /// Dropped as the receiver was behind.
     pub overflow: u64,
+    /// Checks left out, as all sessions together had sent as many in this second as they may.
+    pub checks_held: u64,
     /// What sockets said when they were to send or receive: no route, no buffers, forbidden by a firewall. ICMP errors are
     /// not among them: the kernel does not tell them to sockets that are not connected, and ours are not.
     pub socket_errors: u64,
@@ -50,7 +53,7 @@ pub struct Ignored {
 impl Ignored {
     /// Each by its name.
     #[must_use]
-    pub const fn by_name(&self) -> [(&'static str, u64); 11] {
+    pub const fn by_name(&self) -> [(&'static str, u64); 12] {
         [
             ("stun_unclaimed", self.stun_unclaimed),
             ("quic_unknown_token", self.quic_unknown_token),
@@ -62,6 +65,7 @@ impl Ignored {
             ("stun_astray", self.stun_astray),
             ("garbage", self.garbage),
             ("overflow", self.overflow),
+            ("checks_held", self.checks_held),
             ("socket_error", self.socket_errors),
         ]
     }
@@ -81,6 +85,7 @@ impl Counters {
             stun_astray: read(&self.stun_astray),
             garbage: read(&self.garbage),
             overflow: read(&self.overflow),
+            checks_held: read(&self.checks_held),
             socket_errors: read(&self.socket_errors),
         }
     }

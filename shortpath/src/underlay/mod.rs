@@ -56,7 +56,7 @@ use crate::path::{Candidate, IceCredentials, KeeperView, MappingLifetime, Networ
 use crate::session::Role;
 use crate::shell::SessionHandle;
 use crate::tls::SessionKey;
-use alarm::Looks;
+use alarm::{Allowance, CHECKS, LOOKS};
 use driver::{Driver, Signal};
 use endpoint::Quic;
 pub use ignored::Ignored;
@@ -126,7 +126,8 @@ struct Inner {
     known: watch::Sender<Known>,
     /// Some session is not heard: what is known may be of yesterday.
     doubt: Notify,
-    looks: Mutex<Looks>,
+    looks: Mutex<Allowance>,
+    checks: Mutex<Allowance>,
     stop: CancellationToken,
 }
 
@@ -146,7 +147,8 @@ impl Underlay {
             quic,
             known,
             doubt: Notify::new(),
-            looks: Mutex::default(),
+            looks: Mutex::new(Allowance::of(LOOKS)),
+            checks: Mutex::new(Allowance::of(CHECKS)),
             stop,
         });
         keeping::look(&inner);
