@@ -37,6 +37,8 @@ pub(super) struct Meter {
     busy_since: Option<Instant>,
     /// Since when a busy leg is not loaded.
     drained_at: Option<Instant>,
+    /// When it last had brought all it was given, but for little.
+    emptied_at: Option<Instant>,
     /// Where the present rate window began.
     window: Option<(Instant, u64)>,
     rate: Option<(u64, Instant)>,
@@ -159,6 +161,11 @@ impl Meter {
         self.window = self.window.map(|_| (now, self.seen));
     }
 
+    /// It has been without a load since then: what it achieved is what it was given.
+    pub(super) fn was_empty_since(&self, since: Instant) -> bool {
+        !self.is_loaded() || self.emptied_at.is_some_and(|at| at > since)
+    }
+
     fn measure(&mut self, now: Instant) {
         if !self.is_busy(now) {
             self.busy_since = None;
@@ -173,8 +180,11 @@ impl Meter {
             self.rate = Some((smoothed, now));
             self.window = Some((now, self.seen));
         }
-        if !self.is_loaded() && self.busy_since.is_some() {
-            self.drained_at.get_or_insert(now);
+        if !self.is_loaded() {
+            self.emptied_at = Some(now);
+            if self.busy_since.is_some() {
+                self.drained_at.get_or_insert(now);
+            }
         }
     }
 }

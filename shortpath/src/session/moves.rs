@@ -317,12 +317,13 @@ impl Leg {
 }
 
 /// What a trial beside the selected leg has shown, since then and beyond the bytes brought before: not that the leg is faster,
-/// nor that it is much slower. One that was never busy for long brought what it was given, or was given nothing: the selected
-/// one takes what it can hold, which may be all there is, however slowly it brings that.
+/// nor that it is much slower. One that was without a load brought what it was given: the selected one takes what it can hold,
+/// which may be all there is, however slowly it brings that.
 fn may_be_as_good(leg: &Leg, since: Instant, before: u64, to_beat: u64) -> bool {
+    let starved = leg.meter.was_empty_since(since);
     match leg.meter.rate().filter(|(_, at)| *at > since) {
-        Some((rate, _)) => rate >= to_beat / 4 && !is_faster(rate, to_beat),
-        None => !leg.meter.is_loaded() || leg.meter.brought() - before >= LOADED,
+        Some((rate, _)) => !is_faster(rate, to_beat) && (starved || rate >= to_beat / 4),
+        None => starved || leg.meter.brought() - before >= LOADED,
     }
 }
 
