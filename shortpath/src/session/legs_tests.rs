@@ -411,6 +411,57 @@ fn bulk_takes_a_leg_that_is_a_fifth_faster_and_stays_for_less_than_a_tenth() {
 }
 
 #[test]
+fn another_leg_is_tried_beside_one_that_brings_all_it_has_before_more_comes() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let relayed = pair.link_of(TcpReverse, Weather::fair(ms(2)), NOW);
+    pair.link_of(UdpDirect, Weather::fair(ms(1)), NOW);
+    let channel = pair.open(CLIENT).unwrap();
+    pair.run(ms(500));
+    assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpDirect));
+    let tried = (0..200).any(|_| {
+        bulk(&mut pair, channel, ms(10));
+        let leg = pair.leg(relayed, CLIENT).unwrap();
+        pair.ends[CLIENT].session.takes_bulk(leg)
+    });
+    assert!(tried);
+}
+
+#[test]
+fn bulk_moves_past_a_preferred_leg_that_has_not_shown_its_rate() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let fair = |rate, delay| Weather { rate: Some(rate), ..Weather::fair(delay) };
+    pair.link_of(TcpReverse, fair(4_000_000, ms(20)), NOW);
+    pair.link_of(UdpRelay, fair(250_000, ms(20)), NOW);
+    pair.link_of(UdpDirect, fair(250_000, ms(10)), NOW);
+    let channel = pair.open(CLIENT).unwrap();
+    pair.run(ms(500));
+    assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpDirect));
+    let before = pair.ends[CLIENT].moves.len();
+    bulk(&mut pair, channel, Duration::from_secs(8));
+    let moves: Vec<_> = pair.ends[CLIENT].moves[before..].iter().map(|(to, ..)| *to).collect();
+    assert_eq!(moves, [TcpReverse]);
+}
+
+#[test]
+fn bulk_moves_to_a_faster_leg_that_is_left_little_beside_one_with_a_long_queue() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let fair = |rate, delay| Weather { rate: Some(rate), ..Weather::fair(delay) };
+    // Its queue takes a whole window of the session, and is filled first.
+    pair.link_of(UdpDirect, fair(100_000_000, ms(1)), NOW);
+    pair.link_of(TcpReverse, fair(300_000_000, ms(2)), NOW);
+    let channel = pair.open(CLIENT).unwrap();
+    pair.run(ms(500));
+    assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpDirect));
+    let moved = (0..350).any(|_| {
+        pair.write(CLIENT, channel, 4_000_000);
+        pair.run(ms(10));
+        pair.read(AGENT, channel);
+        pair.ends[CLIENT].session.figures(pair.now).leg == Some(TcpReverse)
+    });
+    assert!(moved);
+}
+
+#[test]
 fn a_leg_that_lost_bulk_is_not_tried_for_it_at_once() {
     let mut pair = Pair::new(&SessionConfig::default());
     let weather = |rate, delay| Weather { rate: Some(rate), ..Weather::fair(delay) };

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 /// Outstanding bytes, more than interactive use makes, from which on a leg is busy with bulk: its round trips show its own queue, and its rate can be told.
 pub(super) const LOADED: u64 = 16 * 1024;
+/// A leg stays busy that is loaded again within this. A fast link brings all it was given before the application, which wants
+/// the same processor, has its next turn; what is written at its own pace, as frames of video are, pauses for longer.
+const BREATH: Duration = Duration::from_millis(10);
 /// Least time over which a rate is taken: several round trips of most paths.
 const RATE_OVER: Duration = Duration::from_millis(250);
 /// Bytes handed over within this time share a mark.
@@ -32,6 +35,10 @@ pub(super) struct Meter {
     marks: VecDeque<(u64, Instant)>,
     progress_at: Option<Instant>,
     busy_since: Option<Instant>,
+    /// Since when a busy leg is not loaded.
+    drained_at: Option<Instant>,
+    /// When it last had brought all it was given, but for little.
+    emptied_at: Option<Instant>,
     /// Where the present rate window began.
     window: Option<(Instant, u64)>,
     rate: Option<(u64, Instant)>,
@@ -48,10 +55,20 @@ impl Meter {
             }
             _ => self.marks.push_back((self.sent, now)),
         }
-        if self.is_loaded() && self.busy_since.is_none() {
-            self.busy_since = Some(now);
-            self.window = Some((now, self.seen));
+        if self.is_loaded() {
+            let rested = !self.is_busy(now);
+            self.drained_at = None;
+            if rested {
+                self.busy_since = Some(now);
+                self.window = Some((now, self.seen));
+            }
         }
+    }
+
+    /// It has been loaded without a pause that counts, until now.
+    fn is_busy(&self, now: Instant) -> bool {
+        let rests = |at: Instant| now.saturating_duration_since(at) > BREATH;
+        self.busy_since.is_some() && !self.drained_at.is_some_and(rests)
     }
 
     /// The peer has `total` counted bytes of this leg. `Err`: more than were sent.
@@ -111,9 +128,14 @@ impl Meter {
         self.progress_at
     }
 
-    /// Since when the leg has been busy without a pause.
-    pub(super) fn busy_since(&self) -> Option<Instant> {
-        self.busy_since
+    /// Since when the leg has been busy without a pause that counts.
+    pub(super) fn busy_since(&self, now: Instant) -> Option<Instant> {
+        self.busy_since.filter(|_| self.is_busy(now))
+    }
+
+    /// [`Self::busy_since`] of a leg that is loaded now.
+    pub(super) fn loaded_since(&self) -> Option<Instant> {
+        self.busy_since.filter(|_| self.drained_at.is_none())
     }
 
     /// Bytes a second achieved when last busy, and when that was.
@@ -139,7 +161,16 @@ impl Meter {
         self.window = self.window.map(|_| (now, self.seen));
     }
 
+    /// It has been without a load since then: what it achieved is what it was given.
+    pub(super) fn was_empty_since(&self, since: Instant) -> bool {
+        !self.is_loaded() || self.emptied_at.is_some_and(|at| at > since)
+    }
+
     fn measure(&mut self, now: Instant) {
+        if !self.is_busy(now) {
+            self.busy_since = None;
+            self.window = None;
+        }
         let Some((began, at)) = self.window else { return };
         let elapsed = now.saturating_duration_since(began);
         if elapsed >= RATE_OVER {
@@ -150,8 +181,10 @@ impl Meter {
             self.window = Some((now, self.seen));
         }
         if !self.is_loaded() {
-            self.busy_since = None;
-            self.window = None;
+            self.emptied_at = Some(now);
+            if self.busy_since.is_some() {
+                self.drained_at.get_or_insert(now);
+            }
         }
     }
 }
@@ -208,6 +241,43 @@ mod tests {
         }
         let rate = meter.rate().unwrap().0;
         assert!((1_500_000..2_500_000).contains(&rate), "{rate}");
+    }
+
+    /// Whether a leg that is given `bytes` each `every`, and brings them within a millisecond, is busy after a second; and
+    /// what its rate is.
+    fn bursts(bytes: u64, every: Duration) -> (bool, Option<u64>) {
+        let (mut meter, start) = (Meter::default(), Instant::now());
+        let (mut now, mut sent) = (start, 0);
+        while now < start + ms(1_100) {
+            sent += bytes;
+            meter.carries(now, bytes);
+            meter.seen(now + ms(1), sent).unwrap();
+            now += every;
+        }
+        let since = meter.busy_since(now);
+        (since.is_some_and(|since| since == start), meter.rate().map(|(rate, _)| rate))
+    }
+
+    #[test]
+    fn a_leg_that_brings_all_it_has_before_it_is_given_more_is_busy() {
+        let (busy, rate) = bursts(1_000_000, ms(5));
+        assert!(busy);
+        assert!((190_000_000..=210_000_000).contains(&rate.unwrap()), "{rate:?}");
+    }
+
+    #[test]
+    fn frames_of_video_keep_no_leg_busy() {
+        assert_eq!(bursts(100_000, ms(33)), (false, None));
+    }
+
+    #[test]
+    fn a_leg_at_rest_is_not_busy() {
+        let (mut meter, start) = (Meter::default(), Instant::now());
+        meter.carries(start, LOADED);
+        assert_eq!(meter.loaded_since(), Some(start));
+        meter.seen(start + ms(1), LOADED).unwrap();
+        assert_eq!((meter.loaded_since(), meter.busy_since(start + ms(2))), (None, Some(start)));
+        assert_eq!(meter.busy_since(start + ms(20)), None);
     }
 
     #[test]

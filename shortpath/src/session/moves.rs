@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::core::{Event, Session, Stage};
 use super::leg::Leg;
+use super::meter::LOADED;
 use super::select::select;
 use super::words::{LegId, LegKind, MoveCause};
 
@@ -72,8 +73,8 @@ struct Trial {
 /// How far a trial has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
-    /// The selected leg carries bulk, too.
-    Beside,
+    /// The selected leg carries bulk, too: since when, and what the leg on trial had brought by then.
+    Beside(Instant, u64),
     /// It carries none any more, but what it was given before.
     Settling,
     /// Nor that: since when, and what the leg on trial had brought by then.
@@ -158,7 +159,7 @@ impl Session {
     /// The trial has all bulk: only as long as nothing depends on that.
     fn is_alone(&self, trial: &Trial) -> bool {
         let brings = |leg: &Leg| leg.may_carry() && leg.health.suspicion.is_none();
-        trial.part != Part::Beside
+        !matches!(trial.part, Part::Beside(..))
             && matches!(self.stage, Stage::Open)
             && self.legs.get(&trial.leg).is_some_and(brings)
     }
@@ -168,7 +169,7 @@ impl Session {
         if let Some(trial) = &self.course.trial {
             return Some(trial.until);
         }
-        let busy = self.busy_at()?;
+        let busy = self.selected_leg()?.meter.loaded_since()? + BUSY;
         let next = self.rivals().filter_map(|id| self.legs.get(&id)?.trial_at).min();
         let untried = self.rivals().any(|id| self.legs[&id].trial_at.is_none());
         if untried { Some(busy) } else { next.map(|at| at.max(busy)) }
@@ -182,7 +183,8 @@ impl Session {
             }
             return;
         }
-        if self.busy_at().is_none_or(|at| at > now) {
+        let busy_since = self.selected_leg().and_then(|leg| leg.meter.busy_since(now));
+        if busy_since.is_none_or(|since| since + BUSY > now) {
             return;
         }
         let known = |id: LegId| {
@@ -201,15 +203,14 @@ impl Session {
         let due = |id: &LegId| self.legs[id].trial_at.is_none_or(|at| at <= now);
         let untried = self.rivals().find(due);
         if let Some(rival) = untried {
-            let (until, part) = (now + TRIAL, Part::Beside);
+            let brought = self.legs[&rival].meter.brought();
+            let (until, part) = (now + TRIAL, Part::Beside(now, brought));
             self.course.trial = Some(Trial { leg: rival, part, until, against, to_beat });
         }
     }
 
-    /// When the selected leg has been busy long enough to look for another.
-    fn busy_at(&self) -> Option<Instant> {
-        let leg = self.selected().and_then(|id| self.legs.get(&id))?;
-        leg.meter.busy_since().map(|since| since + BUSY)
+    fn selected_leg(&self) -> Option<&Leg> {
+        self.selected().and_then(|id| self.legs.get(&id))
     }
 
     /// Legs that may carry bulk instead of the selected one.
@@ -232,14 +233,13 @@ impl Session {
 
     /// What comes after a part of a trial: the move, the next part, or the end.
     fn go_on_with(&mut self, now: Instant, trial: Trial) {
-        let rate = self.rate(trial.leg);
         let trusted = self.rivals().any(|id| id == trial.leg);
         let backlog = self.backlog(trial.against);
         let Some(leg) = self.legs.get_mut(&trial.leg).filter(|_| trusted) else {
             return self.end_trial(now, trial);
         };
         let (part, lasts) = match trial.part {
-            Part::Beside if rate >= trial.to_beat / 4 && !is_faster(rate, trial.to_beat) => {
+            Part::Beside(since, before) if may_be_as_good(leg, since, before, trial.to_beat) => {
                 let trip = leg.rtt.smoothed().unwrap_or_default();
                 (Part::Settling, SETTLE + (trip + backlog).min(SETTLE_MORE))
             }
@@ -248,7 +248,7 @@ impl Session {
                 leg.meter.takes_rate(now, since, brought);
                 return self.end_trial(now, trial);
             }
-            Part::Beside => return self.end_trial(now, trial),
+            Part::Beside(..) => return self.end_trial(now, trial),
         };
         self.course.trial = Some(Trial { part, until: now + lasts, ..trial });
     }
@@ -284,6 +284,14 @@ impl Session {
             leg.trial_at = Some(now + TRIAL_PAUSE);
             leg.health.promote();
         }
+        // Others would take over by preference, and have not shown that they are as fast.
+        let best = self.rate(rival);
+        let others = self.legs.iter_mut().filter(|(id, _)| **id != rival && **id != slow);
+        let slower = others.filter(|(_, leg)| {
+            let shown = leg.meter.rate().is_some_and(|(rate, _)| rate >= best);
+            !shown && !leg.health.is_demoted(now)
+        });
+        slower.for_each(|(_, leg)| leg.health.demote(now));
         self.choose(now);
         if self.selected() != Some(slow) && backlog > trip * 2 + BACKLOG {
             self.reclaim(slow);
@@ -305,6 +313,17 @@ impl Leg {
         let pause = TRIAL_PAUSE * 2_u32.pow(self.trials.min(4));
         self.trials += 1;
         self.trial_at = Some(now + pause.min(TRIAL_PAUSE_MAX));
+    }
+}
+
+/// What a trial beside the selected leg has shown, since then and beyond the bytes brought before: not that the leg is faster,
+/// nor that it is much slower. One that was without a load brought what it was given: the selected one takes what it can hold,
+/// which may be all there is, however slowly it brings that.
+fn may_be_as_good(leg: &Leg, since: Instant, before: u64, to_beat: u64) -> bool {
+    let starved = leg.meter.was_empty_since(since);
+    match leg.meter.rate().filter(|(_, at)| *at > since) {
+        Some((rate, _)) => !is_faster(rate, to_beat) && (starved || rate >= to_beat / 4),
+        None => starved || leg.meter.brought() - before >= LOADED,
     }
 }
 
