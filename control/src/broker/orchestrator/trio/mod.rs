@@ -10,6 +10,7 @@ mod connection;
 mod end;
 #[path = "../../../../../shortpath/src/path/lab.rs"]
 mod lab;
+mod random;
 mod wires;
 mod world;
 
