@@ -109,6 +109,18 @@ impl Session {
             legs.map(|(id, leg)| leg.candidate(now, *id, Some(*id) == selected)).collect();
         self.course.selected = select(selected, &candidates, !self.begun);
         self.announce(now);
+        self.leave_nothing(selected);
+    }
+
+    /// A leg in quarantine that had to carry, as there was no other, is not suspected a second time: what it still carries when
+    /// another takes over leaves again there.
+    fn leave_nothing(&mut self, before: Option<LegId>) {
+        let left = before.filter(|id| self.course.selected != Some(*id));
+        let untrusted =
+            |id: &LegId| self.legs.get(id).is_some_and(|leg| leg.health.is_quarantined());
+        if let Some(left) = left.filter(untrusted) {
+            self.reclaim(left);
+        }
     }
 
     fn announce(&mut self, now: Instant) {
