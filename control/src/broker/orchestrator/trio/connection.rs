@@ -7,12 +7,13 @@ use switchback_shortpath::PathFigures;
 
 use super::{KEEPALIVE, QUIC_HANDSHAKE, QUIC_IDLE};
 
-/// First byte of its packets: with a frame, with one that need not come, with none, and a keepalive and its answer.
+/// First byte of its packets: with a frame, with one that need not come, with none, a keepalive and its answer, and the end.
 const FRAME: u8 = 0xC0;
 const LOOSE: u8 = 0xC1;
 const ACK: u8 = 0xC2;
 const PING: u8 = 0xC3;
 const PONG: u8 = 0xC4;
+pub(super) const CLOSE: u8 = 0xC5;
 const HEAD: usize = 13;
 
 /// How long it waits before anything is known of the round trip, and at least (RFC 9002 sections 6.2.2 and 6.2.1).
@@ -58,9 +59,18 @@ pub(super) type Packet<'a> = (u8, u32, u64, &'a [u8]);
 
 pub(super) fn read(bytes: &[u8]) -> Option<Packet<'_>> {
     let (head, frame) = bytes.split_first_chunk::<HEAD>()?;
-    let &[kind @ FRAME..=PONG, a, b, c, d, ..] = head else { return None };
+    let &[kind @ FRAME..=CLOSE, a, b, c, d, ..] = head else { return None };
     let number = u64::from_be_bytes(head[5..].try_into().ok()?);
     Some((kind, u32::from_be_bytes([a, b, c, d]), number, frame))
+}
+
+fn packet(kind: u8, connection: u32, number: u64, frame: &[u8]) -> Vec<u8> {
+    [&[kind][..], &connection.to_be_bytes(), &number.to_be_bytes(), frame].concat()
+}
+
+/// What an end that gave the connection up says, then and whenever it is spoken to on it.
+pub(super) fn close(connection: u32) -> Vec<u8> {
+    packet(CLOSE, connection, 0, &[])
 }
 
 impl Connection {
@@ -104,7 +114,7 @@ impl Connection {
     }
 
     fn packet(&self, kind: u8, number: u64, frame: &[u8]) -> Vec<u8> {
-        [&[kind][..], &self.number.to_be_bytes(), &number.to_be_bytes(), frame].concat()
+        packet(kind, self.number, number, frame)
     }
 
     pub(super) fn loose(&self, frame: &[u8]) -> Vec<u8> {

@@ -65,6 +65,8 @@ pub(super) struct End {
     in_doubt: bool,
     /// What happened here, for whoever wonders why a story ended as it did.
     pub(super) log: Vec<(Instant, String)>,
+    /// Last packets of connections that were given up.
+    farewells: Vec<(SocketAddr, Vec<u8>)>,
     /// Pairs whose leg the session has given up: it is closed, and the gateway ends them.
     pub(super) left: Vec<PairId>,
 }
@@ -97,6 +99,7 @@ impl End {
             closed: false,
             in_doubt: false,
             log: Vec::new(),
+            farewells: Vec::new(),
             left: Vec::new(),
         }
     }
@@ -182,14 +185,20 @@ impl End {
             self.connections = number;
             self.connection = Some(Connection::new(now, number, self.path_rtt()));
         }
+        if self.connection.as_ref().is_none_or(|known| known.number != number) {
+            // One that is over.
+            let answer = (packet.0 != connection::CLOSE).then(|| connection::close(number));
+            return self.farewells.extend(answer.map(|bytes| (*from, bytes)));
+        }
+        if packet.0 == connection::CLOSE {
+            return self.detach(now, Via::Udp(number));
+        }
         // A connection is a leg when its handshake is done, which is when the other end is heard.
         let via = Via::Udp(number);
-        let current = self.connection.as_ref().is_some_and(|known| known.number == number);
-        if current && self.legs.iter().all(|leg| leg.via != via) {
+        if self.legs.iter().all(|leg| leg.via != via) {
             self.attach(now, via);
         }
-        let connection = self.connection.as_mut().filter(|known| known.number == number);
-        let frame = connection.and_then(|connection| connection.receive(now, packet));
+        let frame = self.connection.as_mut().and_then(|it| it.receive(now, packet));
         let leg = self.legs.iter().find(|leg| leg.via == Via::Udp(number)).map(|leg| leg.id);
         if let (Some(leg), Some(frame)) = (leg, frame) {
             self.frame(now, leg, frame);
@@ -288,6 +297,9 @@ impl End {
         self.application(now);
         let by_pair = self.transmit(net);
         self.application(now);
+        for (to, bytes) in self.farewells.drain(..) {
+            net.send(self.socket, to, bytes);
+        }
         by_pair
     }
 
@@ -345,8 +357,12 @@ impl End {
                         }
                     }
                     let legs = &self.legs;
-                    self.connection
+                    let over = self
+                        .connection
                         .take_if(|it| legs.iter().all(|leg| leg.via != Via::Udp(it.number)));
+                    let farewell = over.zip(self.route);
+                    self.farewells
+                        .extend(farewell.map(|(it, to)| (to, connection::close(it.number))));
                 }
                 Event::Doubt => self.in_doubt = true,
                 Event::Closed(_) => self.closed = true,

@@ -6,7 +6,7 @@ use switchback_shortpath::LegKind;
 
 use super::end::Via;
 use super::world::{Parcel, Told, Trio};
-use super::{AGENT, CLIENT, MESSAGE};
+use super::{AGENT, CLIENT, MESSAGE, STUN};
 use crate::broker::orchestrator::{
     Input, LinkId, Notice, Orchestrator, Output, Registration, Reported, SessionLimits,
 };
@@ -167,6 +167,9 @@ impl Trio {
         let link = LinkId(self.number().into());
         (self.links[end], self.ends[end].linked) = (link, true);
         self.ends[end].told.clear();
+        // The gateway is found anew.
+        let now = self.net.now;
+        self.ends[end].keeper.set_servers(now, vec![STUN]);
         if end == CLIENT {
             let (user, token) = ("ada".to_owned(), "token".to_owned());
             self.say(end, Input::ClientUp { link, user, token, address: None });
