@@ -10,6 +10,7 @@ mod pool;
 mod proxy_v2;
 mod session;
 mod target;
+mod untold;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -30,12 +31,13 @@ use crate::link::{self, Doubt, FirstWord, LinkEvent};
 use crate::udp::reach::Reach;
 use crate::udp::{self, UdpOptions};
 use crate::wire::{
-    AGENT_LINK, AboutSession, AgentLeg, Candidate, FromAgent, LegTicket, PROTOCOL, Resource,
-    SessionId, SessionOffer, ToAgent,
+    AGENT_LINK, AboutSession, AgentLeg, FromAgent, LegTicket, PROTOCOL, Resource, SessionId,
+    SessionOffer, ToAgent,
 };
 use legs::{Purpose, WarmGone};
 use pool::WarmPool;
 use session::{News, SessionOver, Sessions};
+use untold::{TELL_PAUSE, Untold};
 
 /// Warm legs kept when nobody says otherwise: a burst of four sessions starts without a dial, for four idle sockets.
 pub const WARM_LEGS_DEFAULT: u32 = 4;
@@ -144,6 +146,7 @@ pub async fn run_with(
         gone: gone_sender,
         in_flight: Arc::new(Semaphore::new(LEGS_IN_FLIGHT_MAX)),
         link: Link { queue: None, unsaid: VecDeque::new(), reporter: Reporter::default() },
+        untold: Untold::default(),
         reach,
         was_registered: false,
         state: state.unwrap_or_default(),
@@ -157,6 +160,8 @@ pub async fn run_with(
     });
     let mut tick = interval(REPORT_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut again = interval(TELL_PAUSE);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = loop {
         let warm_at = agent.keep_warm();
         agent.show();
@@ -171,9 +176,10 @@ pub async fn run_with(
             Some(news) = news.recv() => match news {
                 News::Begun(session) => agent.session_begun(session),
                 News::Over(over) => agent.session_over(over),
-                News::Relayed(session, relayed) => agent.tell_relayed(session, relayed),
+                News::Relayed(session) => agent.tell_relayed(session),
             },
             _ = tick.tick() => agent.report(),
+            _ = again.tick(), if agent.has_untold() => agent.tell_untold(),
             () = udp::changed(&mut network) => {
                 // The link may be of an address that is gone.
                 doubted.raise();
@@ -219,6 +225,7 @@ struct Agent {
     gone: mpsc::Sender<WarmGone>,
     in_flight: Arc<Semaphore>,
     link: Link,
+    untold: Untold,
     reach: Option<Reach>,
     was_registered: bool,
     state: watch::Sender<AgentState>,
@@ -238,6 +245,8 @@ impl Agent {
             }
             LinkEvent::Down(fault) => {
                 self.link.queue = None;
+                // The next link is told of all.
+                self.untold = Untold::default();
                 self.pool.link_down();
                 self.warm.clear();
                 self.sessions.end_ready();
@@ -285,14 +294,12 @@ impl Agent {
         self.pool.registered();
         self.link.catch_up();
         self.report();
-        for (session, relayed) in self.sessions.relayed() {
-            self.tell_relayed(session.clone(), relayed);
-        }
         self.state.send_if_modified(|state| {
             state.registered = true;
             state.fault = None;
             true
         });
+        self.tell_all_relayed();
     }
 
     fn refused(&mut self, fault: Fault) -> Result<(), Fault> {
@@ -381,13 +388,6 @@ impl Agent {
         }
     }
 
-    /// Where this agent is by UDP, for the sessions to come and those that are.
-    fn tell_network(&self) {
-        if let Some(reach) = &self.reach {
-            self.link.say(FromAgent::Network { candidates: reach.candidates() });
-        }
-    }
-
     fn explain(&self, session: SessionId) {
         if let Some(paths) = self.sessions.explain(&session) {
             self.link.say(FromAgent::Paths { session, paths: Box::new(paths) });
@@ -396,11 +396,6 @@ impl Agent {
 
     fn report(&mut self) {
         self.link.report(&self.sessions);
-    }
-
-    /// The client of a session is told where its relay is.
-    fn tell_relayed(&self, session: SessionId, relayed: Candidate) {
-        self.link.say(FromAgent::Candidates { session, candidates: vec![relayed] });
     }
 
     fn show(&self) {

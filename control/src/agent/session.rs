@@ -39,8 +39,8 @@ pub(super) enum News {
     Begun(SessionId),
     /// It is over.
     Over(SessionOver),
-    /// Its relay is here.
-    Relayed(SessionId, Candidate),
+    /// It has a relay, or another one.
+    Relayed(SessionId),
 }
 
 /// The live sessions.
@@ -174,9 +174,14 @@ impl Sessions {
         }
     }
 
-    /// Where sessions have relays of ours.
-    pub(super) fn relayed(&self) -> impl Iterator<Item = (&SessionId, Candidate)> {
-        self.live.iter().filter_map(|(id, live)| Some((id, (*live.udp.relayed().borrow())?)))
+    /// Sessions that have relays of ours.
+    pub(super) fn relayed(&self) -> impl Iterator<Item = &SessionId> {
+        self.live.keys().filter(|id| self.relayed_at(id).is_some())
+    }
+
+    /// Where a session has a relay of ours.
+    pub(super) fn relayed_at(&self, id: &SessionId) -> Option<Candidate> {
+        self.live.get(id).and_then(|live| *live.udp.relayed().borrow())
     }
 
     /// What this agent sees of a session's paths.
@@ -291,10 +296,9 @@ async fn follow(
         let event = tokio::select! {
             event = events.recv() => event,
             Ok(()) = relayed.changed() => {
-                let relayed = *relayed.borrow_and_update();
-                if let Some(relayed) = relayed {
+                if relayed.borrow_and_update().is_some() {
                     // The agent is stopping.
-                    let _ = news.send(News::Relayed(id.clone(), relayed)).await;
+                    let _ = news.send(News::Relayed(id.clone())).await;
                 }
                 continue;
             }
@@ -354,12 +358,34 @@ async fn follow(
 }
 
 #[cfg(test)]
+impl Sessions {
+    /// Gives all sessions a relay, without a search.
+    pub(super) fn relay_at(&mut self, relayed: Candidate) {
+        self.live.values_mut().for_each(|live| live.udp = SessionUdp::relayed_at(relayed));
+    }
+}
+
+#[cfg(test)]
+pub(super) fn offer(id: &str, client: &SessionKey) -> SessionOffer {
+    SessionOffer {
+        id: SessionId(id.into()),
+        user: "ada".into(),
+        resource: "ssh".into(),
+        client_key: PublicKey(BASE64URL_NOPAD.encode(&client.public())),
+        grant: crate::secret::Secret::new("sealed"),
+        client_address: None,
+        transport: crate::wire::TransportPolicy::default(),
+        udp: None,
+        purpose: SessionPurpose::Use,
+        ready: false,
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::secret::Secret;
-    use crate::wire::TransportPolicy;
 
     fn sessions(sessions_max: usize) -> (Sessions, mpsc::Receiver<News>) {
         let resources = [Resource::tcp("ssh", "127.0.0.1:22")];
@@ -369,21 +395,6 @@ mod tests {
             Sessions::new(key, &resources, config, (sessions_max, None), sender, Doubt::default()),
             over,
         )
-    }
-
-    fn offer(id: &str, client: &SessionKey) -> SessionOffer {
-        SessionOffer {
-            id: SessionId(id.into()),
-            user: "ada".into(),
-            resource: "ssh".into(),
-            client_key: PublicKey(BASE64URL_NOPAD.encode(&client.public())),
-            grant: Secret::new("sealed"),
-            client_address: None,
-            transport: TransportPolicy::default(),
-            udp: None,
-            purpose: SessionPurpose::Use,
-            ready: false,
-        }
     }
 
     #[tokio::test]

@@ -110,7 +110,8 @@ impl Keeper {
         keeper
     }
 
-    /// Replaces the servers; those that stay keep what they know.
+    /// Replaces the servers; what is known of those that stay is kept. The owner has just reached them by another way, so all
+    /// are asked at once, and those that were silent are given as much time as at first.
     pub fn set_servers(&mut self, now: Instant, servers: Vec<SocketAddr>) {
         let mut wanted: Vec<_> = servers.into_iter().map(canonical).collect();
         wanted.truncate(SERVERS_MAX);
@@ -119,12 +120,15 @@ impl Keeper {
             wanted.contains(&server.address)
                 || (server.once && hosts.contains(&server.address.ip()))
         });
+        for server in self.servers.iter_mut().filter(|server| server.silent && !server.once) {
+            (server.due, server.tries, server.silent) = (Some(now), 0, false);
+        }
         for address in wanted.iter().copied() {
             self.add(now, address, false);
         }
         self.config.servers = wanted;
         self.tell();
-        self.handle_timeout(now);
+        self.doubt(now);
     }
 
     fn add(&mut self, now: Instant, address: SocketAddr, once: bool) {

@@ -172,6 +172,35 @@ fn a_change_of_network_gives_silent_servers_a_new_chance_at_once() {
 }
 
 #[test]
+fn servers_that_were_silent_are_asked_as_at_first_when_the_owner_has_reached_them() {
+    let mut world = behind("port-restr");
+    world.net.blocked.push(A.parse().unwrap());
+    world.run(Duration::from_secs(120));
+    assert!(world.a.keeper.candidates().is_empty());
+    let servers = world.a.keeper.view().servers.iter().map(|(server, ..)| *server).collect();
+    let now = world.net.now;
+    world.a.keeper.set_servers(now, servers);
+    // The first request is lost, the second is not.
+    world.run(ms(100));
+    world.net.blocked.clear();
+    world.run(ms(500));
+    assert!(!world.a.keeper.candidates().is_empty());
+}
+
+#[test]
+fn a_new_address_is_known_as_soon_as_the_owner_has_reached_its_servers_again() {
+    let mut world = behind("eim-nopres");
+    let before = world.a.keeper.candidates();
+    let servers: Vec<_> = world.a.keeper.view().servers.iter().map(|(it, ..)| *it).collect();
+    world.run(Duration::from_secs(1));
+    world.net.rebind(A, 0);
+    let now = world.net.now;
+    world.a.keeper.set_servers(now, servers);
+    world.run(ms(100));
+    assert_ne!(world.a.keeper.candidates(), before);
+}
+
+#[test]
 fn answers_nobody_asked_for_are_ignored() {
     let mut world = behind("port-restr");
     let (before, now, server) = (world.a.keeper.view(), world.net.now, world.server.stun());

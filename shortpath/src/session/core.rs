@@ -11,6 +11,7 @@ use super::frame::ID_MAX;
 use super::leg::Leg;
 use super::limits::{LEGS_MAX, SessionConfig};
 use super::moves::Course;
+use super::network::Looks;
 use super::path::PathFigures;
 use super::redundancy::Budget;
 use super::rescue::RescueBudget;
@@ -103,6 +104,7 @@ pub struct Session {
     next_leg: u64,
     pub(super) legs_lost: u32,
     pub(super) course: Course,
+    pub(super) looks: Looks,
     pub(super) budget: Budget,
     pub(super) rescued: RescueBudget,
     /// Copies sent; copies of the peer's that came before their originals; ours that did; and what that saved.
@@ -171,6 +173,7 @@ impl Session {
             next_leg: 0,
             legs_lost: 0,
             course: Course::default(),
+            looks: Looks::new(),
             budget: Budget::new(),
             rescued: RescueBudget::new(),
             dup_sent: 0,

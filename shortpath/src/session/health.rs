@@ -14,7 +14,8 @@ const UDP_SUSTAINED: Duration = Duration::from_millis(250);
 const TCP_SUSTAINED: Duration = Duration::from_millis(700);
 /// First quarantine. A NAT that rebinds and a radio that hands over are back within it.
 const QUARANTINE: Duration = Duration::from_secs(2);
-/// Longest quarantine and demotion.
+/// Longest quarantine and demotion. Only a leg that fell, or was left, six times in as many minutes comes to this; a minute in
+/// trust halves it, and a change of the network ends it at once.
 const QUARANTINE_MAX: Duration = Duration::from_secs(64);
 /// Time in trust after which one fall is forgotten.
 const FORGET: Duration = Duration::from_secs(60);
@@ -89,11 +90,25 @@ impl Health {
         self.quarantined_until.is_some()
     }
 
-    /// Another leg is better.
+    /// The network has changed: no time need pass any more, but answers are still needed. What happened is remembered.
+    pub(super) fn look_anew(&mut self, now: Instant) {
+        self.quarantined_until = self.quarantined_until.map(|until| until.min(now));
+        self.demoted_until = None;
+    }
+
+    /// Another leg is better. One that is demoted has only stepped in meanwhile: it has not failed again, and its time runs on.
     pub(super) fn demote(&mut self, now: Instant) {
+        if self.is_demoted(now) {
+            return;
+        }
         self.demotions = self.demotions.saturating_sub(forgotten(self.demoted_at, now)) + 1;
         self.demoted_at = Some(now);
         self.demoted_until = Some(now + doubled(DEMOTION, self.demotions));
+    }
+
+    /// It was left for a better one, once at least.
+    pub(super) fn was_left(&self) -> bool {
+        self.demoted_at.is_some()
     }
 
     /// It proved better after all.
@@ -188,7 +203,18 @@ mod tests {
         let (mut health, now) = (Health::default(), Instant::now());
         health.demote(now);
         assert!(health.is_demoted(now + s(9)) && !health.is_demoted(now + s(10)));
-        health.demote(now);
-        assert!(health.is_demoted(now + s(19)) && !health.is_demoted(now + s(20)));
+        health.demote(now + s(10));
+        assert!(health.is_demoted(now + s(29)) && !health.is_demoted(now + s(30)));
+    }
+
+    #[test]
+    fn a_slow_leg_that_steps_in_for_a_lost_one_is_not_held_back_for_longer() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        for again in 0..10 {
+            health.demote(now + s(again));
+        }
+        assert!(!health.is_demoted(now + s(10)));
+        health.demote(now + s(11));
+        assert!(!health.is_demoted(now + s(11 + 20)), "left twice, not ten times");
     }
 }

@@ -84,6 +84,8 @@ pub(super) struct Leg {
     pub(super) trials: u32,
     ping: Option<(u64, Instant)>,
     pings: u64,
+    /// What is known of the path is of another network, until this PING or a later one is answered.
+    anew: Option<u64>,
     pinged_at: Instant,
     pinged_loaded: bool,
     ponged_at: Option<Instant>,
@@ -131,6 +133,7 @@ impl Leg {
             trials: 0,
             ping: None,
             pings: 0,
+            anew: None,
             pinged_at: now,
             pinged_loaded: false,
             ponged_at: None,
@@ -206,7 +209,8 @@ impl Leg {
         let progress = self.meter.seen(now, total)?;
         self.met = true;
         if let Some(progress) = progress {
-            if let Some(trip) = progress.trip {
+            // What a leg carried as it fell tells how long it was gone.
+            if let Some(trip) = progress.trip.filter(|_| !self.health.is_quarantined()) {
                 self.trip.sample(now, trip);
             }
             self.health.suspicion = None;
@@ -286,9 +290,14 @@ impl Leg {
             return true;
         }
         let rtt = now.saturating_duration_since(sent);
+        let anew = self.anew.take_if(|first| *first <= opaque).is_some();
+        self.ping_wanted |= self.anew.is_some();
         // A transport's own estimate is free of what its stream waited for.
-        let told = self.path.is_told() && self.rtt.smoothed().is_some();
+        let told = self.path.is_told() && self.rtt.smoothed().is_some() && !anew;
         if !(told || self.pinged_loaded || self.meter.is_loaded()) {
+            if anew {
+                self.rtt = Rtt::default();
+            }
             self.rtt.sample(now, rtt);
         }
         self.trip.sample(now, rtt);
@@ -297,12 +306,23 @@ impl Leg {
 
     /// The transport's own estimate of the path's round trip.
     pub(super) fn path_rtt(&mut self, now: Instant, rtt: Duration) {
-        if !self.meter.is_loaded() {
+        // A transport's average holds what came before a change for long.
+        if !self.meter.is_loaded() && self.anew.is_none() {
             self.rtt.sample(now, rtt);
             if self.trip.smoothed().is_none() {
                 self.trip.sample(now, rtt);
             }
         }
+    }
+
+    /// The network has changed: nothing that spoke against this leg need hold any more.
+    pub(super) fn look_anew(&mut self, now: Instant, selected: bool) {
+        if self.health.was_left() && !selected {
+            self.anew = Some(self.pings + 1);
+        }
+        self.health.look_anew(now);
+        (self.trial_at, self.trials) = (None, 0);
+        self.wants_ping();
     }
 
     /// When the next PING is due; `None` while one is unanswered.

@@ -1042,6 +1042,31 @@ fn a_leg_that_falls_silent_before_its_hello_is_replaced_after_two_seconds() {
 }
 
 #[test]
+fn what_a_leg_in_quarantine_had_to_carry_leaves_again_when_another_takes_over() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let tcp = pair.link_of(TcpReverse, jittery(30), NOW);
+    let direct = pair.link_of(UdpDirect, jittery(20), NOW);
+    let mut echo = Echo::new(pair, ms(10));
+    echo.run(Duration::from_secs(2));
+    assert_eq!(echo.leg(), Some(UdpDirect));
+    [CLIENT, AGENT].into_iter().for_each(|end| echo.pair.blackhole(direct, end));
+    echo.run(ms(600));
+    assert_eq!(echo.leg(), Some(TcpReverse));
+    echo.pair.heal(direct, ms(20));
+    echo.run(ms(200));
+    [CLIENT, AGENT].into_iter().for_each(|end| echo.pair.cut(tcp, end));
+    echo.run(ms(200));
+    assert_eq!(echo.leg(), Some(UdpDirect), "there is no other");
+    [CLIENT, AGENT].into_iter().for_each(|end| echo.pair.blackhole(direct, end));
+    let cut = echo.pair.now;
+    echo.run(ms(100));
+    echo.pair.link_of(TcpReverse, jittery(30), NOW);
+    echo.run(Duration::from_secs(3));
+    assert_eq!(echo.leg(), Some(TcpReverse));
+    assert!(echo.stall(cut) < ms(400), "{:?}", echo.stall(cut));
+}
+
+#[test]
 fn an_idle_session_is_back_on_a_healed_direct_path_within_seconds() {
     for (dead, seed) in [2, 5, 12, 25].into_iter().zip(0..) {
         let mut pair = Pair::seeded(&SessionConfig::default(), seed);

@@ -11,7 +11,7 @@
 //! * `leg` watches one transport connection: `meter` what it was given and has brought, `rtt` and `path` how far and how
 //!   lossy it is, `health` whether it is trusted. `select` chooses which of them carries the next frame.
 //! * `moves` goes there and tries others for bulk, `rescue` sends copies when a leg falls silent and leaves it when it stays
-//!   so, `redundancy` sends small writes twice while a path is lossy or unknown.
+//!   so, `network` looks again at what was rejected, `redundancy` sends small writes twice while a path is lossy or unknown.
 //! * `flow` and `datagrams` are channels that carry datagrams.
 //! * `core` is the session; `app`, `inbound`, `outbound` and `clock` are what happens to it by call, frame and time, and
 //!   `books` is the bookkeeping they share.
@@ -32,6 +32,7 @@ mod leg;
 pub mod limits;
 mod meter;
 mod moves;
+mod network;
 mod outbound;
 mod path;
 mod queue;

@@ -23,7 +23,8 @@ const SETTLE: Duration = Duration::from_millis(200);
 const SETTLE_MORE: Duration = Duration::from_secs(1);
 /// Over this its rate is then taken: longer than hiccups of schedulers and queues.
 const ALONE: Duration = Duration::from_millis(400);
-/// Pause after a trial in vain, doubled with each, up to [`TRIAL_PAUSE_MAX`].
+/// Pause after a trial in vain, doubled with each, up to [`TRIAL_PAUSE_MAX`]: a trial takes bulk from the faster leg for up to
+/// 2.4 s, which costs a long transfer less than a fiftieth then. A change of the network ends the pause.
 const TRIAL_PAUSE: Duration = Duration::from_secs(10);
 const TRIAL_PAUSE_MAX: Duration = Duration::from_secs(160);
 /// A leg's rate is worth comparing for this long.
@@ -109,6 +110,18 @@ impl Session {
             legs.map(|(id, leg)| leg.candidate(now, *id, Some(*id) == selected)).collect();
         self.course.selected = select(selected, &candidates, !self.begun);
         self.announce(now);
+        self.leave_nothing(selected);
+    }
+
+    /// A leg in quarantine that had to carry, as there was no other, is not suspected a second time: what it still carries when
+    /// another takes over leaves again there.
+    fn leave_nothing(&mut self, before: Option<LegId>) {
+        let left = before.filter(|id| self.course.selected != Some(*id));
+        let untrusted =
+            |id: &LegId| self.legs.get(id).is_some_and(|leg| leg.health.is_quarantined());
+        if let Some(left) = left.filter(untrusted) {
+            self.reclaim(left);
+        }
     }
 
     fn announce(&mut self, now: Instant) {

@@ -54,6 +54,11 @@ impl SessionRef {
         self.0.with(|state, _| state.session.is_troubled())
     }
 
+    /// This end's network has changed, or the peer's.
+    pub(crate) fn network_changed(&self) {
+        self.0.with(|state, now| state.session.network_changed(now));
+    }
+
     /// The session is over.
     pub(crate) fn is_closed(&self) -> bool {
         self.0.with(|state, _| state.session.is_closed())

@@ -463,6 +463,9 @@ impl Driver {
     }
 
     fn take_signalled(&mut self, candidates: Vec<Candidate>) {
+        if names_another_network(&self.remote, &candidates) {
+            self.session.network_changed();
+        }
         take_in(&mut self.remote, candidates);
         self.give_candidates();
         self.permit_peers();
@@ -487,6 +490,7 @@ impl Driver {
                 relay.doubt();
             }
             self.want_relay_soon();
+            self.session.network_changed();
         }
     }
 
@@ -621,6 +625,16 @@ fn take_in(known: &mut Vec<Candidate>, message: Vec<Candidate>) {
     }
 }
 
+/// The peer has an address that it did not have. Another port of one, as a NAT that binds anew gives it, is no other network,
+/// nor is a relay.
+fn names_another_network(known: &[Candidate], message: &[Candidate]) -> bool {
+    let has = |candidate: &Candidate| {
+        let ip = candidate.address.ip();
+        candidate.kind == CandidateKind::Relayed || known.iter().any(|it| it.address.ip() == ip)
+    };
+    !message.iter().all(has)
+}
+
 fn kinds(policy: UdpPolicy) -> impl Iterator<Item = LegKind> {
     let kinds = [
         (policy.direct, LegKind::UdpDirect),
@@ -649,6 +663,19 @@ mod tests {
 
     fn candidate(kind: CandidateKind, port: u16) -> Candidate {
         Candidate::new(kind, ([198, 51, 100, 7], port).into())
+    }
+
+    #[test]
+    fn a_peer_is_in_another_network_when_it_has_an_address_that_it_had_not() {
+        let (host, relayed) =
+            (candidate(CandidateKind::Host, 1), candidate(CandidateKind::Relayed, 2));
+        let moved = Candidate::new(CandidateKind::Host, ([203, 0, 113, 9], 1).into());
+        assert!(names_another_network(&[], &[host]));
+        assert!(names_another_network(&[host], &[host, moved]));
+        for message in [&[][..], &[host], &[candidate(CandidateKind::ServerReflexive, 7), relayed]]
+        {
+            assert!(!names_another_network(&[host], message), "{message:?}");
+        }
     }
 
     #[test]

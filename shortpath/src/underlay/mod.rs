@@ -164,13 +164,10 @@ impl Underlay {
         Ok(Self(Arc::new(Owner { inner, servers, changed })))
     }
 
-    /// The gateways' STUN and TURN addresses: asked what they see of us from now on, and never checked as candidates.
+    /// The gateways' STUN and TURN addresses: asked what they see of us from now on, and never checked as candidates. Set
+    /// again whenever they were reached by another way, they are asked at once.
     pub fn set_servers(&self, servers: Vec<SocketAddr>) {
-        self.0.servers.send_if_modified(|known| {
-            let changed = *known != servers;
-            *known = servers;
-            changed
-        });
+        self.0.servers.send_replace(servers);
     }
 
     /// Our candidates known now; never waits.

@@ -30,7 +30,7 @@ mod udp_tests;
 use std::collections::HashMap;
 use std::time::Instant;
 
-use switchback_engine::PairId;
+use switchback_engine::{LegSide, PairId};
 
 pub(crate) use agents::WARM_LEGS_MAX;
 pub(crate) use io::{How, Input, LinkId, Notice, Output, Registration, Reported, Wish};
@@ -332,9 +332,10 @@ impl Orchestrator {
         }
         if let Some(session) = self.sessions.get_mut(&grant.session) {
             session.hear(now);
-            if matches!(end, End::Client) {
-                session.client = Some(link);
-            }
+        }
+        match end {
+            End::Client => self.client_at(link, &grant.session),
+            End::Agent => self.tell_missed(&grant.session, LegSide::Agent),
         }
     }
 
@@ -369,8 +370,11 @@ impl Orchestrator {
             return;
         }
         let by_client = matches!(end, End::Client);
+        if by_client && session.client.is_none() {
+            self.client_at(link, &report.session);
+        }
         let Some(session) = self.sessions.get_mut(&report.session) else { return };
-        if by_client && *session.client.get_or_insert(link) != link {
+        if by_client && session.client != Some(link) {
             return;
         }
         let counted = session.report(report, by_client, now);

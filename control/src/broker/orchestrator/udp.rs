@@ -1,7 +1,8 @@
 //! How the two ends of a session learn where the other is by UDP, and what they are asked about it.
 //!
 //! An agent's candidates are kept with its link, so that grants carry them; when they change, the clients of its sessions
-//! are told. What one end says about one session goes to the other end. Who may be told what is the resource's policy.
+//! are told. What one end says about one session goes to the other end, when that has a link. Who may be told what is the
+//! resource's policy.
 use std::time::{Duration, Instant};
 
 use switchback_engine::LegSide;
@@ -13,7 +14,9 @@ use crate::broker::seal::Grant;
 use crate::broker::udp::RELAY_TTL;
 use crate::code::Code;
 use crate::path_reason::{CANDIDATE_REFUSED, HARD_NAT_BOTH_SIDES};
-use crate::wire::{Candidate, PathMove, PathReport, SessionId, TransportPolicy, UdpUse};
+use crate::wire::{
+    Candidate, CandidateKind, PathMove, PathReport, SessionId, TransportPolicy, UdpUse,
+};
 
 /// Candidates messages of one end about one session: a relay, a mapped port and a few interfaces come one by one at the
 /// start; after that a network changes now and then.
@@ -34,6 +37,27 @@ pub(super) struct UdpState {
     renew_at: Instant,
     paths: [Option<(Instant, Box<PathReport>)>; 2],
     was_direct: bool,
+    /// What the client, and what the agent, is to hear when it has a link again.
+    missed: [Missed; 2],
+}
+
+/// Where the other end went while this one had no link.
+#[derive(Debug, Default)]
+struct Missed {
+    /// The agent's network is another one.
+    network: bool,
+    /// What the other end said about this session: two messages' worth at most.
+    said: Vec<Candidate>,
+}
+
+impl Missed {
+    /// A message holds all addresses of an end, or that of its relay, in place of those before.
+    fn keep(&mut self, message: &[Candidate]) {
+        let relayed = |candidate: &Candidate| candidate.kind == CandidateKind::Relayed;
+        let named = |kind| message.iter().any(|candidate| relayed(candidate) == kind);
+        self.said.retain(|old| !named(relayed(old)));
+        self.said.extend_from_slice(message);
+    }
 }
 
 impl UdpState {
@@ -43,7 +67,8 @@ impl UdpState {
         let full = Bucket::full(CANDIDATES, now);
         // Whether it was is not known then, and the time would be wrong.
         let was_direct = known_again;
-        Self { from_client: full, from_agent: full, renew_at, paths: [None, None], was_direct }
+        let (paths, missed) = ([None, None], Default::default());
+        Self { from_client: full, from_agent: full, renew_at, paths, was_direct, missed }
     }
 }
 
@@ -112,10 +137,10 @@ impl Orchestrator {
             }
             network.untold = false;
             let Some(candidates) = &network.candidates else { continue };
-            for session in self.sessions.iter().filter(|it| it.grant.agent == agent.name) {
-                let (Some(link), Some(service)) =
-                    (session.client, agent.resources.get(&session.grant.resource))
-                else {
+            for session in self.sessions.iter_mut().filter(|it| it.grant.agent == agent.name) {
+                let Some(service) = agent.resources.get(&session.grant.resource) else { continue };
+                let Some(link) = session.client else {
+                    session.udp.missed[of(LegSide::Client)].network = true;
                     continue;
                 };
                 let candidates = told(service.transport, candidates);
@@ -146,13 +171,43 @@ impl Orchestrator {
             return self.out.push(Output::Ignored { code: Code::RateLimited });
         }
         let grant = session.grant.clone();
+        let other = match end {
+            End::Client => LegSide::Agent,
+            End::Agent => LegSide::Client,
+        };
+        if self.link_of(&grant, other).is_none() {
+            if let Some(session) = self.sessions.get_mut(id) {
+                session.udp.missed[of(other)].keep(candidates);
+            }
+            return;
+        }
         let candidates = told(self.transport_of(&grant), candidates);
         if !candidates.is_empty() {
-            let other = match end {
-                End::Client => LegSide::Agent,
-                End::Agent => LegSide::Client,
-            };
             self.tell(&grant, other, Notice::Candidates(candidates));
+        }
+    }
+
+    /// The client of a session is heard on this link.
+    pub(super) fn client_at(&mut self, link: LinkId, id: &SessionId) {
+        if let Some(session) = self.sessions.get_mut(id)
+            && session.client != Some(link)
+        {
+            session.client = Some(link);
+            self.tell_missed(id, LegSide::Client);
+        }
+    }
+
+    /// An end has a link: it hears where the other went meanwhile.
+    pub(super) fn tell_missed(&mut self, id: &SessionId, end: LegSide) {
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        let Missed { network, said } = std::mem::take(&mut session.udp.missed[of(end)]);
+        let grant = session.grant.clone();
+        let agent = self.agents.by_name(&grant.agent).filter(|_| network);
+        let moved = agent.and_then(|(_, agent)| agent.network.candidates.clone());
+        let all: Vec<_> = moved.into_iter().flatten().chain(said).collect();
+        let candidates = told(self.transport_of(&grant), &all);
+        if !candidates.is_empty() {
+            self.tell(&grant, end, Notice::Candidates(candidates));
         }
     }
 
@@ -281,6 +336,13 @@ impl Orchestrator {
                 (agent.key == grant.agent_key).then_some(link)
             }
         }
+    }
+}
+
+const fn of(end: LegSide) -> usize {
+    match end {
+        LegSide::Client => 0,
+        LegSide::Agent => 1,
     }
 }
 

@@ -167,6 +167,36 @@ fn an_agent_that_moved_is_told_to_the_clients_of_its_sessions_and_not_without_en
 }
 
 #[test]
+fn where_one_end_went_while_the_other_had_no_link_is_told_on_its_next() {
+    let mut world = world(UdpUse::Prefer);
+    network(&mut world, &[host(1)]);
+    let (_, _, grant) = told(&open(&mut world, Some(vec![host(2)])));
+    let session = grant.session.clone();
+    let say = |world: &mut World, link, candidates: &[Candidate]| {
+        let (session, candidates) = (session.clone(), candidates.to_vec());
+        world.say(Input::Candidates { link, session, candidates })
+    };
+
+    world.say(Input::ClientDown { link: CLIENT });
+    assert_eq!(notices(&network(&mut world, &[host(3)])), []);
+    assert_eq!(notices(&say(&mut world, AGENT, &[relayed(4)])), []);
+    assert_eq!(notices(&say(&mut world, AGENT, &[relayed(5)])), []);
+    world.client_up(LinkId(9), "ada");
+    let moved = Notice::Candidates(vec![host(3), relayed(5)]);
+    let back = world.report(LinkId(9), &grant, true);
+    assert_eq!(notices(&back), [(LinkId(9), LegSide::Client, moved)]);
+    assert_eq!(notices(&world.report(LinkId(9), &grant, true)), [], "once is enough");
+
+    world.say(Input::AgentDown { link: AGENT });
+    assert_eq!(notices(&say(&mut world, LinkId(9), &[host(6), relayed(7)])), []);
+    assert_eq!(notices(&say(&mut world, LinkId(9), &[host(8)])), []);
+    let moved = Notice::Candidates(vec![relayed(7), host(8)]);
+    let back = world.agent_up(LinkId(10), "lab", vec![grant.clone()]);
+    assert_eq!(notices(&back), [(LinkId(10), LegSide::Agent, moved)]);
+    assert_eq!(notices(&world.report(LinkId(10), &grant, true)), []);
+}
+
+#[test]
 fn relay_rights_are_renewed_long_before_they_end() {
     let mut world = world(UdpUse::Prefer);
     network(&mut world, &[host(1)]);

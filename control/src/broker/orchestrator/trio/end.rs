@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use switchback_shortpath::path::{
-    Candidate, CandidateKind, Finder, FinderConfig, FinderEvent, Keeper, KeeperConfig, LocalId,
-    Route,
+    Candidate, CandidateKind, Finder, FinderConfig, FinderEvent, Keeper, KeeperConfig, KeeperEvent,
+    LocalId, Route,
 };
 use switchback_shortpath::session::frame::Frame;
 use switchback_shortpath::session::{Event, ReadOutcome, Session};
@@ -15,12 +15,14 @@ use switchback_shortpath::{ChannelId, LegId, LegKind, PathFigures, Role, Session
 
 use super::connection::{self, Connection};
 use super::lab::{Arrived, Net};
-use super::{KEEPALIVE, MESSAGE, STUN, content};
+use super::{STUN, content};
 use crate::broker::seal::Grant;
 use crate::wire::UdpAccess;
 use switchback_engine::PairId;
 
 pub(super) const SOCKET: LocalId = LocalId(0);
+/// What a handshake is said to have taken if no check was answered.
+const RTT_UNKNOWN: Duration = Duration::from_millis(20);
 
 /// What carries a leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,12 @@ pub(super) struct End {
     pub(super) closed: bool,
     /// The session doubts what carries it: all is to be looked at.
     in_doubt: bool,
+    /// What happened here, for whoever wonders why a story ended as it did.
+    pub(super) log: Vec<(Instant, String)>,
+    /// Last packets of connections that were given up.
+    farewells: Vec<(SocketAddr, Vec<u8>)>,
+    /// Pairs whose leg the session has given up: it is closed, and the gateway ends them.
+    pub(super) left: Vec<PairId>,
 }
 
 impl End {
@@ -90,6 +98,9 @@ impl End {
             longest: Duration::ZERO,
             closed: false,
             in_doubt: false,
+            log: Vec::new(),
+            farewells: Vec::new(),
+            left: Vec::new(),
         }
     }
 
@@ -126,11 +137,15 @@ impl End {
         let id = self.session.attach(now, kind);
         if kind.is_udp() {
             self.session.set_datagram_max(id, 1200);
-            let rtt = self.finder.iter().flat_map(Finder::pairs).find_map(|pair| pair.rtt_us);
-            let rtt = Duration::from_micros(rtt.unwrap_or(20_000));
+            let rtt = self.path_rtt().unwrap_or(RTT_UNKNOWN);
             self.session.note_path(now, id, PathFigures { rtt, sent: 4, lost: 0, black_holes: 0 });
         }
         self.legs.push(Leg { id, via });
+    }
+
+    /// What a check of the path in use took.
+    fn path_rtt(&self) -> Option<Duration> {
+        self.finder.as_ref()?.rtt(Route { local: SOCKET, remote: self.route? })
     }
 
     pub(super) fn detach(&mut self, now: Instant, via: Via) {
@@ -161,27 +176,51 @@ impl End {
             return;
         };
         if !self.proved.contains(from) {
-            return;
+            return self.meet_stranger(now, *from);
         }
         let number = packet.1;
         if self.role == Role::Agent && number > self.connections {
             let old = self.connection.as_ref().map(|connection| Via::Udp(connection.number));
             old.into_iter().for_each(|via| self.detach(now, via));
             self.connections = number;
-            self.connection = Some(Connection::new(now, number));
+            self.connection = Some(Connection::new(now, number, self.path_rtt()));
+        }
+        if self.connection.as_ref().is_none_or(|known| known.number != number) {
+            // One that is over.
+            let answer = (packet.0 != connection::CLOSE).then(|| connection::close(number));
+            return self.farewells.extend(answer.map(|bytes| (*from, bytes)));
+        }
+        if packet.0 == connection::CLOSE {
+            return self.detach(now, Via::Udp(number));
         }
         // A connection is a leg when its handshake is done, which is when the other end is heard.
         let via = Via::Udp(number);
-        let current = self.connection.as_ref().is_some_and(|known| known.number == number);
-        if current && self.legs.iter().all(|leg| leg.via != via) {
+        if self.legs.iter().all(|leg| leg.via != via) {
             self.attach(now, via);
         }
-        let connection = self.connection.as_mut().filter(|known| known.number == number);
-        let frame = connection.and_then(|connection| connection.receive(now, packet));
+        let frame = self.connection.as_mut().and_then(|it| it.receive(now, packet));
         let leg = self.legs.iter().find(|leg| leg.via == Via::Udp(number)).map(|leg| leg.id);
         if let (Some(leg), Some(frame)) = (leg, frame) {
             self.frame(now, leg, frame);
         }
+    }
+
+    /// The peer's packets come from elsewhere: its NAT has bound it anew.
+    fn meet_stranger(&mut self, now: Instant, from: SocketAddr) {
+        if let Some(finder) = self.finder.as_mut().filter(|_| self.connection.is_some()) {
+            // Refused when it is known.
+            let _ = finder.add_remote(now, Candidate::new(CandidateKind::ServerReflexive, from));
+            finder.doubt(now);
+        }
+    }
+
+    /// Our NAT has bound us anew, or our addresses are others.
+    fn network_changed(&mut self, now: Instant) {
+        let ours = self.candidates();
+        let Some(finder) = &mut self.finder else { return };
+        ours.iter().for_each(|candidate| finder.add_local(now, *candidate, SOCKET));
+        finder.network_changed(now);
+        self.session.network_changed(now);
     }
 
     pub(super) fn frame(&mut self, now: Instant, leg: LegId, bytes: &[u8]) {
@@ -216,7 +255,7 @@ impl End {
         if let Some((leg, figures)) = leg.zip(connection.figures(now)) {
             self.session.note_path(now, leg.id, figures);
         }
-        if connection.silence(now) > 2 * KEEPALIVE {
+        if connection.is_deaf(now) {
             self.finder.iter_mut().for_each(|finder| finder.doubt(now));
         }
         if connection.is_over(now) {
@@ -234,13 +273,20 @@ impl End {
             self.finder.iter_mut().for_each(|finder| finder.doubt(now));
             self.keeper.doubt(now);
         }
+        while let Some(event) = self.keeper.poll_event() {
+            self.log.push((now, format!("{event:?}")));
+            if !matches!(event, KeeperEvent::Silent(_)) {
+                self.network_changed(now);
+            }
+        }
         while let Some(event) = self.finder.as_mut().and_then(Finder::poll_event) {
+            self.log.push((now, format!("{event:?}")));
             self.found(event);
         }
         let live = self.finder.as_ref().is_some_and(|finder| finder.selected().is_some());
         if self.role == Role::Client && self.connection.is_none() && live && self.route.is_some() {
             self.connections += 1;
-            self.connection = Some(Connection::new(now, self.connections));
+            self.connection = Some(Connection::new(now, self.connections, self.path_rtt()));
         }
         while let Some((to, bytes)) = self.keeper.poll_transmit() {
             net.send(self.socket, to, bytes);
@@ -251,6 +297,9 @@ impl End {
         self.application(now);
         let by_pair = self.transmit(net);
         self.application(now);
+        for (to, bytes) in self.farewells.drain(..) {
+            net.send(self.socket, to, bytes);
+        }
         by_pair
     }
 
@@ -296,13 +345,24 @@ impl End {
 
     fn application(&mut self, now: Instant) {
         while let Some(event) = self.session.poll_event() {
+            if !matches!(event, Event::Readable(_) | Event::Writable(_)) {
+                self.log.push((now, format!("{event:?}")));
+            }
             match event {
                 Event::Incoming(id) => self.channel = Some(id),
                 Event::LegLost { leg, .. } => {
-                    self.legs.retain(|known| known.id != leg);
+                    for gone in self.legs.extract_if(.., |known| known.id == leg) {
+                        if let Via::Pair(pair) = gone.via {
+                            self.left.push(pair);
+                        }
+                    }
                     let legs = &self.legs;
-                    self.connection
+                    let over = self
+                        .connection
                         .take_if(|it| legs.iter().all(|leg| leg.via != Via::Udp(it.number)));
+                    let farewell = over.zip(self.route);
+                    self.farewells
+                        .extend(farewell.map(|(it, to)| (to, connection::close(it.number))));
                 }
                 Event::Doubt => self.in_doubt = true,
                 Event::Closed(_) => self.closed = true,
@@ -330,11 +390,11 @@ impl End {
     }
 
     /// The client's next message.
-    pub(super) fn speak(&mut self, now: Instant) {
+    pub(super) fn speak(&mut self, now: Instant, count: usize) {
         let id = *self.channel.get_or_insert_with(|| self.session.open().expect("room for one"));
-        let mut message = content(self.sent, MESSAGE);
+        let mut message = content(self.sent, count);
         self.session.write(id, &mut message).expect("the channel lives");
-        self.sent += (MESSAGE - message.len()) as u64;
+        self.sent += (count - message.len()) as u64;
         if self.back == 0 {
             self.last_back = now;
         }

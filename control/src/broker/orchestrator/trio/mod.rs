@@ -10,6 +10,7 @@ mod connection;
 mod end;
 #[path = "../../../../../shortpath/src/path/lab.rs"]
 mod lab;
+mod random;
 mod wires;
 mod world;
 
@@ -208,4 +209,32 @@ fn a_rebound_nat_costs_a_moment_and_the_path_is_direct_again() {
         assert!(longest <= ms(200), "{longest:?}");
         trio.catches_up(ms(300));
     }
+}
+
+#[test]
+fn where_an_end_went_while_the_other_had_no_link_is_told_when_that_is_back() {
+    let mut trio = Trio::new(8, DELAY, [cone(), address_restricted()]);
+    trio.open();
+    trio.until_on(LegKind::UdpDirect, Duration::from_secs(2));
+    trio.run(ms(500));
+    // The agent's new address is of no use to a client that is not told of it, as the client's NAT keeps it out.
+    trio.lose_link(CLIENT);
+    trio.net.rebind("10.0.2.2", 0);
+    trio.until_on(LegKind::TcpReverse, Duration::from_secs(1));
+    trio.until_on(LegKind::UdpDirect, Duration::from_secs(5));
+    trio.catches_up(ms(300));
+}
+
+#[test]
+fn after_an_outage_of_all_in_which_nats_bound_anew_the_path_is_found_as_soon_as_links_are_back() {
+    let mut trio = Trio::new(9, DELAY, [address_restricted(), address_restricted()]);
+    trio.open();
+    trio.until_on(LegKind::UdpDirect, Duration::from_secs(2));
+    trio.run(ms(500));
+    trio.kill_broker();
+    ["10.0.1.2", "10.0.2.2"].into_iter().for_each(|inside| trio.net.rebind(inside, 0));
+    trio.run(Duration::from_secs(12));
+    trio.start_broker();
+    trio.until_on(LegKind::UdpDirect, Duration::from_secs(8));
+    trio.catches_up(ms(300));
 }

@@ -6,7 +6,7 @@ use switchback_shortpath::LegKind;
 
 use super::end::Via;
 use super::world::{Parcel, Told, Trio};
-use super::{AGENT, CLIENT};
+use super::{AGENT, CLIENT, MESSAGE, STUN};
 use crate::broker::orchestrator::{
     Input, LinkId, Notice, Orchestrator, Output, Registration, Reported, SessionLimits,
 };
@@ -15,8 +15,8 @@ use crate::wire::{Candidate, LossCounts, PublicKey, Resource, SessionId, Session
 
 /// How long an end waits before it connects, or asks for a leg, again.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
-/// Between two messages of the application.
-const SPEAK: Duration = Duration::from_millis(10);
+/// Between two messages of the application, unless a story says otherwise.
+pub(super) const SPEAK: Duration = Duration::from_millis(10);
 
 impl Trio {
     pub(super) fn say(&mut self, end: usize, input: Input) {
@@ -55,7 +55,7 @@ impl Trio {
         pairs.into_iter().for_each(|pair| self.cut(pair));
     }
 
-    fn cut(&mut self, pair: PairId) {
+    pub(super) fn cut(&mut self, pair: PairId) {
         let Some(legs) = self.pairs.remove(&pair) else { return };
         for end in [CLIENT, AGENT].into_iter().filter(|end| legs[*end]) {
             self.send(self.delay, Parcel::Down(pair, end));
@@ -123,12 +123,12 @@ impl Trio {
             Parcel::Again => self.ask_again(),
             Parcel::Tick => {
                 self.tell_broker(Input::Tick);
-                self.reports();
+                [CLIENT, AGENT].into_iter().for_each(|end| self.report(end));
                 self.send(AGAIN, Parcel::Tick);
             }
             Parcel::Speak => {
-                self.ends[CLIENT].speak(now);
-                self.send(SPEAK, Parcel::Speak);
+                self.ends[CLIENT].speak(now, MESSAGE);
+                self.send(self.speak, Parcel::Speak);
             }
             Parcel::Say(..) | Parcel::Dial(..) | Parcel::Up(..) => {}
         }
@@ -167,9 +167,13 @@ impl Trio {
         let link = LinkId(self.number().into());
         (self.links[end], self.ends[end].linked) = (link, true);
         self.ends[end].told.clear();
+        // The gateway is found anew.
+        let now = self.net.now;
+        self.ends[end].keeper.set_servers(now, vec![STUN]);
         if end == CLIENT {
             let (user, token) = ("ada".to_owned(), "token".to_owned());
             self.say(end, Input::ClientUp { link, user, token, address: None });
+            self.report(end);
             return self.send(Duration::ZERO, Parcel::Again);
         }
         let registration = Registration {
@@ -194,26 +198,24 @@ impl Trio {
         self.send(AGAIN, Parcel::Again);
     }
 
-    /// Both ends' reports, as they send them each second.
-    fn reports(&mut self) {
-        for end in [CLIENT, AGENT] {
-            let Some(grant) = self.ends[end].grant.clone() else { continue };
-            let transport = self.ends[end].carried_by(self.net.now).map(LegKind::label);
-            let report = SessionReport {
-                session: grant.session.clone(),
-                grant: None,
-                transport: transport.map(str::to_owned),
-                rtt: None,
-                client_to_target: 0,
-                target_to_client: 0,
-                channels: 1,
-                resumes: 0,
-                paths: vec![],
-                loss: LossCounts::default(),
-            };
-            let reports = vec![Reported { report, grant: Some(grant) }];
-            self.say(end, Input::Reports { link: self.links[end], reports });
-        }
+    /// What an end reports each second, and a client on a new link.
+    fn report(&mut self, end: usize) {
+        let Some(grant) = self.ends[end].grant.clone() else { return };
+        let transport = self.ends[end].carried_by(self.net.now).map(LegKind::label);
+        let report = SessionReport {
+            session: grant.session.clone(),
+            grant: None,
+            transport: transport.map(str::to_owned),
+            rtt: None,
+            client_to_target: 0,
+            target_to_client: 0,
+            channels: 1,
+            resumes: 0,
+            paths: vec![],
+            loss: LossCounts::default(),
+        };
+        let reports = vec![Reported { report, grant: Some(grant) }];
+        self.say(end, Input::Reports { link: self.links[end], reports });
     }
 
     /// What an end's keeper has found goes to the broker, and by it to the other end.

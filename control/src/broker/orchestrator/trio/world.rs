@@ -8,7 +8,7 @@ use switchback_shortpath::Role;
 
 use super::end::End;
 use super::lab::{Arrived, Nat, NatKind, Net};
-use super::wires::AGAIN;
+use super::wires::{AGAIN, SPEAK};
 use super::{AGENT, CLIENT, STUN};
 use crate::broker::config::Relay;
 use crate::broker::orchestrator::{Input, LinkId, Orchestrator, SessionLimits, Wish};
@@ -58,6 +58,9 @@ pub(super) struct Trio {
     /// Which legs a pair has: client's, agent's.
     pub(super) pairs: HashMap<PairId, [bool; 2]>,
     pub(super) links: [LinkId; 2],
+    pub(super) begun: Instant,
+    /// Between two messages of the application.
+    pub(super) speak: Duration,
 }
 
 impl Trio {
@@ -84,6 +87,8 @@ impl Trio {
             count: 0,
             pairs: HashMap::new(),
             links: [LinkId(0), LinkId(0)],
+            begun: now,
+            speak: SPEAK,
         };
         for end in [CLIENT, AGENT] {
             trio.send(Duration::ZERO, Parcel::Link(end));
@@ -139,6 +144,10 @@ impl Trio {
             for end in [CLIENT, AGENT] {
                 for (pair, bytes) in self.ends[end].drain(&mut self.net) {
                     self.send(2 * self.delay, Parcel::Bytes(pair, 1 - end, bytes));
+                }
+                for pair in std::mem::take(&mut self.ends[end].left) {
+                    self.cut(pair);
+                    self.send(AGAIN, Parcel::Again);
                 }
             }
             self.tell_candidates();
