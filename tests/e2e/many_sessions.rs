@@ -8,7 +8,7 @@ use crate::support::{Bed, EchoTarget, IOS, Io, eventually, resident_of};
 
 /// Carried by TCP alone; and with UDP, where each has two QUIC connections and two relays.
 const SESSIONS: usize = 1000;
-const UDP_SESSIONS: usize = 200;
+const UDP_SESSIONS: usize = 500;
 
 #[test]
 fn a_thousand_sessions_carry_bytes_at_once_and_leave_no_descriptor_or_thread() {

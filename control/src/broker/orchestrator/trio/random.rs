@@ -168,7 +168,7 @@ impl Drop for Story {
 
 /// Stories to play: `TRIO_STORIES`, or enough for a daily run.
 fn stories() -> u64 {
-    std::env::var("TRIO_STORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
+    std::env::var("TRIO_STORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
 }
 
 fn play(seed: u64) {
@@ -177,8 +177,15 @@ fn play(seed: u64) {
     story.ends_well();
 }
 
+/// Each showed a promise broken once: moves hidden by a lost link (61), a leg held back for having stepped in (202), an outage
+/// of all in which NATs bound anew (354), bytes left on a leg in quarantine (507).
 #[test]
-fn random_stories_end_with_every_byte_and_a_direct_path() {
+fn stories_that_once_ended_badly_end_well() {
+    [61, 202, 354, 507].into_iter().for_each(play);
+}
+
+#[test]
+fn random_stories_end_with_every_byte_and_the_best_path() {
     match std::env::var("TRIO_SEED").ok().and_then(|text| text.parse().ok()) {
         Some(seed) => play(seed),
         None => (0..stories()).for_each(play),
