@@ -22,6 +22,8 @@ const EARLY_HOLD: u64 = 256 * 1024;
 const EARLY_FRAMES: usize = 2048;
 /// What comes within this after another leg broke may have been on its way by then, and says nothing of the peer's life.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// What a PING or the handshake took says for this long what the leg costs now.
+const LATELY: Duration = Duration::from_millis(500);
 /// Copies waiting to leave on one leg. One more is not made: the original is on its way, and is re-sent at worst.
 const COPIES_MAX: usize = 1024;
 
@@ -87,6 +89,8 @@ pub(super) struct Leg {
     pinged_at: Instant,
     pinged_loaded: bool,
     ponged_at: Option<Instant>,
+    /// The last PING's round trip, unless the leg was loaded, and when its answer came.
+    lately: Option<(Instant, Duration)>,
     /// Frames of channels have passed since the last PING, here or on another leg.
     moved: bool,
     beside: bool,
@@ -134,6 +138,7 @@ impl Leg {
             pinged_at: now,
             pinged_loaded: false,
             ponged_at: None,
+            lately: None,
             moved: false,
             beside: false,
             heard_at: now,
@@ -280,9 +285,11 @@ impl Leg {
             return true;
         }
         let rtt = now.saturating_duration_since(sent);
+        let loaded = self.pinged_loaded || self.meter.is_loaded();
+        self.lately = (!loaded).then_some((now, rtt));
         // A transport's own estimate is free of what its stream waited for.
         let told = self.path.is_told() && self.rtt.smoothed().is_some();
-        if !(told || self.pinged_loaded || self.meter.is_loaded()) {
+        if !(told || loaded) {
             self.rtt.sample(now, rtt);
         }
         self.trip.sample(now, rtt);
@@ -393,8 +400,23 @@ impl Leg {
         } else {
             Standing::Well
         };
-        let cost = self.rtt.p95().map(|p95| p95 + self.path.loss_costs(p95));
+        let lately = if selected { None } else { self.took_lately(now) };
+        let cost = self.rtt.p95().map(|p95| {
+            let cost = p95 + self.path.loss_costs(p95);
+            lately.map_or(cost, |lately| lately.max(cost))
+        });
         Candidate { leg, kind: self.kind, standing, cost }
+    }
+
+    /// What it costs was measured just now, not only long ago.
+    pub(super) fn is_known_lately(&self, now: Instant) -> bool {
+        let is_new = now.saturating_duration_since(self.attached_at) <= LATELY;
+        is_new || self.took_lately(now).is_some()
+    }
+
+    fn took_lately(&self, now: Instant) -> Option<Duration> {
+        let (at, rtt) = self.lately?;
+        (now.saturating_duration_since(at) <= LATELY).then_some(rtt)
     }
 
     /// Since when the leg owes an answer and nothing has come.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::core::{Event, Session, Stage};
 use super::leg::Leg;
-use super::select::select;
+use super::select::{Candidate, Standing, select};
 use super::words::{LegId, LegKind, MoveCause};
 
 /// Moves remembered.
@@ -104,10 +104,36 @@ impl Session {
         let selected = self.course.selected;
         let allowed = |kind: LegKind| self.config.allowed.contains(&kind);
         let legs = self.legs.iter().filter(|(_, leg)| allowed(leg.kind));
-        let candidates: Vec<_> =
+        let mut candidates: Vec<_> =
             legs.map(|(id, leg)| leg.candidate(now, *id, Some(*id) == selected)).collect();
-        self.course.selected = select(selected, &candidates, !self.begun);
+        let mut best = select(selected, &candidates, !self.begun);
+        if self.is_rash(now, best, &candidates) {
+            self.ask_others(now);
+            candidates.retain(|one| Some(one.leg) == selected || self.is_known(now, one.leg));
+            best = select(selected, &candidates, !self.begun);
+        }
+        self.course.selected = best;
         self.announce(now);
+    }
+
+    /// A planned move to `best` would go by what was measured long ago. What makes the present leg worse has often made the
+    /// others that share its way worse, too, and those that stand by are measured rarely.
+    fn is_rash(&self, now: Instant, best: Option<LegId>, candidates: &[Candidate]) -> bool {
+        let find = |leg: Option<LegId>| candidates.iter().find(|one| Some(one.leg) == leg);
+        let Some((from, to)) = find(self.selected()).zip(find(best)) else { return false };
+        let planned = from.leg != to.leg && from.cost.is_some() && from.standing == to.standing;
+        planned && from.standing >= Standing::Demoted && !self.is_known(now, to.leg)
+    }
+
+    fn is_known(&self, now: Instant, leg: LegId) -> bool {
+        self.legs.get(&leg).is_some_and(|leg| leg.is_known_lately(now))
+    }
+
+    /// Measures the legs that stand by: their answers decide.
+    fn ask_others(&mut self, now: Instant) {
+        let selected = self.selected();
+        let others = self.legs.iter_mut().filter(|(id, _)| Some(**id) != selected);
+        others.filter(|(_, leg)| !leg.is_known_lately(now)).for_each(|(_, leg)| leg.wants_ping());
     }
 
     fn announce(&mut self, now: Instant) {
