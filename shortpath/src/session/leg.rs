@@ -22,7 +22,7 @@ const EARLY_HOLD: u64 = 256 * 1024;
 const EARLY_FRAMES: usize = 2048;
 /// What comes within this after another leg broke may have been on its way by then, and says nothing of the peer's life.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// What a PING or the handshake took says for this long what the leg costs now.
+/// What a PING or the handshake took says for this long what the leg costs now; as often is it asked for at most.
 const LATELY: Duration = Duration::from_millis(500);
 /// Copies waiting to leave on one leg. One more is not made: the original is on its way, and is re-sent at worst.
 const COPIES_MAX: usize = 1024;
@@ -89,8 +89,9 @@ pub(super) struct Leg {
     pinged_at: Instant,
     pinged_loaded: bool,
     ponged_at: Option<Instant>,
-    /// The last PING's round trip, unless the leg was loaded, and when its answer came.
-    lately: Option<(Instant, Duration)>,
+    /// When the last PING that was answered left, and what its answer took; the longest time of all where the leg was loaded,
+    /// as that says nothing.
+    answered: Option<(Instant, Duration)>,
     /// Frames of channels have passed since the last PING, here or on another leg.
     moved: bool,
     beside: bool,
@@ -138,7 +139,7 @@ impl Leg {
             pinged_at: now,
             pinged_loaded: false,
             ponged_at: None,
-            lately: None,
+            answered: None,
             moved: false,
             beside: false,
             heard_at: now,
@@ -286,7 +287,7 @@ impl Leg {
         }
         let rtt = now.saturating_duration_since(sent);
         let loaded = self.pinged_loaded || self.meter.is_loaded();
-        self.lately = (!loaded).then_some((now, rtt));
+        self.answered = Some((sent, if loaded { Duration::MAX } else { rtt }));
         // A transport's own estimate is free of what its stream waited for.
         let told = self.path.is_told() && self.rtt.smoothed().is_some();
         if !(told || loaded) {
@@ -400,23 +401,19 @@ impl Leg {
         } else {
             Standing::Well
         };
-        let lately = if selected { None } else { self.took_lately(now) };
-        let cost = self.rtt.p95().map(|p95| {
-            let cost = p95 + self.path.loss_costs(p95);
-            lately.map_or(cost, |lately| lately.max(cost))
-        });
+        let cost = self.rtt.p95().map(|p95| p95 + self.path.loss_costs(p95));
         Candidate { leg, kind: self.kind, standing, cost }
     }
 
-    /// What it costs was measured just now, not only long ago.
-    pub(super) fn is_known_lately(&self, now: Instant) -> bool {
-        let is_new = now.saturating_duration_since(self.attached_at) <= LATELY;
-        is_new || self.took_lately(now).is_some()
+    /// The handshake has just measured it.
+    pub(super) fn is_new(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.attached_at) <= LATELY
     }
 
-    fn took_lately(&self, now: Instant) -> Option<Duration> {
-        let (at, rtt) = self.lately?;
-        (now.saturating_duration_since(at) <= LATELY).then_some(rtt)
+    /// What a PING took that left after `since`, and not long ago.
+    pub(super) fn took_since(&self, now: Instant, since: Instant) -> Option<Duration> {
+        let (sent, rtt) = self.answered.filter(|(sent, _)| *sent >= since)?;
+        (now.saturating_duration_since(sent) <= rtt.saturating_add(LATELY)).then_some(rtt)
     }
 
     /// Since when the leg owes an answer and nothing has come.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::core::{Event, Session, Stage};
 use super::leg::Leg;
-use super::select::{Candidate, Standing, select};
+use super::select::{Candidate, Standing, select, tie};
 use super::words::{LegId, LegKind, MoveCause};
 
 /// Moves remembered.
@@ -54,6 +54,8 @@ pub(super) struct Course {
     /// Why the session is about to leave its leg, and since when it stalls.
     leaving: Option<(MoveCause, Option<Duration>)>,
     stalled_since: Option<Instant>,
+    /// Since when another leg seems to be better than the selected one.
+    wish_since: Option<Instant>,
     trial: Option<Trial>,
     pub(super) timeline: VecDeque<Move>,
 }
@@ -107,33 +109,29 @@ impl Session {
         let mut candidates: Vec<_> =
             legs.map(|(id, leg)| leg.candidate(now, *id, Some(*id) == selected)).collect();
         let mut best = select(selected, &candidates, !self.begun);
-        if self.is_rash(now, best, &candidates) {
-            self.ask_others(now);
-            candidates.retain(|one| Some(one.leg) == selected || self.is_known(now, one.leg));
-            best = select(selected, &candidates, !self.begun);
+        match planned(selected, best, &candidates) {
+            None => self.course.wish_since = None,
+            Some(cost) => {
+                let since = *self.course.wish_since.get_or_insert(now);
+                let shows =
+                    |leg| self.legs.get(&leg).is_some_and(|leg| shows(now, leg, since, cost));
+                if !best.is_some_and(shows) {
+                    candidates.retain(|one| Some(one.leg) == selected || shows(one.leg));
+                    best = select(selected, &candidates, !self.begun);
+                    self.ask_others(now, since);
+                }
+            }
         }
         self.course.selected = best;
         self.announce(now);
     }
 
-    /// A planned move to `best` would go by what was measured long ago. What makes the present leg worse has often made the
-    /// others that share its way worse, too, and those that stand by are measured rarely.
-    fn is_rash(&self, now: Instant, best: Option<LegId>, candidates: &[Candidate]) -> bool {
-        let find = |leg: Option<LegId>| candidates.iter().find(|one| Some(one.leg) == leg);
-        let Some((from, to)) = find(self.selected()).zip(find(best)) else { return false };
-        let planned = from.leg != to.leg && from.cost.is_some() && from.standing == to.standing;
-        planned && from.standing >= Standing::Demoted && !self.is_known(now, to.leg)
-    }
-
-    fn is_known(&self, now: Instant, leg: LegId) -> bool {
-        self.legs.get(&leg).is_some_and(|leg| leg.is_known_lately(now))
-    }
-
     /// Measures the legs that stand by: their answers decide.
-    fn ask_others(&mut self, now: Instant) {
+    fn ask_others(&mut self, now: Instant, since: Instant) {
         let selected = self.selected();
         let others = self.legs.iter_mut().filter(|(id, _)| Some(**id) != selected);
-        others.filter(|(_, leg)| !leg.is_known_lately(now)).for_each(|(_, leg)| leg.wants_ping());
+        let unasked = others.filter(|(_, leg)| leg.took_since(now, since).is_none());
+        unasked.for_each(|(_, leg)| leg.wants_ping());
     }
 
     fn announce(&mut self, now: Instant) {
@@ -332,6 +330,25 @@ impl Leg {
         self.trials += 1;
         self.trial_at = Some(now + pause.min(TRIAL_PAUSE_MAX));
     }
+}
+
+/// What the selected leg costs, if going to `best` is a planned move: nothing ails the one that is left.
+fn planned(
+    selected: Option<LegId>,
+    best: Option<LegId>,
+    candidates: &[Candidate],
+) -> Option<Duration> {
+    let find = |leg: Option<LegId>| candidates.iter().find(|one| Some(one.leg) == leg);
+    let (from, to) = find(selected).zip(find(best))?;
+    let sound = from.standing == to.standing && from.standing >= Standing::Demoted;
+    from.cost.filter(|_| sound && from.leg != to.leg)
+}
+
+/// What was measured since another leg seemed better bears out that this one is better than one that costs `cost`. What makes
+/// the selected leg worse has often made the others that share its way worse, too, and those that stand by are measured rarely.
+/// One PING may be late by chance, so it need not be better by a whole margin.
+fn shows(now: Instant, leg: &Leg, since: Instant, cost: Duration) -> bool {
+    leg.is_new(now) || leg.took_since(now, since).is_some_and(|rtt| rtt <= cost + tie(cost))
 }
 
 /// Faster by more than a tenth.
