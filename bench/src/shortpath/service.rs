@@ -19,8 +19,8 @@ pub(crate) enum Duty {
     Discard,
 }
 
-/// How often the end is looked for.
-const POLL: Duration = Duration::from_millis(2);
+/// After an accept that failed: out of descriptors, as a rule.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// One read.
 const BUFFER: usize = 64 << 10;
@@ -31,6 +31,7 @@ const DISCARD: usize = 1 << 20;
 /// A running service. Dropping it closes its connections.
 pub(crate) struct Service {
     address: SocketAddr,
+    listener: Arc<TcpListener>,
     shared: Arc<Shared>,
 }
 
@@ -50,12 +51,15 @@ impl Service {
     pub(crate) fn start(ground: &Ground, duty: Duty) -> Result<Service> {
         let listen = || Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
         let listener = ground.enter(Host::Agent, listen).context("the service's socket")?;
+        Self::on(listener, duty)
+    }
+
+    fn on(listener: TcpListener, duty: Duty) -> Result<Service> {
         let address = listener.local_addr()?;
-        listener.set_nonblocking(true)?;
-        let shared = Arc::new(Shared::default());
-        let own = Arc::clone(&shared);
-        thread::spawn(move || own.accept(&listener, duty));
-        Ok(Service { address, shared })
+        let (listener, shared) = (Arc::new(listener), Arc::new(Shared::default()));
+        let (own, ears) = (Arc::clone(&shared), Arc::clone(&listener));
+        thread::spawn(move || own.accept(&ears, duty));
+        Ok(Service { address, listener, shared })
     }
 
     /// Where the agent connects to.
@@ -72,6 +76,8 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Relaxed);
+        // On Linux a blocked accept then fails.
+        let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
         for stream in self.shared.open().drain(..) {
             // It may be closed already.
             let _ = stream.shutdown(Shutdown::Both);
@@ -84,10 +90,11 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Blocks: what a poll adds would count as the tunnel's latency.
     fn accept(self: &Arc<Self>, listener: &TcpListener, duty: Duty) {
         while !self.over.load(Ordering::Relaxed) {
             let Ok((stream, _)) = listener.accept() else {
-                thread::sleep(POLL);
+                thread::sleep(PAUSE);
                 continue;
             };
             let Ok(kept) = stream.try_clone() else { continue };
@@ -102,7 +109,6 @@ impl Shared {
     }
 
     fn echo(&self, mut stream: TcpStream) -> Result<()> {
-        stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
         let mut buffer = vec![0; BUFFER];
         loop {
@@ -118,7 +124,6 @@ impl Shared {
     /// The kernel discards what MSG_TRUNC receives (tcp(7)). One byte goes back, so that whoever
     /// tries the way knows that it is there.
     fn discard(&self, mut stream: &TcpStream) -> Result<()> {
-        stream.set_nonblocking(false)?;
         let first = stream.read(&mut [0])?;
         self.bytes.fetch_add(first as u64, Ordering::Relaxed);
         stream.write_all(b"!")?;
@@ -130,5 +135,25 @@ impl Shared {
             }
             self.bytes.fetch_add(received as u64, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_answers_and_listens_until_it_is_dropped() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let service = Service::on(listener, Duty::Echo).unwrap();
+        let mut stream = TcpStream::connect(service.address()).unwrap();
+        stream.write_all(b"!").unwrap();
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        assert_eq!((byte, service.bytes()), (*b"!", 1));
+        let address = service.address();
+        drop(service);
+        assert!(TcpStream::connect(address).is_err());
+        assert_eq!(stream.read(&mut byte).unwrap_or(0), 0);
     }
 }

@@ -22,6 +22,8 @@ const EARLY_HOLD: u64 = 256 * 1024;
 const EARLY_FRAMES: usize = 2048;
 /// What comes within this after another leg broke may have been on its way by then, and says nothing of the peer's life.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// What a PING or the handshake took says for this long what the leg costs now; as often is it asked for at most.
+const LATELY: Duration = Duration::from_millis(500);
 /// Copies waiting to leave on one leg. One more is not made: the original is on its way, and is re-sent at worst.
 const COPIES_MAX: usize = 1024;
 
@@ -89,6 +91,9 @@ pub(super) struct Leg {
     pinged_at: Instant,
     pinged_loaded: bool,
     ponged_at: Option<Instant>,
+    /// When the last PING that was answered left, and what its answer took; the longest time of all where the leg was loaded,
+    /// as that says nothing.
+    answered: Option<(Instant, Duration)>,
     /// Frames of channels have passed since the last PING, here or on another leg.
     moved: bool,
     beside: bool,
@@ -137,6 +142,7 @@ impl Leg {
             pinged_at: now,
             pinged_loaded: false,
             ponged_at: None,
+            answered: None,
             moved: false,
             beside: false,
             heard_at: now,
@@ -292,9 +298,11 @@ impl Leg {
         let rtt = now.saturating_duration_since(sent);
         let anew = self.anew.take_if(|first| *first <= opaque).is_some();
         self.ping_wanted |= self.anew.is_some();
+        let loaded = self.pinged_loaded || self.meter.is_loaded();
+        self.answered = Some((sent, if loaded { Duration::MAX } else { rtt }));
         // A transport's own estimate is free of what its stream waited for.
         let told = self.path.is_told() && self.rtt.smoothed().is_some() && !anew;
-        if !(told || self.pinged_loaded || self.meter.is_loaded()) {
+        if !(told || loaded) {
             if anew {
                 self.rtt = Rtt::default();
             }
@@ -421,6 +429,17 @@ impl Leg {
         };
         let cost = self.rtt.p95().map(|p95| p95 + self.path.loss_costs(p95));
         Candidate { leg, kind: self.kind, standing, cost }
+    }
+
+    /// The handshake has just measured it.
+    pub(super) fn is_new(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.attached_at) <= LATELY
+    }
+
+    /// What a PING took that left after `since`, and not long ago.
+    pub(super) fn took_since(&self, now: Instant, since: Instant) -> Option<Duration> {
+        let (sent, rtt) = self.answered.filter(|(sent, _)| *sent >= since)?;
+        (now.saturating_duration_since(sent) <= rtt.saturating_add(LATELY)).then_some(rtt)
     }
 
     /// Since when the leg owes an answer and nothing has come.

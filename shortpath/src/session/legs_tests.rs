@@ -330,6 +330,27 @@ fn a_planned_move_stalls_nothing_and_sends_nothing_again() {
     }
 }
 
+#[test]
+fn a_leg_that_stood_by_is_asked_before_the_session_moves_to_it() {
+    for after in (500..6_500).step_by(500) {
+        let mut echo = three_legs(after);
+        echo.run(ms(after));
+        assert_eq!(echo.leg(), Some(UdpDirect));
+        // All UDP is slower from now on: direct 80 ms, relay 100 ms.
+        echo.pair.set_delay(1, ms(50));
+        echo.pair.set_delay(2, ms(40));
+        let (slower, before) =
+            (echo.sent.len(), echo.pair.ends.each_ref().map(|end| end.moves.len()));
+        echo.run(Duration::from_secs(4));
+        let slowest = *echo.latencies(slower).last().unwrap();
+        assert!(slowest <= ms(83), "after {after} ms: {slowest:?}");
+        for (end, before) in echo.pair.ends.iter().zip(before) {
+            let to: Vec<_> = end.moves[before..].iter().map(|(to, ..)| *to).collect();
+            assert_eq!(to, [TcpReverse], "after {after} ms");
+        }
+    }
+}
+
 /// Bulk from the client for `time`; bytes the agent read.
 fn bulk(pair: &mut Pair, channel: ChannelId, time: Duration) -> u64 {
     let before = pair.ends[AGENT].streams.get(&channel).map_or(0, |stream| stream.read);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::core::{Event, Session, Stage};
 use super::leg::Leg;
 use super::meter::LOADED;
-use super::select::select;
+use super::select::{Candidate, Standing, select, tie};
 use super::words::{LegId, LegKind, MoveCause};
 
 /// Moves remembered.
@@ -56,6 +56,8 @@ pub(super) struct Course {
     /// Why the session is about to leave its leg, and since when it stalls.
     leaving: Option<(MoveCause, Option<Duration>)>,
     stalled_since: Option<Instant>,
+    /// Since when another leg seems to be better than the selected one.
+    wish_since: Option<Instant>,
     trial: Option<Trial>,
     pub(super) timeline: VecDeque<Move>,
 }
@@ -106,9 +108,23 @@ impl Session {
         let selected = self.course.selected;
         let allowed = |kind: LegKind| self.config.allowed.contains(&kind);
         let legs = self.legs.iter().filter(|(_, leg)| allowed(leg.kind));
-        let candidates: Vec<_> =
+        let mut candidates: Vec<_> =
             legs.map(|(id, leg)| leg.candidate(now, *id, Some(*id) == selected)).collect();
-        self.course.selected = select(selected, &candidates, !self.begun);
+        let mut best = select(selected, &candidates, !self.begun);
+        match planned(selected, best, &candidates) {
+            None => self.course.wish_since = None,
+            Some(cost) => {
+                let since = *self.course.wish_since.get_or_insert(now);
+                let shows =
+                    |leg| self.legs.get(&leg).is_some_and(|leg| shows(now, leg, since, cost));
+                if !best.is_some_and(shows) {
+                    candidates.retain(|one| Some(one.leg) == selected || shows(one.leg));
+                    best = select(selected, &candidates, !self.begun);
+                    self.ask_others(now, since);
+                }
+            }
+        }
+        self.course.selected = best;
         self.announce(now);
         self.leave_nothing(selected);
     }
@@ -122,6 +138,14 @@ impl Session {
         if let Some(left) = left.filter(untrusted) {
             self.reclaim(left);
         }
+    }
+
+    /// Measures the legs that stand by: their answers decide.
+    fn ask_others(&mut self, now: Instant, since: Instant) {
+        let selected = self.selected();
+        let others = self.legs.iter_mut().filter(|(id, _)| Some(**id) != selected);
+        let unasked = others.filter(|(_, leg)| leg.took_since(now, since).is_none());
+        unasked.for_each(|(_, leg)| leg.wants_ping());
     }
 
     fn announce(&mut self, now: Instant) {
@@ -338,6 +362,25 @@ fn may_be_as_good(leg: &Leg, since: Instant, before: u64, to_beat: u64) -> bool 
         Some((rate, _)) => !is_faster(rate, to_beat) && (starved || rate >= to_beat / 4),
         None => starved || leg.meter.brought() - before >= LOADED,
     }
+}
+
+/// What the selected leg costs, if going to `best` is a planned move: nothing ails the one that is left.
+fn planned(
+    selected: Option<LegId>,
+    best: Option<LegId>,
+    candidates: &[Candidate],
+) -> Option<Duration> {
+    let find = |leg: Option<LegId>| candidates.iter().find(|one| Some(one.leg) == leg);
+    let (from, to) = find(selected).zip(find(best))?;
+    let sound = from.standing == to.standing && from.standing >= Standing::Demoted;
+    from.cost.filter(|_| sound && from.leg != to.leg)
+}
+
+/// What was measured since another leg seemed better bears out that this one is better than one that costs `cost`. What makes
+/// the selected leg worse has often made the others that share its way worse, too, and those that stand by are measured rarely.
+/// One PING may be late by chance, so it need not be better by a whole margin.
+fn shows(now: Instant, leg: &Leg, since: Instant, cost: Duration) -> bool {
+    leg.is_new(now) || leg.took_since(now, since).is_some_and(|rtt| rtt <= cost + tie(cost))
 }
 
 /// Faster by more than a tenth.

@@ -231,6 +231,10 @@ impl Pair {
         self.links[link].weather.rate = Some(rate);
     }
 
+    pub(super) fn set_delay(&mut self, link: usize, delay: Duration) {
+        self.links[link].weather.delay = delay;
+    }
+
     pub(super) fn live_links(&self) -> usize {
         self.links.iter().filter(|link| link.legs.iter().all(Option::is_some)).count()
     }

@@ -86,7 +86,7 @@ fn margin(cost: Duration) -> Duration {
 /// What a leg of a preferred kind may cost more than one that costs `cost`, and still be preferred: one from end to end lacks
 /// what happens at a gateway, and on a relay a lost packet holds up nothing but its own channel. It is left by as much more,
 /// so that estimates of equal legs may differ by a whole margin and nothing moves.
-fn tie(cost: Duration) -> Duration {
+pub(super) fn tie(cost: Duration) -> Duration {
     margin(cost) / 2
 }
 
