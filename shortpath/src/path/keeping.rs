@@ -364,7 +364,7 @@ fn an_allocation_that_is_refused_says_why() {
     let failed = |reason| vec![TurnEvent::Failed(reason)];
     assert_eq!(fate(behind("port-restr"), "wrong"), failed(TurnFailure::Unauthorized));
     let mut full = behind("port-restr");
-    full.server.full = true;
+    full.server.refuses = Some(486);
     assert_eq!(fate(full, "relay-secret"), failed(TurnFailure::Full));
     let mut blocked = behind("port-restr");
     blocked.net.blocked.push(A.parse().unwrap());
@@ -490,6 +490,23 @@ fn a_peer_whose_address_is_forbidden_is_not_asked_for_again() {
     assert_eq!(world.a.turn_log.iter().filter(|event| **event == refused).count(), 1);
     let turn = world.a.turn.as_mut().unwrap();
     assert!(turn.wrap(peer(0), 5).is_none() && turn.indication(peer(0), b"x").is_none());
+}
+
+#[test]
+fn a_peer_whose_nat_ends_mappings_each_half_minute_is_let_in_for_hours() {
+    let mut world = behind("port-restr").with_relay();
+    for n in 1..=300 {
+        let now = world.net.now;
+        let turn = world.a.turn.as_mut().unwrap();
+        turn.permit(now, peer(0));
+        turn.permit(now, peer(n));
+        world.run(Duration::from_secs(30));
+        let turn = world.a.turn.as_ref().unwrap();
+        assert!(turn.wrap(peer(0), 5).is_some(), "the address that stays, after {n}");
+        assert!(turn.wrap(peer(n), 5).is_some(), "{n}: {:?}", world.a.turn_log.last());
+    }
+    let refused = |event: &&TurnEvent| matches!(event, TurnEvent::PeerRefused(..));
+    assert_eq!(world.a.turn_log.iter().find(refused), None);
 }
 
 #[test]

@@ -47,6 +47,7 @@ mod shifting;
 #[cfg(test)]
 mod tests;
 pub mod turn;
+mod turn_peers;
 mod turn_words;
 
 pub use candidate::{Candidate, CandidateKind, IceCredentials, LocalId, Route, canonical};
