@@ -345,11 +345,15 @@ fn where_mappings_end_at_an_age_none_ends_that_is_in_use_once_that_is_learnt() {
     }
 }
 
-fn turn(world: &World, password: &str) -> TurnClient {
+fn turn_config(world: &World, password: &str) -> TurnConfig {
     let config =
         TurnConfig::new(world.server.stun(), world.server.username.clone(), password.to_owned());
     assert!(!format!("{config:?}").contains(password));
-    TurnClient::new(world.net.now, TurnConfig { seed: [6; 32], ..config })
+    TurnConfig { seed: [6; 32], ..config }
+}
+
+fn turn(world: &World, password: &str) -> TurnClient {
+    TurnClient::new(world.net.now, turn_config(world, password))
 }
 
 /// The client's fate in a world where it asks for an allocation.
@@ -369,6 +373,24 @@ fn an_allocation_that_is_refused_says_why() {
     let mut blocked = behind("port-restr");
     blocked.net.blocked.push(A.parse().unwrap());
     assert_eq!(fate(blocked, "relay-secret"), failed(TurnFailure::Unreachable));
+}
+
+#[test]
+fn an_allocation_is_asked_for_no_more_often_than_it_is_worth() {
+    let mut world = behind("port-restr");
+    world.net.blocked.push(A.parse().unwrap());
+    let mut turn = turn(&world, "relay-secret");
+    let start = world.net.now;
+    let few = TurnConfig { tries: 3, ..turn_config(&world, "relay-secret") };
+    for (client, most) in [(&mut turn, 12_600), (&mut TurnClient::new(start, few), 1_400)] {
+        let mut now = start;
+        while let Some(at) = client.poll_timeout() {
+            now = at;
+            client.handle_timeout(now);
+        }
+        assert_eq!(now - start, ms(most));
+        assert_eq!(client.poll_event(), Some(TurnEvent::Failed(TurnFailure::Unreachable)));
+    }
 }
 
 #[test]

@@ -67,4 +67,4 @@ pub use remote::{CandidateRefusal, RemoteCandidates, RemoteLimits};
 pub use settings::{CauseText, FinderConfig, FinderCounters, FinderEvent, FinderTiming};
 pub use shift::{AgeLimit, Roster, Shift, Shifts};
 pub use turn::TurnClient;
-pub use turn_words::{TurnConfig, TurnEvent, TurnFailure};
+pub use turn_words::{TURN_TRIES, TurnConfig, TurnEvent, TurnFailure};

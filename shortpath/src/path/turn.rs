@@ -22,7 +22,7 @@ use stun_types::message::{
 
 use super::message::{self, Writer, attribute, is_signed};
 use super::turn_peers::{Admission, Peers};
-use super::turn_words::{TurnConfig, TurnEvent, TurnFailure};
+use super::turn_words::{TURN_TRIES, TurnConfig, TurnEvent, TurnFailure};
 
 const ALLOCATE: Method = Method::new(3);
 const REFRESH: Method = Method::new(4);
@@ -33,8 +33,6 @@ const CHANNEL_BIND: Method = Method::new(9);
 /// First wait for an answer, doubled each time: the servers are our own gateways, and RFC 8489's 500 ms would let one
 /// lost packet cost more than most paths' RTT.
 const RTO: Duration = Duration::from_millis(200);
-/// Six tries take 12.6 s.
-const TRIES: u32 = 6;
 /// Lifetime we ask for (RFC 8656 section 2.2's default).
 const LIFETIME: u32 = 600;
 /// Channels are refreshed within the life of the permission they renew, 300 s, with time for retransmissions.
@@ -278,12 +276,13 @@ impl TurnClient {
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         let mut lost = Vec::new();
+        let most = if self.relayed.is_none() { self.config.tries } else { TURN_TRIES };
         for request in self.requests.iter_mut().filter(|request| request.due <= now) {
-            if request.tries >= TRIES {
+            if request.tries >= most {
                 lost.push(request.purpose);
                 continue;
             }
-            request.due = now + RTO * 2_u32.pow(request.tries);
+            request.due = now + RTO * 2_u32.pow(request.tries.min(TURN_TRIES));
             request.tries += 1;
             self.transmits.push_back(request.bytes.clone());
         }

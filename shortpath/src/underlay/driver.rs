@@ -24,12 +24,14 @@ use crate::session::Role;
 use crate::shell::SessionRef;
 use crate::time::{now, sleep_until};
 use crate::tls::KeyError;
-use relays::{Asked, RelayStage, heir_event, relay_at_first, relay_event};
+use relays::{Asked, RelayPlace, RelayStage, heir_event, relay_at_first, relay_event};
 
 /// What other tasks tell the driver.
 enum Outcome {
     Dialled(SlotId, Result<Connection, String>),
     Closed(SlotId, usize, String),
+    /// The relay's name resolves to these.
+    Located(Vec<SocketAddr>),
 }
 
 /// What the owner tells the driver.
@@ -59,6 +61,7 @@ pub(super) struct Driver {
     network_changes: u64,
     remote: Vec<Candidate>,
     relay: RelayStage,
+    relay_place: RelayPlace,
     /// The allocation that will take the present one's place.
     heir: Option<Asked>,
     /// The one before, until packets have found their way through its heir.
@@ -120,6 +123,7 @@ impl Driver {
         let mut driver = Self {
             network_changes,
             relay: relay_at_first(&plan),
+            relay_place: RelayPlace::default(),
             client: None,
             remote: Vec::new(),
             searches: Vec::new(),
@@ -200,7 +204,6 @@ impl Driver {
         let (local, remote) = (self.plan.local.clone(), self.plan.remote.clone());
         let mut config = FinderConfig::new(kind, dials, local, remote);
         config.limits.servers = self.known.borrow().servers.clone();
-        config.limits.servers.extend(self.plan.relay.iter().map(|relay| relay.server));
         config.limits.networks = self.inner.config.networks.clone();
         // Pairs in reserve stay open behind NATs that forget soon.
         let keepalive = self.known.borrow().keepalive().unwrap_or(config.timing.standby);
@@ -210,6 +213,7 @@ impl Driver {
 
     /// Runs until the owner lets go or the session is over.
     pub(super) async fn run(mut self) {
+        self.locate_relay();
         self.take_known();
         let signalled = std::mem::take(&mut self.plan.remote_candidates);
         self.take_signalled(signalled);
@@ -256,7 +260,7 @@ impl Driver {
     fn due(&self) -> Option<Instant> {
         let relay = match self.relay {
             RelayStage::At(at) => Some(at),
-            RelayStage::Never | RelayStage::Asked(_) => None,
+            RelayStage::Never | RelayStage::Nowhere | RelayStage::Asked(_) => None,
         };
         let retired = self.retired.as_ref().map(|(_, _, until)| *until);
         let searches = self.searches.iter().filter_map(Search::poll_timeout).min();
@@ -364,8 +368,8 @@ impl Driver {
         let relayed = |candidate: &Candidate| {
             candidate.kind == CandidateKind::Relayed && candidate.address.ip() == address.ip()
         };
-        let server = self.plan.relay.as_ref().map(|relay| relay.server.ip());
-        if self.remote.iter().any(relayed) || server == Some(address.ip()) {
+        let servers = self.relay_addresses();
+        if self.remote.iter().any(relayed) || servers.iter().any(|it| it.ip() == address.ip()) {
             return;
         }
         let candidate = Candidate::new(CandidateKind::ServerReflexive, address);
@@ -421,6 +425,7 @@ impl Driver {
 
     fn take_outcome(&mut self, outcome: Outcome) {
         match outcome {
+            Outcome::Located(found) => self.relay_located(found),
             Outcome::Dialled(slot, Ok(connection)) => self.up(slot, connection),
             Outcome::Dialled(slot, Err(detail)) => {
                 self.ended(slot, detail);
@@ -474,6 +479,7 @@ impl Driver {
             }
             search.finder.retire(now, shifts.retiring);
         }
+        self.heed_servers();
         self.give_candidates();
         if std::mem::replace(&mut self.network_changes, changes) != changes {
             self.searches.iter_mut().for_each(|search| search.network_changed(now));
@@ -547,6 +553,9 @@ impl Driver {
             self.relay_reason.filter(|reason| *reason != "standby").into_iter().for_each(&mut push);
             if self.plan.policy.relay && self.plan.relay.is_none() {
                 push("no_relay");
+            }
+            if matches!(self.relay, RelayStage::Nowhere) {
+                push("relay_unresolved");
             }
             if reasons.is_empty() {
                 reasons.push("searching");

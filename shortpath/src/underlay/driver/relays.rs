@@ -1,4 +1,6 @@
 //! A session's allocations at its relay: when one is asked for, replaced, and given back.
+mod place;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,11 +14,15 @@ use crate::session::Role;
 use crate::time::now;
 use crate::underlay::relay::Relay;
 use crate::underlay::search::Search;
+use crate::underlay::whereabouts::Choice;
 use crate::underlay::{RelayAccess, ShortpathPlan, UnderlayConfig};
+
+pub(super) use place::RelayPlace;
 
 /// An allocation, asked for or there.
 pub(super) struct Asked {
     since: Instant,
+    server: SocketAddr,
     pub(super) id: LocalId,
     pub(super) relay: Arc<Relay>,
     pub(super) events: mpsc::Receiver<TurnEvent>,
@@ -25,6 +31,8 @@ pub(super) struct Asked {
 pub(super) enum RelayStage {
     /// Policy or the broker gives none.
     Never,
+    /// Wanted, but nobody knows its address yet.
+    Nowhere,
     /// Asked for at this time, if it is needed by then.
     At(Instant),
     Asked(Asked),
@@ -52,8 +60,10 @@ const RELAY_AGE_MIN: Duration = Duration::from_secs(8);
 
 impl Driver {
     pub(super) fn want_relay_soon(&mut self) {
-        if let RelayStage::At(at) = &mut self.relay {
-            *at = (*at).min(now());
+        match &mut self.relay {
+            RelayStage::At(at) => *at = (*at).min(now()),
+            RelayStage::Nowhere => self.locate_relay(),
+            RelayStage::Never | RelayStage::Asked(_) => {}
         }
     }
 
@@ -70,7 +80,10 @@ impl Driver {
         if self.plan.relay.is_none() {
             return self.relay = RelayStage::Never;
         }
-        match self.open_relay() {
+        let Some(choice) = self.relay_choice() else {
+            return self.relay = RelayStage::Nowhere;
+        };
+        match self.open_relay(choice) {
             Some(asked) => {
                 self.relay_reason = None;
                 self.relay = RelayStage::Asked(asked);
@@ -82,14 +95,13 @@ impl Driver {
         }
     }
 
-    fn open_relay(&self) -> Option<Asked> {
-        let access = self.plan.relay.as_ref()?;
-        let config =
-            TurnConfig::new(access.server, access.username.clone(), access.password.clone());
+    fn open_relay(&self, Choice { server, tries }: Choice) -> Option<Asked> {
+        let RelayAccess { username, password, .. } = self.plan.relay.clone()?;
+        let config = TurnConfig { tries, ..TurnConfig::new(server, username, password) };
         let own = &self.inner.config;
         let own = UnderlayConfig { dscp: self.plan.dscp.or(own.dscp), ..own.clone() };
         match Relay::open(&self.inner.wire, config, &own) {
-            Ok((id, relay, events)) => Some(Asked { since: now(), id, relay, events }),
+            Ok((id, relay, events)) => Some(Asked { since: now(), server, id, relay, events }),
             Err(error) => {
                 tracing::warn!(%error, "no socket for a relay");
                 None
@@ -98,8 +110,8 @@ impl Driver {
     }
 
     pub(super) fn take_relay(&mut self, event: Option<TurnEvent>) {
-        let RelayStage::Asked(Asked { id, relay, .. }) = &self.relay else { return };
-        let (id, relay) = (*id, Arc::clone(relay));
+        let RelayStage::Asked(Asked { id, relay, server, .. }) = &self.relay else { return };
+        let (id, relay, server) = (*id, Arc::clone(relay), *server);
         let failed = match event {
             Some(TurnEvent::Allocated { relayed, .. }) => return self.use_relay(id, relayed),
             Some(TurnEvent::Renewing) => return self.reach_anew(id),
@@ -110,11 +122,13 @@ impl Driver {
         self.relayed.send_replace(None);
         self.drop_relay(id, &relay);
         self.relay_reason = Some(failed);
-        self.relay = RelayStage::At(now() + RELAY_RETRY);
+        let pause = if self.relay_failed(server) { Duration::ZERO } else { RELAY_RETRY };
+        self.relay = RelayStage::At(now() + pause);
     }
 
     /// An allocation is there: its address is a candidate of ours, and the peer's are let in.
     fn use_relay(&mut self, id: LocalId, relayed: SocketAddr) {
+        self.relay_place.turns.work();
         let candidate = Candidate::new(CandidateKind::Relayed, relayed);
         self.relayed.send_replace(Some(candidate));
         if let Some(search) = self.relay_search() {
@@ -155,10 +169,12 @@ impl Driver {
         if known || matches!(self.relay, RelayStage::Never) {
             return;
         }
-        self.plan.relay = Some(access);
-        if let (RelayStage::Asked(_), None) = (&self.relay, &self.heir) {
-            self.heir = self.open_relay();
+        if self.plan.relay.as_ref().is_some_and(|old| old.server != access.server) {
+            self.relay_place = RelayPlace::default();
         }
+        self.plan.relay = Some(access);
+        self.locate_relay();
+        self.ask_heir();
     }
 
     /// Where the NAT ends mappings at an age, an allocation gets its heir before its own mapping ends.
@@ -166,7 +182,7 @@ impl Driver {
         if let Some(at) = self.relay_is_old_at()
             && at <= now
         {
-            self.heir = self.open_relay();
+            self.ask_heir();
             if let RelayStage::Asked(asked) = &mut self.relay {
                 // Another try half a life later, should there be no heir.
                 asked.since += at.saturating_duration_since(asked.since) / 2;
@@ -236,8 +252,8 @@ impl Driver {
     pub(super) fn permit_peers(&self) {
         let RelayStage::Asked(Asked { relay, .. }) = &self.relay else { return };
         let reachable = self.remote.iter().filter(|candidate| {
-            candidate.kind.serves(LegKind::UdpRelay) && !candidate.address.ip().is_loopback()
-                || self.inner.config.loopback
+            candidate.kind.serves(LegKind::UdpRelay)
+                && (self.inner.config.loopback || !candidate.address.ip().is_loopback())
         });
         reachable.for_each(|candidate| relay.permit(candidate.address));
     }
@@ -264,7 +280,7 @@ pub(super) fn relay_at_first(plan: &ShortpathPlan) -> RelayStage {
 pub(super) async fn relay_event(relay: &mut RelayStage) -> Option<TurnEvent> {
     match relay {
         RelayStage::Asked(asked) => asked.events.recv().await,
-        RelayStage::Never | RelayStage::At(_) => std::future::pending().await,
+        RelayStage::Never | RelayStage::Nowhere | RelayStage::At(_) => std::future::pending().await,
     }
 }
 
