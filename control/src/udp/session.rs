@@ -369,6 +369,7 @@ mod tests {
     use switchback_shortpath::{Role, SessionEvent};
 
     use super::*;
+    use crate::udp::UdpOptions;
 
     impl SessionUdp {
         /// Of an end that has an address at a relay.
@@ -399,6 +400,17 @@ mod tests {
         };
         assert_eq!(reasons(UdpUse::Off), ["policy_no_udp"]);
         assert_eq!(reasons(UdpUse::Prefer), ["udp_disabled"]);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_may_only_be_relayed_is_told_as_such() {
+        let options = UdpOptions { port_mapping: false, ..UdpOptions::default() };
+        let reach = Reach::start(&options, "127.0.0.1:443").unwrap();
+        let transport = TransportPolicy { udp: UdpUse::RelayOnly, ..TransportPolicy::default() };
+        let of = |view| SessionUdp::new(transport, reach.clone()).reasons(view, None);
+        assert_eq!(of(None), ["policy_relay_only"]);
+        let view = ShortpathView { reasons: vec!["no_relay"], ..ShortpathView::default() };
+        assert_eq!(of(Some(&view)), ["policy_relay_only", "no_relay"]);
     }
 
     #[test]

@@ -13,19 +13,19 @@ use super::message::{self, Writer, attribute};
 
 /// A STUN server on two addresses with two ports each, and a TURN server on the first.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(crate) struct Server {
     pub(super) addresses: [IpAddr; 2],
-    pub(super) username: String,
-    pub(super) password: String,
+    pub(crate) username: String,
+    pub(crate) password: String,
     /// Clients by their relayed port: client address, lifetime ignored, channels, permitted IPs.
     allocations: BTreeMap<u16, Allocation>,
     pub(super) nonce: u32,
     /// Has one address and tells its other port only, as our gateway does by default.
     pub(super) single: bool,
     /// Answers every request for an allocation with this error.
-    pub(super) refuses: Option<u16>,
+    pub(crate) refuses: Option<u16>,
     /// Answers every ChannelBind with 403.
-    pub(super) forbids: bool,
+    pub(crate) forbids: bool,
     /// Channels bound and renewed so far.
     pub(super) bound: u64,
     pub(super) answered: u64,
@@ -72,7 +72,7 @@ impl Allocation {
 }
 
 impl Server {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             addresses: ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()],
             username: "1800000000:test".into(),
@@ -118,6 +118,19 @@ impl Server {
             let reply = self.turn(net.now, datagram, &message);
             net.send(datagram.to, datagram.from, reply);
         }
+    }
+
+    /// What it says, as a TURN server, to a request that came over real sockets.
+    pub(crate) fn answer(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        bytes: &[u8],
+    ) -> Option<Vec<u8>> {
+        let message = message::parse(bytes)?;
+        let is_turn = message.has_class(MessageClass::Request) && !message.has_method(BINDING);
+        let datagram = Arrived { from, to: self.stun(), bytes: bytes.to_vec() };
+        is_turn.then(|| self.turn(now, &datagram, &message))
     }
 
     fn binding(&mut self, net: &mut Net, datagram: &Arrived, message: &Message<'_>) {

@@ -30,7 +30,7 @@ mod keeping;
 #[cfg(test)]
 mod lab;
 #[cfg(test)]
-mod lab_server;
+pub(crate) mod lab_server;
 mod lifetime;
 mod message;
 mod mtu;

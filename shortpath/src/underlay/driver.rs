@@ -19,7 +19,7 @@ use super::search::{Search, Stage};
 use super::view::{ShortpathView, sums};
 use super::{Inner, RelayAccess, ShortpathPlan, UdpPolicy};
 use crate::LegKind;
-use crate::path::{Candidate, CandidateKind, Finder, FinderConfig, LocalId, Route};
+use crate::path::{Candidate, CandidateKind, Finder, FinderConfig, LocalId, Route, TurnFailure};
 use crate::session::Role;
 use crate::shell::SessionRef;
 use crate::time::{now, sleep_until};
@@ -67,6 +67,8 @@ pub(super) struct Driver {
     /// The one before, until packets have found their way through its heir.
     retired: Option<(LocalId, Arc<Relay>, Instant)>,
     relay_reason: Option<&'static str>,
+    /// What the relay says of the peer.
+    relay_refuses: Option<TurnFailure>,
     relayed: watch::Sender<Option<Candidate>>,
     view: watch::Sender<ShortpathView>,
     view_at: Option<Instant>,
@@ -130,6 +132,7 @@ impl Driver {
             heir: None,
             retired: None,
             relay_reason: None,
+            relay_refuses: None,
             relayed,
             view_at: Some(now()),
             inner,
@@ -551,6 +554,7 @@ impl Driver {
         view.legs.iter().filter_map(|leg| leg.reason).for_each(&mut push);
         if !self.searches.iter().any(|search| search.is_up()) {
             self.relay_reason.filter(|reason| *reason != "standby").into_iter().for_each(&mut push);
+            self.relay_refuses.map(TurnFailure::as_str).into_iter().for_each(&mut push);
             if self.plan.policy.relay && self.plan.relay.is_none() {
                 push("no_relay");
             }

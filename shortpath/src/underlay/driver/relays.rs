@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::Driver;
 use crate::LegKind;
-use crate::path::{Candidate, CandidateKind, LocalId, TurnConfig, TurnEvent};
+use crate::path::{Candidate, CandidateKind, LocalId, TurnConfig, TurnEvent, TurnFailure};
 use crate::session::Role;
 use crate::time::now;
 use crate::underlay::relay::Relay;
@@ -84,10 +84,7 @@ impl Driver {
             return self.relay = RelayStage::Nowhere;
         };
         match self.open_relay(choice) {
-            Some(asked) => {
-                self.relay_reason = None;
-                self.relay = RelayStage::Asked(asked);
-            }
+            Some(asked) => self.relay = RelayStage::Asked(asked),
             None => {
                 self.relay_reason = Some("relay_no_socket");
                 self.relay = RelayStage::At(now + RELAY_RETRY);
@@ -115,13 +112,14 @@ impl Driver {
         let failed = match event {
             Some(TurnEvent::Allocated { relayed, .. }) => return self.use_relay(id, relayed),
             Some(TurnEvent::Renewing) => return self.reach_anew(id),
-            Some(TurnEvent::Bound(_) | TurnEvent::PeerRefused(..)) => return,
+            Some(TurnEvent::Bound(_)) => return self.heed_peer(None),
+            Some(TurnEvent::PeerRefused(_, failure)) => return self.heed_peer(Some(failure)),
             Some(TurnEvent::Failed(failure)) => failure.as_str(),
             None => "relay_unreachable",
         };
         self.relayed.send_replace(None);
         self.drop_relay(id, &relay);
-        self.relay_reason = Some(failed);
+        (self.relay_reason, self.relay_refuses) = (Some(failed), None);
         let pause = if self.relay_failed(server) { Duration::ZERO } else { RELAY_RETRY };
         self.relay = RelayStage::At(now() + pause);
     }
@@ -129,6 +127,7 @@ impl Driver {
     /// An allocation is there: its address is a candidate of ours, and the peer's are let in.
     fn use_relay(&mut self, id: LocalId, relayed: SocketAddr) {
         self.relay_place.turns.work();
+        (self.relay_reason, self.relay_refuses) = (None, None);
         let candidate = Candidate::new(CandidateKind::Relayed, relayed);
         self.relayed.send_replace(Some(candidate));
         if let Some(search) = self.relay_search() {
@@ -142,8 +141,21 @@ impl Driver {
         self.permit_peers();
     }
 
+    /// A peer has its channel, or why it has none: what is no fault of ours or the peer's, and lasts, is told while no UDP leg
+    /// is up. That an address is of another family (443) is none.
+    fn heed_peer(&mut self, failure: Option<TurnFailure>) {
+        use TurnFailure::{Forbidden, Full};
+        self.relay_refuses = match (self.relay_refuses, failure) {
+            (Some(Forbidden), _) | (_, Some(Forbidden)) => Some(Forbidden),
+            (_, Some(Full)) => Some(Full),
+            (_, None) => None,
+            (before, Some(_)) => before,
+        };
+    }
+
     /// The allocation is being made anew on its socket: what is sent through it may arrive again.
     fn reach_anew(&mut self, id: LocalId) {
+        self.relay_refuses = None;
         if let Some(search) = self.relay_search() {
             search.finder.check_base(now(), id);
             search.stands_by = None;
