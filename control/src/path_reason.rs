@@ -59,6 +59,11 @@ pub const TABLE: &[Meaning] = &[
         "Firewall: let QUIC pass; some middleboxes drop UDP they do not know.",
     ),
     of(
+        "relay_unresolved",
+        "The name of the relay (TURN) does not resolve at this end.",
+        "Look into this machine's DNS, or give the relay by its address.",
+    ),
+    of(
         "relay_unreachable",
         "The relay (TURN) does not answer.",
         "Firewall: allow UDP to the gateway's port, and from its --turn-ports.",

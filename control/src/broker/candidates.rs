@@ -4,12 +4,13 @@
 //! command; so what can be no honest candidate is taken out here, and counted.
 use std::net::{IpAddr, SocketAddr};
 
-use crate::wire::{CANDIDATES_MAX, Candidate, CandidateKind};
+use crate::wire::{CANDIDATES_MAX, Candidate};
 
 /// Judges candidates of an end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Judge {
-    /// The end is on this machine: loopback is where it lives.
+    /// The end reaches the gateway on loopback: that is where it lives, and where its relayed address is. To whoever is far
+    /// away, the same address would be a way into the machines of those that are near.
     near: bool,
     /// The broker's and gateway's own address and port.
     gateway: SocketAddr,
@@ -29,7 +30,7 @@ impl Judge {
         for mut candidate in candidates.into_iter().take(CANDIDATES_MAX) {
             let address = &mut candidate.address;
             address.set_ip(address.ip().to_canonical());
-            if !self.is_honest(candidate) {
+            if !self.is_honest(candidate.address) {
                 refused += 1;
             } else if admitted.iter().all(|known| known.address != candidate.address) {
                 admitted.push(candidate);
@@ -38,8 +39,7 @@ impl Judge {
         (admitted, refused)
     }
 
-    fn is_honest(&self, Candidate { kind, address }: Candidate) -> bool {
-        let loopback_is_fine = self.near || kind == CandidateKind::Relayed;
+    fn is_honest(&self, address: SocketAddr) -> bool {
         let gateway = self.gateway;
         let is_gateway =
             address.port() == gateway.port() && address.ip() == gateway.ip().to_canonical();
@@ -54,16 +54,14 @@ impl Judge {
                 !ip.is_unspecified() && !ip.is_multicast() && !ip.is_unicast_link_local()
             }
         };
-        address.port() != 0
-            && unicast
-            && !is_gateway
-            && (loopback_is_fine || !address.ip().is_loopback())
+        address.port() != 0 && unicast && !is_gateway && (self.near || !address.ip().is_loopback())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::CandidateKind;
 
     fn candidate(address: &str) -> Candidate {
         Candidate { kind: CandidateKind::Host, address: address.parse().unwrap() }
@@ -105,6 +103,18 @@ mod tests {
         let candidate = candidate("127.0.0.1:5000");
         let (admitted, refused) = judge("[::ffff:127.0.0.1]:1000").admit(vec![candidate]);
         assert_eq!((admitted, refused), (vec![candidate], 0));
+    }
+
+    #[test]
+    fn whoever_is_far_away_names_no_loopback_address_whatever_it_calls_it() {
+        use CandidateKind::{Host, Managed, Mapped, Predicted, Relayed, ServerReflexive};
+        for kind in [Host, Managed, Mapped, Predicted, Relayed, ServerReflexive] {
+            for address in ["127.0.0.1:22", "127.9.9.9:8080", "[::1]:53", "[::ffff:127.0.0.1]:53"] {
+                let named = Candidate { kind, ..candidate(address) };
+                assert_eq!(judge("192.0.2.9:1000").admit(vec![named]), (vec![], 1), "{named:?}");
+                assert_eq!(judge("127.0.0.1:1000").admit(vec![named]).1, 0, "{named:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,25 +1,19 @@
 //! One end's UDP: its underlay, the gateway's addresses, and what is told of itself.
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use switchback_shortpath::underlay::{
-    RelayAccess as PathRelay, Shortpath, ShortpathPlan, UdpPolicy, Underlay, UnderlayConfig,
+    RelayAccess as PathRelay, RelayServer, Shortpath, ShortpathPlan, UdpPolicy, Underlay,
+    UnderlayConfig, look_up,
 };
 use switchback_shortpath::{Role, SessionHandle, SessionKey};
-use tokio::net::lookup_host;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 use super::UdpOptions;
 use crate::code::{Code, Fault};
 use crate::wire::{Candidate, RelayAccess, Standby, TransportPolicy, UdpAccess, UdpUse};
-
-/// A name that takes longer is asked for again when it is next needed.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Addresses of a gateway that are asked what they see of us: both families, twice.
-const SERVERS_MAX: usize = 4;
 
 /// An end's UDP. Clones share it.
 #[derive(Clone, Debug)]
@@ -33,7 +27,8 @@ pub(crate) struct Reach {
 struct Home {
     /// `HOST:PORT`.
     name: String,
-    addresses: Mutex<Vec<SocketAddr>>,
+    /// The name has resolved.
+    located: AtomicBool,
 }
 
 /// Who a session's ends are to each other.
@@ -67,7 +62,7 @@ impl Reach {
             ..UnderlayConfig::default()
         };
         let underlay = Underlay::start(config).map_err(|error| unavailable(options, &error))?;
-        let home = Arc::new(Home { name: home.to_owned(), addresses: Mutex::default() });
+        let home = Arc::new(Home { name: home.to_owned(), located: AtomicBool::new(false) });
         let this = Self { underlay, home };
         // Beside the link's own dialling: a session that is asked for as soon as the link is up can say where this end is.
         this.locate();
@@ -79,14 +74,15 @@ impl Reach {
     pub(crate) fn locate(&self) {
         let this = self.clone();
         tokio::spawn(async move {
-            let found = resolve(&this.home.name).await;
-            if !found.is_empty() {
-                this.home
-                    .addresses
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clone_from(&found);
-                this.underlay.set_servers(found);
+            let name = &this.home.name;
+            match look_up(name).await {
+                Ok(found) => {
+                    this.home.located.store(true, Ordering::Relaxed);
+                    this.underlay.set_servers(found);
+                }
+                Err(error) => {
+                    tracing::warn!(name, %error, "the gateway's address is not known, so UDP is not");
+                }
             }
         });
     }
@@ -107,11 +103,11 @@ impl Reach {
         self.underlay.changed()
     }
 
-    /// Starts the search for a session. Waits for a name to be resolved if the relay has one.
+    /// Starts the search for a session, which waits for no name: where the relay is is found out beside it.
     ///
     /// # Errors
     /// [`Code::MessageMalformed`] if the broker's words make no sense.
-    pub(crate) async fn connect(
+    pub(crate) fn connect(
         &self,
         who: Identity<'_>,
         access: UdpAccess,
@@ -128,16 +124,12 @@ impl Reach {
                 Code::MessageMalformed.because("the session's ICE credentials are malformed")
             );
         }
-        let relay = match access.relay {
-            Some(relay) => self.relay(relay).await,
-            None => None,
-        };
         let plan = ShortpathPlan {
             role: who.role,
             local: access.local,
             remote: access.remote,
             remote_candidates: access.candidates,
-            relay,
+            relay: access.relay.map(|relay| self.relay(relay)),
             key: who.key.clone(),
             peer_key: who.peer_key,
             token,
@@ -148,17 +140,14 @@ impl Reach {
         Ok(self.underlay.connect(plan, session))
     }
 
-    /// The relay as the underlay wants it: with its address.
-    pub(crate) async fn relay(&self, access: RelayAccess) -> Option<PathRelay> {
-        let known = || self.home.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let servers = match &access.server {
-            Some(server) => resolve(server).await,
-            None if known().is_empty() => resolve(&self.home.name).await,
-            None => known(),
-        };
-        let RelayAccess { username, password, .. } = access;
-        let server = *servers.first()?;
-        Some(PathRelay { server, username, password: password.reveal().to_owned() })
+    /// The relay as the underlay wants it.
+    pub(crate) fn relay(&self, access: RelayAccess) -> PathRelay {
+        let RelayAccess { server, username, password } = access;
+        if server.is_none() && !self.home.located.load(Ordering::Relaxed) {
+            self.locate();
+        }
+        let server = server.map_or(RelayServer::Gateway, RelayServer::Named);
+        PathRelay { server, username, password: password.reveal().to_owned() }
     }
 }
 
@@ -169,17 +158,6 @@ pub(crate) const fn policy(transport: TransportPolicy) -> UdpPolicy {
         UdpUse::Require => UdpPolicy { direct: true, managed: true, relay: false },
         UdpUse::RelayOnly => UdpPolicy { direct: false, managed: false, relay: true },
         UdpUse::Off => UdpPolicy::NONE,
-    }
-}
-
-async fn resolve(name: &str) -> Vec<SocketAddr> {
-    match timeout(LOOKUP_TIMEOUT, lookup_host(name)).await {
-        Ok(Ok(found)) => found.take(SERVERS_MAX).collect(),
-        Ok(Err(error)) => {
-            tracing::warn!(name, %error, "the gateway's address is not known, so UDP is not");
-            Vec::new()
-        }
-        Err(_) => Vec::new(),
     }
 }
 

@@ -52,8 +52,6 @@ enum Search {
     /// Not yet, or it cannot be.
     #[default]
     None,
-    /// It is being started; these came meanwhile.
-    Starting(Vec<Candidate>),
     Running(Shortpath),
     /// The session is over.
     Over,
@@ -101,51 +99,25 @@ impl SessionUdp {
         access: UdpAccess,
         session: &SessionHandle,
     ) {
-        let Some(reach) = self.reach.clone() else { return };
+        let Some(reach) = &self.reach else { return };
         if self.transport.udp == UdpUse::Off {
             return;
         }
-        {
-            let mut search = lock(&self.search);
-            if !matches!(*search, Search::None) {
-                drop(search);
-                return self.add(access.candidates);
-            }
-            *search = Search::Starting(Vec::new());
-        }
-        let (this, session) = (self.clone(), session.clone());
-        tokio::spawn(async move {
-            let Wanted { role, key, peer_key, dscp } = wanted;
-            let who = Identity { role, key: &key, peer_key, dscp };
-            match reach.connect(who, access, this.transport, &session).await {
-                Ok(shortpath) => {
-                    let relayed = shortpath.relayed();
-                    this.running(shortpath);
-                    this.follow_relay(relayed).await;
-                }
-                Err(fault) => {
-                    tracing::warn!(%fault, "no UDP for this session");
-                    this.failed();
-                }
-            }
-        });
-    }
-
-    /// A later offer may have more luck, unless the session is over.
-    fn failed(&self) {
         let mut search = lock(&self.search);
-        if matches!(*search, Search::Starting(_)) {
-            *search = Search::None;
+        if !matches!(*search, Search::None) {
+            drop(search);
+            return self.add(access.candidates);
         }
-    }
-
-    fn running(&self, shortpath: Shortpath) {
-        let mut search = lock(&self.search);
-        if let Search::Starting(waiting) = &mut *search {
-            if !waiting.is_empty() {
-                shortpath.add_remote_candidates(std::mem::take(waiting));
+        let Wanted { role, key, peer_key, dscp } = wanted;
+        let who = Identity { role, key: &key, peer_key, dscp };
+        match reach.connect(who, access, self.transport, session) {
+            Ok(shortpath) => {
+                let (this, relayed) = (self.clone(), shortpath.relayed());
+                *search = Search::Running(shortpath);
+                tokio::spawn(async move { this.follow_relay(relayed).await });
             }
-            *search = Search::Running(shortpath);
+            // A later offer may have more luck.
+            Err(fault) => tracing::warn!(%fault, "no UDP for this session"),
         }
     }
 
@@ -166,27 +138,19 @@ impl SessionUdp {
     }
 
     /// The right to use the relay was renewed.
-    pub(crate) fn renew(self: &Arc<Self>, relay: RelayAccess) {
-        let Some(reach) = self.reach.clone() else { return };
-        let this = self.clone();
-        tokio::spawn(async move {
-            let Some(access) = reach.relay(relay).await else { return };
-            if let Search::Running(shortpath) = &*lock(&this.search) {
-                shortpath.renew_relay(access);
-            }
-        });
+    pub(crate) fn renew(&self, relay: RelayAccess) {
+        let Some(reach) = &self.reach else { return };
+        if let Search::Running(shortpath) = &*lock(&self.search) {
+            shortpath.renew_relay(reach.relay(relay));
+        }
     }
 
     /// The other end can also be reached here.
     pub(crate) fn add(&self, candidates: Vec<Candidate>) {
-        match &mut *lock(&self.search) {
-            Search::Starting(waiting) if waiting.len() < crate::wire::CANDIDATES_MAX => {
-                waiting.extend(candidates);
-            }
-            Search::Running(shortpath) if !candidates.is_empty() => {
-                shortpath.add_remote_candidates(candidates);
-            }
-            _ => {}
+        if let Search::Running(shortpath) = &*lock(&self.search)
+            && !candidates.is_empty()
+        {
+            shortpath.add_remote_candidates(candidates);
         }
     }
 
@@ -197,7 +161,7 @@ impl SessionUdp {
 
     /// Whether the other end is to hear when this end's network changes.
     pub(crate) fn is_searching(&self) -> bool {
-        matches!(*lock(&self.search), Search::Starting(_) | Search::Running(_))
+        matches!(*lock(&self.search), Search::Running(_))
     }
 
     /// The session layer moved to another transport.
@@ -405,6 +369,7 @@ mod tests {
     use switchback_shortpath::{Role, SessionEvent};
 
     use super::*;
+    use crate::udp::UdpOptions;
 
     impl SessionUdp {
         /// Of an end that has an address at a relay.
@@ -435,6 +400,17 @@ mod tests {
         };
         assert_eq!(reasons(UdpUse::Off), ["policy_no_udp"]);
         assert_eq!(reasons(UdpUse::Prefer), ["udp_disabled"]);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_may_only_be_relayed_is_told_as_such() {
+        let options = UdpOptions { port_mapping: false, ..UdpOptions::default() };
+        let reach = Reach::start(&options, "127.0.0.1:443").unwrap();
+        let transport = TransportPolicy { udp: UdpUse::RelayOnly, ..TransportPolicy::default() };
+        let of = |view| SessionUdp::new(transport, reach.clone()).reasons(view, None);
+        assert_eq!(of(None), ["policy_relay_only"]);
+        let view = ShortpathView { reasons: vec!["no_relay"], ..ShortpathView::default() };
+        assert_eq!(of(Some(&view)), ["policy_relay_only", "no_relay"]);
     }
 
     #[test]

@@ -145,6 +145,11 @@ impl Finder {
         }
     }
 
+    /// Addresses that are servers' instead of those before: no candidate there is taken from now on.
+    pub fn set_servers(&mut self, servers: Vec<SocketAddr>) {
+        self.limits.servers = servers;
+    }
+
     /// Adds one of our addresses on the base that sends for it. The same again is ignored; a loopback address lets
     /// loopback candidates of the peer in, so add ours first.
     pub fn add_local(&mut self, now: Instant, candidate: Candidate, base: LocalId) {

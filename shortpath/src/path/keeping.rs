@@ -374,11 +374,15 @@ fn where_mappings_end_at_an_age_none_ends_that_is_in_use_once_that_is_learnt() {
     }
 }
 
-fn turn(world: &World, password: &str) -> TurnClient {
+fn turn_config(world: &World, password: &str) -> TurnConfig {
     let config =
         TurnConfig::new(world.server.stun(), world.server.username.clone(), password.to_owned());
     assert!(!format!("{config:?}").contains(password));
-    TurnClient::new(world.net.now, TurnConfig { seed: [6; 32], ..config })
+    TurnConfig { seed: [6; 32], ..config }
+}
+
+fn turn(world: &World, password: &str) -> TurnClient {
+    TurnClient::new(world.net.now, turn_config(world, password))
 }
 
 /// The client's fate in a world where it asks for an allocation.
@@ -393,11 +397,29 @@ fn an_allocation_that_is_refused_says_why() {
     let failed = |reason| vec![TurnEvent::Failed(reason)];
     assert_eq!(fate(behind("port-restr"), "wrong"), failed(TurnFailure::Unauthorized));
     let mut full = behind("port-restr");
-    full.server.full = true;
+    full.server.refuses = Some(486);
     assert_eq!(fate(full, "relay-secret"), failed(TurnFailure::Full));
     let mut blocked = behind("port-restr");
     blocked.net.blocked.push(A.parse().unwrap());
     assert_eq!(fate(blocked, "relay-secret"), failed(TurnFailure::Unreachable));
+}
+
+#[test]
+fn an_allocation_is_asked_for_no_more_often_than_it_is_worth() {
+    let mut world = behind("port-restr");
+    world.net.blocked.push(A.parse().unwrap());
+    let mut turn = turn(&world, "relay-secret");
+    let start = world.net.now;
+    let few = TurnConfig { tries: 3, ..turn_config(&world, "relay-secret") };
+    for (client, most) in [(&mut turn, 12_600), (&mut TurnClient::new(start, few), 1_400)] {
+        let mut now = start;
+        while let Some(at) = client.poll_timeout() {
+            now = at;
+            client.handle_timeout(now);
+        }
+        assert_eq!(now - start, ms(most));
+        assert_eq!(client.poll_event(), Some(TurnEvent::Failed(TurnFailure::Unreachable)));
+    }
 }
 
 #[test]
@@ -519,6 +541,23 @@ fn a_peer_whose_address_is_forbidden_is_not_asked_for_again() {
     assert_eq!(world.a.turn_log.iter().filter(|event| **event == refused).count(), 1);
     let turn = world.a.turn.as_mut().unwrap();
     assert!(turn.wrap(peer(0), 5).is_none() && turn.indication(peer(0), b"x").is_none());
+}
+
+#[test]
+fn a_peer_whose_nat_ends_mappings_each_half_minute_is_let_in_for_hours() {
+    let mut world = behind("port-restr").with_relay();
+    for n in 1..=300 {
+        let now = world.net.now;
+        let turn = world.a.turn.as_mut().unwrap();
+        turn.permit(now, peer(0));
+        turn.permit(now, peer(n));
+        world.run(Duration::from_secs(30));
+        let turn = world.a.turn.as_ref().unwrap();
+        assert!(turn.wrap(peer(0), 5).is_some(), "the address that stays, after {n}");
+        assert!(turn.wrap(peer(n), 5).is_some(), "{n}: {:?}", world.a.turn_log.last());
+    }
+    let refused = |event: &&TurnEvent| matches!(event, TurnEvent::PeerRefused(..));
+    assert_eq!(world.a.turn_log.iter().find(refused), None);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The lab's server: STUN with RFC 5780's second address, and TURN, as far as the tests need them.
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use stun_types::message::{
@@ -12,19 +13,19 @@ use super::message::{self, Writer, attribute};
 
 /// A STUN server on two addresses with two ports each, and a TURN server on the first.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(crate) struct Server {
     pub(super) addresses: [IpAddr; 2],
-    pub(super) username: String,
-    pub(super) password: String,
+    pub(crate) username: String,
+    pub(crate) password: String,
     /// Clients by their relayed port: client address, lifetime ignored, channels, permitted IPs.
     allocations: BTreeMap<u16, Allocation>,
     pub(super) nonce: u32,
     /// Has one address and tells its other port only, as our gateway does by default.
     pub(super) single: bool,
-    /// Answers every allocation with 486.
-    pub(super) full: bool,
+    /// Answers every request for an allocation with this error.
+    pub(crate) refuses: Option<u16>,
     /// Answers every ChannelBind with 403.
-    pub(super) forbids: bool,
+    pub(crate) forbids: bool,
     /// Channels bound and renewed so far.
     pub(super) bound: u64,
     pub(super) answered: u64,
@@ -33,15 +34,45 @@ pub(super) struct Server {
 #[derive(Debug)]
 struct Allocation {
     client: SocketAddr,
-    channels: BTreeMap<u16, SocketAddr>,
+    /// Peers by their channel, with the time at which it was last bound.
+    channels: BTreeMap<u16, (SocketAddr, Instant)>,
 }
 
 pub(super) const STUN_PORT: u16 = 3478;
 pub(super) const OTHER_PORT: u16 = 3479;
 const RELAY_FIRST: u16 = 50_000;
+/// How long a channel lasts, and how long neither its number nor its peer may be bound otherwise (RFC 8656 section 12).
+const CHANNEL: Duration = Duration::from_secs(600);
+const CHANNEL_RESTS: Duration = Duration::from_secs(900);
+/// Channels of an allocation, as at our gateway.
+const CHANNELS_MAX: usize = 64;
+
+impl Allocation {
+    /// # Errors
+    /// The error code.
+    fn bind(&mut self, now: Instant, channel: u16, peer: SocketAddr) -> Result<(), u16> {
+        self.channels.retain(|_, (_, at)| now - *at < CHANNEL_RESTS);
+        let conflict = |(number, (of, _)): (&u16, &(SocketAddr, Instant))| {
+            (*number == channel) != (*of == peer)
+        };
+        if self.channels.iter().any(conflict) {
+            return Err(400);
+        }
+        let others = self.channels.iter().filter(|(number, _)| **number != channel);
+        if others.filter(|(_, (_, at))| now - *at < CHANNEL).count() >= CHANNELS_MAX {
+            return Err(486);
+        }
+        self.channels.insert(channel, (peer, now));
+        Ok(())
+    }
+
+    fn permits(&self, ip: IpAddr) -> bool {
+        self.channels.values().any(|(peer, _)| peer.ip() == ip)
+    }
+}
 
 impl Server {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             addresses: ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()],
             username: "1800000000:test".into(),
@@ -49,7 +80,7 @@ impl Server {
             allocations: BTreeMap::new(),
             nonce: 1,
             single: false,
-            full: false,
+            refuses: None,
             forbids: false,
             bound: 0,
             answered: 0,
@@ -84,9 +115,22 @@ impl Server {
         } else if message.has_class(MessageClass::Indication) {
             self.indication(net, datagram, &message);
         } else {
-            let reply = self.turn(datagram, &message);
+            let reply = self.turn(net.now, datagram, &message);
             net.send(datagram.to, datagram.from, reply);
         }
+    }
+
+    /// What it says, as a TURN server, to a request that came over real sockets.
+    pub(crate) fn answer(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        bytes: &[u8],
+    ) -> Option<Vec<u8>> {
+        let message = message::parse(bytes)?;
+        let is_turn = message.has_class(MessageClass::Request) && !message.has_method(BINDING);
+        let datagram = Arrived { from, to: self.stun(), bytes: bytes.to_vec() };
+        is_turn.then(|| self.turn(now, &datagram, &message))
     }
 
     fn binding(&mut self, net: &mut Net, datagram: &Arrived, message: &Message<'_>) {
@@ -117,7 +161,7 @@ impl Server {
         net.send(from, datagram.from, reply.finish(None));
     }
 
-    fn turn(&mut self, datagram: &Arrived, message: &Message<'_>) -> Vec<u8> {
+    fn turn(&mut self, now: Instant, datagram: &Arrived, message: &Message<'_>) -> Vec<u8> {
         let (method, id) = (message.method(), message.transaction_id());
         let key =
             LongTermKeyCredentials::new(self.username.clone(), self.password.clone(), "lab".into())
@@ -141,7 +185,7 @@ impl Server {
         let port = found.map(|(port, _)| *port);
         let success = || Writer::new(MessageClass::Success, method, id);
         let out = match (method.value(), port) {
-            (3, _) if self.full => error(486),
+            (3, _) if self.refuses.is_some() => error(self.refuses.unwrap_or(0)),
             (3, None) => {
                 let port = RELAY_FIRST + u16::try_from(self.allocations.len()).unwrap();
                 let relayed = SocketAddr::new(self.addresses[0], port);
@@ -162,11 +206,15 @@ impl Server {
             (9, Some(_)) if self.forbids => error(403),
             (9, Some(port)) => {
                 let peer = message::address(message, attribute::XOR_PEER_ADDRESS).unwrap();
-                self.bound += 1;
                 let raw = message::value(message, attribute::CHANNEL_NUMBER).unwrap();
                 let channel = u16::from_be_bytes([raw.value[0], raw.value[1]]);
-                self.allocations.get_mut(&port).unwrap().channels.insert(channel, peer);
-                success()
+                match self.allocations.get_mut(&port).unwrap().bind(now, channel, peer) {
+                    Ok(()) => {
+                        self.bound += 1;
+                        success()
+                    }
+                    Err(code) => error(code),
+                }
             }
             _ => error(437),
         };
@@ -182,7 +230,7 @@ impl Server {
         };
         let channel = u16::from_be_bytes([a, b]);
         let end = 4 + usize::from(u16::from_be_bytes([c, d]));
-        let Some(peer) = allocation.channels.get(&channel) else { return };
+        let Some((peer, _)) = allocation.channels.get(&channel) else { return };
         let from = SocketAddr::new(self.addresses[0], *port);
         net.send(from, *peer, datagram.bytes[4..end].to_vec());
     }
@@ -191,7 +239,7 @@ impl Server {
         let found = self.allocations.iter().find(|(_, a)| a.client == datagram.from);
         let Some((port, allocation)) = found else { return };
         let peer = message::address(message, attribute::XOR_PEER_ADDRESS).unwrap();
-        if allocation.channels.values().any(|permitted| permitted.ip() == peer.ip()) {
+        if allocation.permits(peer.ip()) {
             let place = message::place_of(&datagram.bytes, attribute::DATA).unwrap();
             let from = SocketAddr::new(self.addresses[0], *port);
             net.send(from, peer, datagram.bytes[place].to_vec());
@@ -200,13 +248,13 @@ impl Server {
 
     fn relay_in(&mut self, net: &mut Net, datagram: &Arrived) {
         let Some(allocation) = self.allocations.get(&datagram.to.port()) else { return };
-        let channel = allocation.channels.iter().find(|(_, peer)| **peer == datagram.from);
+        let channel = allocation.channels.iter().find(|(_, (peer, _))| *peer == datagram.from);
         let bytes = if let Some((channel, _)) = channel {
             let mut bytes = channel.to_be_bytes().to_vec();
             bytes.extend(u16::try_from(datagram.bytes.len()).unwrap().to_be_bytes());
             bytes.extend(&datagram.bytes);
             bytes
-        } else if allocation.channels.values().any(|peer| peer.ip() == datagram.from.ip()) {
+        } else if allocation.permits(datagram.from.ip()) {
             let id = net.rng.random::<u128>().into();
             Writer::new(MessageClass::Indication, Method::new(7), id)
                 .add_address(attribute::XOR_PEER_ADDRESS, datagram.from)

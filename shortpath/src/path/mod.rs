@@ -30,7 +30,7 @@ mod keeping;
 #[cfg(test)]
 mod lab;
 #[cfg(test)]
-mod lab_server;
+pub(crate) mod lab_server;
 mod lifetime;
 mod message;
 mod mtu;
@@ -47,6 +47,7 @@ mod shifting;
 #[cfg(test)]
 mod tests;
 pub mod turn;
+mod turn_peers;
 mod turn_words;
 
 pub use candidate::{Candidate, CandidateKind, IceCredentials, LocalId, Route, canonical};
@@ -66,4 +67,4 @@ pub use remote::{CandidateRefusal, RemoteCandidates, RemoteLimits};
 pub use settings::{CauseText, FinderConfig, FinderCounters, FinderEvent, FinderTiming};
 pub use shift::{AgeLimit, Roster, Shift, Shifts};
 pub use turn::TurnClient;
-pub use turn_words::{TurnConfig, TurnEvent, TurnFailure};
+pub use turn_words::{TURN_TRIES, TurnConfig, TurnEvent, TurnFailure};

@@ -9,7 +9,7 @@
 //! `turn-types` for what is 300 lines over the `stun-types` codec.
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,8 @@ use stun_types::message::{
 };
 
 use super::message::{self, Writer, attribute, is_signed};
-use super::turn_words::{TurnConfig, TurnEvent, TurnFailure};
+use super::turn_peers::{Admission, Peers};
+use super::turn_words::{TURN_TRIES, TurnConfig, TurnEvent, TurnFailure};
 
 const ALLOCATE: Method = Method::new(3);
 const REFRESH: Method = Method::new(4);
@@ -32,15 +33,10 @@ const CHANNEL_BIND: Method = Method::new(9);
 /// First wait for an answer, doubled each time: the servers are our own gateways, and RFC 8489's 500 ms would let one
 /// lost packet cost more than most paths' RTT.
 const RTO: Duration = Duration::from_millis(200);
-/// Six tries take 12.6 s.
-const TRIES: u32 = 6;
 /// Lifetime we ask for (RFC 8656 section 2.2's default).
 const LIFETIME: u32 = 600;
 /// Channels are refreshed within the life of the permission they renew, 300 s, with time for retransmissions.
 const CHANNEL_REFRESH: Duration = Duration::from_secs(240);
-/// First channel number, and how many peers an allocation serves. A session has one peer with a few addresses.
-const CHANNEL_FIRST: u16 = 0x4000;
-const PEERS_MAX: usize = 32;
 /// Until a channel that failed is asked for again. A request takes 12.6 s to fail for want of an answer; what fails at once
 /// costs the server one refusal in this time.
 const CHANNEL_AGAIN: Duration = Duration::from_secs(5);
@@ -70,28 +66,6 @@ struct Request {
     nonces: u32,
 }
 
-#[derive(Debug)]
-struct Peer {
-    address: SocketAddr,
-    bound: bool,
-    /// When the channel is to be refreshed, or asked for again.
-    refresh: Option<Instant>,
-    /// The server will never send to that address.
-    refused: bool,
-}
-
-impl Peer {
-    /// Its ChannelBind failed. Only what the server says of the address itself (403; 443 is another family) is for good: else
-    /// the channel may live on, and is asked for again.
-    fn lose(&mut self, now: Instant, failure: TurnFailure) {
-        if matches!(failure, TurnFailure::Forbidden | TurnFailure::Refused(443)) {
-            (self.bound, self.refused, self.refresh) = (false, true, None);
-        } else {
-            self.refresh = Some(now + CHANNEL_AGAIN);
-        }
-    }
-}
-
 #[derive(Clone, Debug, Default)]
 struct Challenge {
     realm: Vec<u8>,
@@ -107,8 +81,7 @@ pub struct TurnClient {
     relayed: Option<SocketAddr>,
     refresh: Option<Instant>,
     requests: Vec<Request>,
-    /// Index = channel number - 0x4000.
-    peers: Vec<Peer>,
+    peers: Peers,
     /// The server is being asked whether it still knows us.
     doubted: bool,
     doubted_at: Option<Instant>,
@@ -144,7 +117,7 @@ impl TurnClient {
             relayed: None,
             refresh: None,
             requests: Vec::new(),
-            peers: Vec::new(),
+            peers: Peers::default(),
             doubted: false,
             doubted_at: None,
             mismatches: 0,
@@ -193,12 +166,13 @@ impl TurnClient {
         now: Instant,
         datagram: &[u8],
     ) -> Option<(SocketAddr, Range<usize>)> {
-        if let Some(data) = self.unwrap(datagram) {
-            return Some(data);
+        if let Some((peer, place)) = self.unwrap(datagram) {
+            self.peers.hear(now, peer);
+            return Some((peer, place));
         }
         let message = message::parse(datagram)?;
         if message.has_class(MessageClass::Indication) && message.has_method(DATA) {
-            return self.indicated(&message, datagram);
+            return self.indicated(now, &message, datagram);
         }
         let id = message.transaction_id();
         let at = self.requests.iter().position(|request| request.id == id)?;
@@ -210,17 +184,23 @@ impl TurnClient {
         None
     }
 
-    /// Gives the peer a permission and a channel, and keeps them. Beyond 32 peers nothing happens.
+    /// Gives the peer a permission and a channel, and keeps them. A 33rd peer takes the place of the one that was neither asked
+    /// for nor heard for longest; while all are lively, it is refused as [`TurnFailure::Full`].
     pub fn permit(&mut self, now: Instant, peer: SocketAddr) {
         let peer = super::canonical(peer);
-        if self.failed || self.peers.iter().any(|known| known.address == peer) {
+        if self.failed {
             return;
         }
-        if self.peers.len() >= PEERS_MAX {
-            self.events.push_back(TurnEvent::PeerRefused(peer, TurnFailure::Full));
-            return;
+        match self.peers.admit(now, peer) {
+            Admission::Known => return,
+            Admission::New => {}
+            Admission::Instead(gone) => {
+                self.requests.retain(|request| request.purpose != Purpose::Channel(gone));
+            }
+            Admission::Full => {
+                return self.events.push_back(TurnEvent::PeerRefused(peer, TurnFailure::Full));
+            }
         }
-        self.peers.push(Peer { address: peer, bound: false, refresh: None, refused: false });
         if self.relayed.is_some() {
             self.request(now, Purpose::Channel(peer));
         }
@@ -230,9 +210,9 @@ impl TurnClient {
     /// for more than 65,535 bytes.
     #[must_use]
     pub fn wrap(&self, peer: SocketAddr, len: usize) -> Option<[u8; 4]> {
-        let at = self.peers.iter().position(|known| known.address == peer && known.bound)?;
-        let channel = CHANNEL_FIRST + u16::try_from(at).ok()?;
-        let ([a, b], [c, d]) = (channel.to_be_bytes(), u16::try_from(len).ok()?.to_be_bytes());
+        let known = self.peers.get(peer).filter(|known| known.bound)?;
+        let ([a, b], [c, d]) =
+            (known.channel.to_be_bytes(), u16::try_from(len).ok()?.to_be_bytes());
         Some([a, b, c, d])
     }
 
@@ -240,17 +220,16 @@ impl TurnClient {
     #[must_use]
     pub fn unwrap(&self, datagram: &[u8]) -> Option<(SocketAddr, Range<usize>)> {
         let &[a, b, c, d] = datagram.first_chunk()?;
-        let channel = u16::from_be_bytes([a, b]).checked_sub(CHANNEL_FIRST)?;
         let end = 4 + usize::from(u16::from_be_bytes([c, d]));
-        let peer = self.peers.get(usize::from(channel))?;
-        (end <= datagram.len()).then_some((peer.address, 4..end))
+        let peer = self.peers.of_channel(u16::from_be_bytes([a, b]))?;
+        (end <= datagram.len()).then_some((peer, 4..end))
     }
 
     /// A Send indication (section 11.1), for packets before the channel is bound: behind [`TurnClient::permit`] it
     /// usually passes. `None` for peers without permission.
     #[must_use]
     pub fn indication(&mut self, peer: SocketAddr, payload: &[u8]) -> Option<Vec<u8>> {
-        let known = self.peers.iter().any(|known| known.address == peer && !known.refused);
+        let known = self.peers.get(peer).is_some_and(|known| !known.refused);
         if !known || self.relayed.is_none() || payload.len() > 1500 {
             return None;
         }
@@ -297,12 +276,13 @@ impl TurnClient {
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         let mut lost = Vec::new();
+        let most = if self.relayed.is_none() { self.config.tries } else { TURN_TRIES };
         for request in self.requests.iter_mut().filter(|request| request.due <= now) {
-            if request.tries >= TRIES {
+            if request.tries >= most {
                 lost.push(request.purpose);
                 continue;
             }
-            request.due = now + RTO * 2_u32.pow(request.tries);
+            request.due = now + RTO * 2_u32.pow(request.tries.min(TURN_TRIES));
             request.tries += 1;
             self.transmits.push_back(request.bytes.clone());
         }
@@ -314,13 +294,7 @@ impl TurnClient {
             self.refresh = None;
             self.request(now, Purpose::Refresh);
         }
-        let due = |peer: &&mut Peer| peer.refresh.is_some_and(|at| at <= now);
-        let mut renew = Vec::new();
-        for peer in self.peers.iter_mut().filter(due) {
-            peer.refresh = None;
-            renew.push(peer.address);
-        }
-        for peer in renew {
+        for peer in self.peers.take_due(now) {
             self.request(now, Purpose::Channel(peer));
         }
     }
@@ -329,8 +303,7 @@ impl TurnClient {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let requests = self.requests.iter().map(|request| request.due);
-        let peers = self.peers.iter().filter_map(|peer| peer.refresh);
-        requests.chain(peers).chain(self.refresh).min()
+        requests.chain(self.peers.next_due()).chain(self.refresh).min()
     }
 
     /// The next datagram for the server.
@@ -373,8 +346,7 @@ impl TurnClient {
             Purpose::Refresh => request(REFRESH).add(attribute::LIFETIME, &LIFETIME.to_be_bytes()),
             Purpose::Release => request(REFRESH).add(attribute::LIFETIME, &0_u32.to_be_bytes()),
             Purpose::Channel(peer) => {
-                let at = self.peers.iter().position(|known| known.address == peer).unwrap_or(0);
-                let channel = CHANNEL_FIRST + u16::try_from(at).unwrap_or(0);
+                let channel = self.peers.get(peer).map_or(0, |known| known.channel);
                 let [a, b] = channel.to_be_bytes();
                 request(CHANNEL_BIND)
                     .add(attribute::CHANNEL_NUMBER, &[a, b, 0, 0])
@@ -407,9 +379,7 @@ impl TurnClient {
             Purpose::Refresh => (self.refresh, self.doubted) = (Some(now + renew), false),
             Purpose::Release => {}
             Purpose::Channel(address) => {
-                let Some(peer) = self.peers.iter_mut().find(|peer| peer.address == address) else {
-                    return;
-                };
+                let Some(peer) = self.peers.get_mut(address) else { return };
                 peer.refresh = Some(now + CHANNEL_REFRESH);
                 if !std::mem::replace(&mut peer.bound, true) {
                     self.events.push_back(TurnEvent::Bound(address));
@@ -480,18 +450,15 @@ impl TurnClient {
     fn remake(&mut self, now: Instant) {
         self.request(now, Purpose::Allocate);
         self.requests.retain(|request| !matches!(request.purpose, Purpose::Channel(_)));
-        for peer in &mut self.peers {
-            (peer.bound, peer.refused, peer.refresh) = (false, false, None);
-        }
+        self.peers.start_anew();
         self.bind_all(now);
         self.events.push_back(TurnEvent::Renewing);
     }
 
     /// Asks for the channels that are not there.
     fn bind_all(&mut self, now: Instant) {
-        let unbound = self.peers.iter().filter(|peer| !peer.bound).map(|peer| peer.address);
-        let wanted: Vec<_> =
-            unbound.filter(|peer| !self.is_asked(Purpose::Channel(*peer))).collect();
+        let unasked = |peer: &SocketAddr| !self.is_asked(Purpose::Channel(*peer));
+        let wanted: Vec<_> = self.peers.unbound().filter(unasked).collect();
         wanted.into_iter().for_each(|peer| self.request(now, Purpose::Channel(peer)));
     }
 
@@ -514,8 +481,8 @@ impl TurnClient {
         match purpose {
             Purpose::Release => {}
             Purpose::Channel(address) if failure != TurnFailure::Mismatch => {
-                if let Some(peer) = self.peers.iter_mut().find(|peer| peer.address == address) {
-                    peer.lose(now, failure);
+                if let Some(peer) = self.peers.get_mut(address) {
+                    peer.lose(now + CHANNEL_AGAIN, failure);
                     self.events.push_back(TurnEvent::PeerRefused(address, failure));
                 }
             }
@@ -532,16 +499,17 @@ impl TurnClient {
     /// A Data indication (section 11.4). Not signed: it counts as much as ChannelData from the server's address.
     fn indicated(
         &mut self,
+        now: Instant,
         message: &Message<'_>,
         datagram: &[u8],
     ) -> Option<(SocketAddr, Range<usize>)> {
         let peer = message::address(message, attribute::XOR_PEER_ADDRESS)?;
-        let permitted = |ip: IpAddr| self.peers.iter().any(|known| known.address.ip() == ip);
         let range = message::place_of(datagram, attribute::DATA)?;
-        if !permitted(peer.ip()) {
+        if !self.peers.is_host(peer.ip()) {
             self.forged += 1;
             return None;
         }
+        self.peers.hear(now, peer);
         Some((peer, range))
     }
 }

@@ -21,17 +21,19 @@ use super::search::{Search, Stage};
 use super::view::{ShortpathView, sums};
 use super::{Inner, RelayAccess, ShortpathPlan, UdpPolicy};
 use crate::LegKind;
-use crate::path::{Candidate, CandidateKind, Finder, FinderConfig, LocalId, Route};
+use crate::path::{Candidate, CandidateKind, Finder, FinderConfig, LocalId, Route, TurnFailure};
 use crate::session::Role;
 use crate::shell::SessionRef;
 use crate::time::{now, sleep_until};
 use crate::tls::KeyError;
-use relays::{Asked, RelayStage, heir_event, relay_at_first, relay_event};
+use relays::{Asked, RelayPlace, RelayStage, heir_event, relay_at_first, relay_event};
 
 /// What other tasks tell the driver.
 enum Outcome {
     Dialled(SlotId, Result<Connection, String>),
     Closed(SlotId, usize, String),
+    /// The relay's name resolves to these.
+    Located(Vec<SocketAddr>),
 }
 
 /// What the owner tells the driver.
@@ -61,11 +63,14 @@ pub(super) struct Driver {
     network_changes: u64,
     remote: Vec<Candidate>,
     relay: RelayStage,
+    relay_place: RelayPlace,
     /// The allocation that will take the present one's place.
     heir: Option<Asked>,
     /// The one before, until packets have found their way through its heir.
     retired: Option<(LocalId, Arc<Relay>, Instant)>,
     relay_reason: Option<&'static str>,
+    /// What the relay says of the peer.
+    relay_refuses: Option<TurnFailure>,
     relayed: watch::Sender<Option<Candidate>>,
     view: watch::Sender<ShortpathView>,
     view_at: Option<Instant>,
@@ -122,12 +127,14 @@ impl Driver {
         let mut driver = Self {
             network_changes,
             relay: relay_at_first(&plan),
+            relay_place: RelayPlace::default(),
             client: None,
             remote: Vec::new(),
             searches: Vec::new(),
             heir: None,
             retired: None,
             relay_reason: None,
+            relay_refuses: None,
             relayed,
             view_at: Some(now()),
             inner,
@@ -202,7 +209,6 @@ impl Driver {
         let (local, remote) = (self.plan.local.clone(), self.plan.remote.clone());
         let mut config = FinderConfig::new(kind, dials, local, remote);
         config.limits.servers = self.known.borrow().servers.clone();
-        config.limits.servers.extend(self.plan.relay.iter().map(|relay| relay.server));
         config.limits.networks = self.inner.config.networks.clone();
         // Pairs in reserve stay open behind NATs that forget soon.
         let keepalive = self.known.borrow().keepalive().unwrap_or(config.timing.standby);
@@ -212,6 +218,7 @@ impl Driver {
 
     /// Runs until the owner lets go or the session is over.
     pub(super) async fn run(mut self) {
+        self.locate_relay();
         self.take_known();
         let signalled = std::mem::take(&mut self.plan.remote_candidates);
         self.take_signalled(signalled);
@@ -258,7 +265,7 @@ impl Driver {
     fn due(&self) -> Option<Instant> {
         let relay = match self.relay {
             RelayStage::At(at) => Some(at),
-            RelayStage::Never | RelayStage::Asked(_) => None,
+            RelayStage::Never | RelayStage::Nowhere | RelayStage::Asked(_) => None,
         };
         let retired = self.retired.as_ref().map(|(_, _, until)| *until);
         let searches = self.searches.iter().filter_map(Search::poll_timeout).min();
@@ -366,8 +373,8 @@ impl Driver {
         let relayed = |candidate: &Candidate| {
             candidate.kind == CandidateKind::Relayed && candidate.address.ip() == address.ip()
         };
-        let server = self.plan.relay.as_ref().map(|relay| relay.server.ip());
-        if self.remote.iter().any(relayed) || server == Some(address.ip()) {
+        let servers = self.relay_addresses();
+        if self.remote.iter().any(relayed) || servers.iter().any(|it| it.ip() == address.ip()) {
             return;
         }
         let candidate = Candidate::new(CandidateKind::ServerReflexive, address);
@@ -427,6 +434,7 @@ impl Driver {
 
     fn take_outcome(&mut self, outcome: Outcome) {
         match outcome {
+            Outcome::Located(found) => self.relay_located(found),
             Outcome::Dialled(slot, Ok(connection)) => self.up(slot, connection),
             Outcome::Dialled(slot, Err(detail)) => {
                 self.ended(slot, detail);
@@ -483,6 +491,7 @@ impl Driver {
             }
             search.finder.retire(now, shifts.retiring);
         }
+        self.heed_servers();
         self.give_candidates();
         if std::mem::replace(&mut self.network_changes, changes) != changes {
             self.searches.iter_mut().for_each(|search| search.network_changed(now));
@@ -555,8 +564,12 @@ impl Driver {
         view.legs.iter().filter_map(|leg| leg.reason).for_each(&mut push);
         if !self.searches.iter().any(|search| search.is_up()) {
             self.relay_reason.filter(|reason| *reason != "standby").into_iter().for_each(&mut push);
+            self.relay_refuses.map(TurnFailure::as_str).into_iter().for_each(&mut push);
             if self.plan.policy.relay && self.plan.relay.is_none() {
                 push("no_relay");
+            }
+            if matches!(self.relay, RelayStage::Nowhere) {
+                push("relay_unresolved");
             }
             if reasons.is_empty() {
                 reasons.push("searching");

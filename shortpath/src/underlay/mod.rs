@@ -11,7 +11,7 @@
 //! * `spread`: packets while a session is not heard; `alarm`: how often everything is looked at meanwhile; pure.
 //! * `exchange`: which task a STUN message is for. `relay`: a TURN allocation at work.
 //! * `endpoint`: quinn. `witness`: whose its connection ids are.
-//! * `driver`, `search`: one session's search, and what `view` shows of it.
+//! * `driver`, `search`: one session's search, and what `view` shows of it. `whereabouts`: which address of a relay is asked.
 //! * `keeping`: candidates, fresh before any session needs them. `mapping`: a port at the router.
 //!   `spare`: how long idle mappings last.
 //!
@@ -37,6 +37,7 @@ mod sockets;
 mod spare;
 mod spread;
 mod view;
+mod whereabouts;
 mod wire;
 mod witness;
 
@@ -64,6 +65,7 @@ use keeping::Known;
 pub use mapping::{MappingProbe, probe_port_mapping};
 pub use path_mtu::probe_path_mtu;
 pub use view::{LegState, LegView, REASONS, ShortpathView};
+pub use whereabouts::{RelayServer, look_up};
 use wire::Wire;
 
 /// How the process uses UDP.
@@ -281,8 +283,8 @@ impl fmt::Debug for ShortpathPlan {
 /// A TURN server and time-limited credentials for it. `Debug` shows no secret.
 #[derive(Clone)]
 pub struct RelayAccess {
-    /// Its UDP address.
-    pub server: SocketAddr,
+    /// Where it is.
+    pub server: RelayServer,
     /// Such as `EXPIRY:NAME`.
     pub username: String,
     /// The password that goes with it.

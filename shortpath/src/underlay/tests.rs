@@ -15,6 +15,8 @@ use super::*;
 use crate::path::CandidateKind;
 use crate::{Channel, LegKind, SessionConfig, SessionEvent};
 
+mod relays;
+
 /// Far beyond what anything here takes, for machines that are busy with other things.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -731,7 +733,7 @@ async fn what_was_queued_at_the_close_arrives_though_the_search_is_let_go_at_onc
 #[tokio::test]
 async fn secrets_stay_out_of_debug() {
     let access = RelayAccess {
-        server: "192.0.2.1:3478".parse().unwrap(),
+        server: named("192.0.2.1:3478".parse().unwrap()),
         username: "1:u".into(),
         password: "hunter2".into(),
     };
@@ -757,7 +759,8 @@ async fn secrets_stay_out_of_debug() {
     let config = FinderConfig::new(LegKind::UdpDirect, true, plan.local.clone(), plan.remote);
     let finder = format!("{:?}", Finder::new(now, config));
     assert!(!finder.contains(&bytes[at..to]) && !finder.contains("key") && finder.len() < 1000);
-    let config = TurnConfig::new(access.server, access.username, access.password);
+    let server = "192.0.2.1:3478".parse().unwrap();
+    let config = TurnConfig::new(server, access.username, access.password);
     let turn = format!("{:?}", TurnClient::new(now, config));
     assert!(!turn.contains("hunter2") && !turn.contains("key"), "{turn}");
 }
@@ -788,8 +791,12 @@ async fn coturn() -> Option<(SocketAddr, tokio::process::Child)> {
     panic!("turnserver is installed but does not start");
 }
 
+fn named(server: SocketAddr) -> RelayServer {
+    RelayServer::Named(server.to_string())
+}
+
 fn relay_access(server: SocketAddr, password: &str) -> Option<RelayAccess> {
-    Some(RelayAccess { server, username: "name".into(), password: password.into() })
+    Some(RelayAccess { server: named(server), username: "name".into(), password: password.into() })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -833,7 +840,7 @@ async fn renewed_relay_credentials_take_over_without_a_gap() {
     let first = shortpath.relayed().borrow().unwrap();
     let renewed = |username: &str| {
         let (username, password) = (username.to_owned(), "fresher".to_owned());
-        RelayAccess { server, username, password }
+        RelayAccess { server: named(server), username, password }
     };
     shortpath.renew_relay(renewed("name"));
     shortpath.renew_relay(renewed("renewed"));

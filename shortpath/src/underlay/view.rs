@@ -5,7 +5,7 @@ use crate::LegKind;
 use crate::path::{Candidate, PairView};
 
 /// What [`ShortpathView::reasons`] may say.
-pub const REASONS: [&str; 19] = [
+pub const REASONS: [&str; 20] = [
     "policy_no_udp",
     "udp_egress_blocked",
     "hard_nat",
@@ -16,6 +16,7 @@ pub const REASONS: [&str; 19] = [
     "local_removed",
     "quic_failed",
     "no_relay",
+    "relay_unresolved",
     "relay_unreachable",
     "relay_unauthorized",
     "relay_full",

@@ -1,4 +1,6 @@
 //! A session's allocations at its relay: when one is asked for, replaced, and given back.
+mod place;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,16 +9,20 @@ use tokio::sync::mpsc;
 
 use super::Driver;
 use crate::LegKind;
-use crate::path::{Candidate, CandidateKind, LocalId, TurnConfig, TurnEvent};
+use crate::path::{Candidate, CandidateKind, LocalId, TurnConfig, TurnEvent, TurnFailure};
 use crate::session::Role;
 use crate::time::now;
 use crate::underlay::relay::Relay;
 use crate::underlay::search::Search;
+use crate::underlay::whereabouts::Choice;
 use crate::underlay::{RelayAccess, ShortpathPlan, UnderlayConfig};
+
+pub(super) use place::RelayPlace;
 
 /// An allocation, asked for or there.
 pub(super) struct Asked {
     since: Instant,
+    server: SocketAddr,
     pub(super) id: LocalId,
     pub(super) relay: Arc<Relay>,
     pub(super) events: mpsc::Receiver<TurnEvent>,
@@ -25,6 +31,8 @@ pub(super) struct Asked {
 pub(super) enum RelayStage {
     /// Policy or the broker gives none.
     Never,
+    /// Wanted, but nobody knows its address yet.
+    Nowhere,
     /// Asked for at this time, if it is needed by then.
     At(Instant),
     Asked(Asked),
@@ -52,8 +60,10 @@ const RELAY_AGE_MIN: Duration = Duration::from_secs(8);
 
 impl Driver {
     pub(super) fn want_relay_soon(&mut self) {
-        if let RelayStage::At(at) = &mut self.relay {
-            *at = (*at).min(now());
+        match &mut self.relay {
+            RelayStage::At(at) => *at = (*at).min(now()),
+            RelayStage::Nowhere => self.locate_relay(),
+            RelayStage::Never | RelayStage::Asked(_) => {}
         }
     }
 
@@ -70,11 +80,11 @@ impl Driver {
         if self.plan.relay.is_none() {
             return self.relay = RelayStage::Never;
         }
-        match self.open_relay() {
-            Some(asked) => {
-                self.relay_reason = None;
-                self.relay = RelayStage::Asked(asked);
-            }
+        let Some(choice) = self.relay_choice() else {
+            return self.relay = RelayStage::Nowhere;
+        };
+        match self.open_relay(choice) {
+            Some(asked) => self.relay = RelayStage::Asked(asked),
             None => {
                 self.relay_reason = Some("relay_no_socket");
                 self.relay = RelayStage::At(now + RELAY_RETRY);
@@ -82,14 +92,13 @@ impl Driver {
         }
     }
 
-    fn open_relay(&self) -> Option<Asked> {
-        let access = self.plan.relay.as_ref()?;
-        let config =
-            TurnConfig::new(access.server, access.username.clone(), access.password.clone());
+    fn open_relay(&self, Choice { server, tries }: Choice) -> Option<Asked> {
+        let RelayAccess { username, password, .. } = self.plan.relay.clone()?;
+        let config = TurnConfig { tries, ..TurnConfig::new(server, username, password) };
         let own = &self.inner.config;
         let own = UnderlayConfig { dscp: self.plan.dscp.or(own.dscp), ..own.clone() };
         match Relay::open(&self.inner.wire, config, &own) {
-            Ok((id, relay, events)) => Some(Asked { since: now(), id, relay, events }),
+            Ok((id, relay, events)) => Some(Asked { since: now(), server, id, relay, events }),
             Err(error) => {
                 tracing::warn!(%error, "no socket for a relay");
                 None
@@ -98,23 +107,27 @@ impl Driver {
     }
 
     pub(super) fn take_relay(&mut self, event: Option<TurnEvent>) {
-        let RelayStage::Asked(Asked { id, relay, .. }) = &self.relay else { return };
-        let (id, relay) = (*id, Arc::clone(relay));
+        let RelayStage::Asked(Asked { id, relay, server, .. }) = &self.relay else { return };
+        let (id, relay, server) = (*id, Arc::clone(relay), *server);
         let failed = match event {
             Some(TurnEvent::Allocated { relayed, .. }) => return self.use_relay(id, relayed),
             Some(TurnEvent::Renewing) => return self.reach_anew(id),
-            Some(TurnEvent::Bound(_) | TurnEvent::PeerRefused(..)) => return,
+            Some(TurnEvent::Bound(_)) => return self.heed_peer(None),
+            Some(TurnEvent::PeerRefused(_, failure)) => return self.heed_peer(Some(failure)),
             Some(TurnEvent::Failed(failure)) => failure.as_str(),
             None => "relay_unreachable",
         };
         self.relayed.send_replace(None);
         self.drop_relay(id, &relay);
-        self.relay_reason = Some(failed);
-        self.relay = RelayStage::At(now() + RELAY_RETRY);
+        (self.relay_reason, self.relay_refuses) = (Some(failed), None);
+        let pause = if self.relay_failed(server) { Duration::ZERO } else { RELAY_RETRY };
+        self.relay = RelayStage::At(now() + pause);
     }
 
     /// An allocation is there: its address is a candidate of ours, and the peer's are let in.
     fn use_relay(&mut self, id: LocalId, relayed: SocketAddr) {
+        self.relay_place.turns.work();
+        (self.relay_reason, self.relay_refuses) = (None, None);
         let candidate = Candidate::new(CandidateKind::Relayed, relayed);
         self.relayed.send_replace(Some(candidate));
         if let Some(search) = self.relay_search() {
@@ -128,8 +141,21 @@ impl Driver {
         self.permit_peers();
     }
 
+    /// A peer has its channel, or why it has none: what is no fault of ours or the peer's, and lasts, is told while no UDP leg
+    /// is up. That an address is of another family (443) is none.
+    fn heed_peer(&mut self, failure: Option<TurnFailure>) {
+        use TurnFailure::{Forbidden, Full};
+        self.relay_refuses = match (self.relay_refuses, failure) {
+            (Some(Forbidden), _) | (_, Some(Forbidden)) => Some(Forbidden),
+            (_, Some(Full)) => Some(Full),
+            (_, None) => None,
+            (before, Some(_)) => before,
+        };
+    }
+
     /// The allocation is being made anew on its socket: what is sent through it may arrive again.
     fn reach_anew(&mut self, id: LocalId) {
+        self.relay_refuses = None;
         if let Some(search) = self.relay_search() {
             search.finder.check_base(now(), id);
             search.stands_by = None;
@@ -155,10 +181,12 @@ impl Driver {
         if known || matches!(self.relay, RelayStage::Never) {
             return;
         }
-        self.plan.relay = Some(access);
-        if let (RelayStage::Asked(_), None) = (&self.relay, &self.heir) {
-            self.heir = self.open_relay();
+        if self.plan.relay.as_ref().is_some_and(|old| old.server != access.server) {
+            self.relay_place = RelayPlace::default();
         }
+        self.plan.relay = Some(access);
+        self.locate_relay();
+        self.ask_heir();
     }
 
     /// Where the NAT ends mappings at an age, an allocation gets its heir before its own mapping ends.
@@ -166,7 +194,7 @@ impl Driver {
         if let Some(at) = self.relay_is_old_at()
             && at <= now
         {
-            self.heir = self.open_relay();
+            self.ask_heir();
             if let RelayStage::Asked(asked) = &mut self.relay {
                 // Another try half a life later, should there be no heir.
                 asked.since += at.saturating_duration_since(asked.since) / 2;
@@ -236,8 +264,8 @@ impl Driver {
     pub(super) fn permit_peers(&self) {
         let RelayStage::Asked(Asked { relay, .. }) = &self.relay else { return };
         let reachable = self.remote.iter().filter(|candidate| {
-            candidate.kind.serves(LegKind::UdpRelay) && !candidate.address.ip().is_loopback()
-                || self.inner.config.loopback
+            candidate.kind.serves(LegKind::UdpRelay)
+                && (self.inner.config.loopback || !candidate.address.ip().is_loopback())
         });
         reachable.for_each(|candidate| relay.permit(candidate.address));
     }
@@ -264,7 +292,7 @@ pub(super) fn relay_at_first(plan: &ShortpathPlan) -> RelayStage {
 pub(super) async fn relay_event(relay: &mut RelayStage) -> Option<TurnEvent> {
     match relay {
         RelayStage::Asked(asked) => asked.events.recv().await,
-        RelayStage::Never | RelayStage::At(_) => std::future::pending().await,
+        RelayStage::Never | RelayStage::Nowhere | RelayStage::At(_) => std::future::pending().await,
     }
 }
 
