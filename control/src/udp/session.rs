@@ -1,5 +1,5 @@
 //! One session's UDP at one of its ends: the search, the moves, and what is told about them.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,12 +17,14 @@ use crate::code::Code;
 use crate::link::report::path_legs;
 use crate::reason;
 use crate::wire::{
-    Candidate, PathMove, PathPair, PathReport, REPORT_PAIRS_MAX, RelayAccess, Standby,
-    TransportPolicy, UdpAccess, UdpUse,
+    Candidate, PathMove, PathPair, PathReport, REPORT_MOVES_MAX, REPORT_PAIRS_MAX, RelayAccess,
+    Standby, TransportPolicy, UdpAccess, UdpUse,
 };
 
 /// Moves that wait for whoever watches; one that is slower misses the oldest.
 const MOVES_WAITING: usize = 32;
+/// Pauses that `explain` shows: a quarter of what it shows in all.
+const PAUSES_KEPT: usize = REPORT_MOVES_MAX / 4;
 /// A session that must be direct ends after this without a direct path: connectivity checks are given up after some 7 s
 /// (12 tries, RFC 8445 section 14), and one more round may follow a change of network.
 pub(crate) const DIRECT_WITHIN: Duration = Duration::from_secs(15);
@@ -43,6 +45,8 @@ pub(crate) struct SessionUdp {
     moves: broadcast::Sender<PathMove>,
     /// Since when nothing carries the session, if it was carried before.
     paused: Mutex<Option<Instant>>,
+    /// The last pauses, as told, oldest first.
+    pauses: Mutex<VecDeque<PathMove>>,
     /// Our address at this session's relay, for the other end.
     relayed: watch::Sender<Option<Candidate>>,
 }
@@ -75,8 +79,8 @@ impl SessionUdp {
     pub(crate) fn new(transport: TransportPolicy, reach: Option<Reach>) -> Arc<Self> {
         let (moves, search) = (broadcast::Sender::new(MOVES_WAITING), Mutex::default());
         let (started, relayed) = (Instant::now(), watch::Sender::new(None));
-        let paused = Mutex::default();
-        Arc::new(Self { transport, reach, started, search, moves, paused, relayed })
+        let (paused, pauses) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { transport, reach, started, search, moves, paused, pauses, relayed })
     }
 
     /// What may carry the session.
@@ -200,7 +204,7 @@ impl SessionUdp {
         matches!(*lock(&self.search), Search::Starting(_) | Search::Running(_))
     }
 
-    /// The session layer moved to another transport.
+    /// The session layer moved to another transport, or its own held it up.
     pub(crate) fn moved(
         &self,
         (from, to): (Option<LegKind>, LegKind),
@@ -211,15 +215,22 @@ impl SessionUdp {
         let stats = MoveStats { ago: Duration::ZERO, from, to, cause, stall };
         let rtt = session.stats().rtt.map(|rtt| rtt.smoothed_us);
         let moved = PathMove { rtt_us: rtt, ..self.in_words(&stats) };
-        // Nobody may be watching.
-        let _ = self.moves.send(moved.clone());
+        if cause != MoveCause::Recovered {
+            // Nobody may be watching.
+            let _ = self.moves.send(moved.clone());
+        }
         moved
     }
 
     /// Nothing carries the session any more.
     pub(crate) fn pause(&self) {
         *lock(&self.paused) = Some(Instant::now());
-        self.tell(None, PAUSED, "no_path", Duration::ZERO);
+        let pause = self.tell(None, PAUSED, "no_path", Duration::ZERO);
+        let mut pauses = lock(&self.pauses);
+        if pauses.len() >= PAUSES_KEPT {
+            pauses.pop_front();
+        }
+        pauses.push_back(pause);
     }
 
     /// Something carries the session, for the first time or again.
@@ -230,16 +241,18 @@ impl SessionUdp {
         }
     }
 
-    fn tell(&self, from: Option<&str>, to: &str, cause: &str, stall: Duration) {
-        // Nobody may be watching.
-        let _ = self.moves.send(PathMove {
+    fn tell(&self, from: Option<&str>, to: &str, cause: &str, stall: Duration) -> PathMove {
+        let told = PathMove {
             at_ms: saturated(self.started.elapsed().as_millis()),
             from: from.map(str::to_owned),
             to: to.to_owned(),
             cause: cause.to_owned(),
             stall_us: saturated(stall.as_micros()),
             rtt_us: None,
-        });
+        };
+        // Nobody may be watching.
+        let _ = self.moves.send(told.clone());
+        told
     }
 
     fn in_words(&self, moved: &MoveStats) -> PathMove {
@@ -262,10 +275,18 @@ impl SessionUdp {
             _ => None,
         };
         let pairs = view.as_ref().map(pairs).unwrap_or_default();
-        let moves = stats.moves.iter().map(|moved| self.in_words(moved)).collect();
+        let moves = self.timeline(&stats.moves);
         let ignored = self.ignored(view.as_ref());
         let reasons = self.reasons(view.as_ref(), unused(&stats));
         PathReport { legs: path_legs(&stats), pairs, reasons, moves, ignored }
+    }
+
+    /// Moves, stalls without one, and pauses, in the order they came. What ended a pause is a move, and has its length.
+    fn timeline(&self, moves: &[MoveStats]) -> Vec<PathMove> {
+        let mut all: Vec<_> = moves.iter().map(|moved| self.in_words(moved)).collect();
+        all.extend(lock(&self.pauses).iter().cloned());
+        all.sort_by_key(|moved| moved.at_ms);
+        all.split_off(all.len().saturating_sub(REPORT_MOVES_MAX))
     }
 
     fn reasons(&self, view: Option<&ShortpathView>, unused: Option<&'static str>) -> Vec<String> {
@@ -334,7 +355,8 @@ type Seen = (LegKind, LegState, Option<u32>);
 fn unused(stats: &SessionStats) -> Option<&'static str> {
     let seen = |leg: &LegStats| (leg.kind, leg.state, leg.rtt.map(|rtt| rtt.smoothed_us));
     let legs: Vec<Seen> = stats.legs.iter().map(seen).collect();
-    why_unused(&legs, stats.moves.last().map(|moved| (moved.from, moved.cause)))
+    let last = stats.moves.iter().rfind(|moved| moved.cause != MoveCause::Recovered);
+    why_unused(&legs, last.map(|moved| (moved.from, moved.cause)))
 }
 
 /// Why a direct leg that is there does not carry the session.
@@ -465,6 +487,36 @@ mod tests {
         };
         assert_eq!(of(Standby::Warm), SessionConfig::default().suspect_after);
         assert_eq!(of(Standby::Cold), COLD_SUSPECT_AFTER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_stand_among_the_moves_in_the_order_they_came_and_are_bounded() {
+        let udp = SessionUdp::new(TransportPolicy::default(), None);
+        let (tcp, second) = (LegKind::TcpReverse, Duration::from_secs(1));
+        let (mut moves, began) = (Vec::new(), Instant::now());
+        for _ in 0..REPORT_MOVES_MAX {
+            udp.pause();
+            sleep(second).await;
+            moves.push(MoveStats {
+                ago: began.elapsed(),
+                from: Some(tcp),
+                to: tcp,
+                cause: MoveCause::Lost,
+                stall: second,
+            });
+        }
+        let end = began.elapsed();
+        moves.iter_mut().for_each(|moved| moved.ago = end - moved.ago);
+        let told = udp.timeline(&moves);
+        assert!(told.len() == REPORT_MOVES_MAX && told.is_sorted_by_key(|it| it.at_ms));
+        let pauses = told.iter().filter(|it| it.to == PAUSED).count();
+        assert_eq!(pauses, PAUSES_KEPT);
+        let [.., paused, moved] = &told[..] else { panic!("{told:?}") };
+        assert_eq!(
+            (paused.at_ms, paused.to.as_str(), paused.cause.as_str()),
+            (31_000, PAUSED, "no_path")
+        );
+        assert_eq!((moved.at_ms, moved.stall_us), (32_000, 1_000_000));
     }
 
     /// Two ends of a session that may use direct paths only, over a TCP leg in memory.

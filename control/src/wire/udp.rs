@@ -178,7 +178,7 @@ impl SessionPurpose {
     }
 }
 
-/// A session went over to another transport.
+/// A session went over to another transport; with one and the same before and after, it waited for its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathMove {
     /// Since the session began at the end that tells, in milliseconds.
@@ -207,7 +207,7 @@ pub struct PathReport {
     pub pairs: Vec<PathPair>,
     /// Why it is not better, as codes; see [`crate::path_reason`].
     pub reasons: Vec<String>,
-    /// The last moves, oldest first.
+    /// The last moves and stalls without one, oldest first, and pauses: moves to `paused`.
     pub moves: Vec<PathMove>,
     /// What was ignored or refused of the other end and of strangers, by name: `check_*` and `candidate*` of this session, the
     /// others of all UDP of this end's process.

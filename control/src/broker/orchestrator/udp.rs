@@ -33,7 +33,8 @@ pub(super) struct UdpState {
     from_agent: Bucket,
     renew_at: Instant,
     paths: [Option<(Instant, Box<PathReport>)>; 2],
-    was_direct: bool,
+    /// Or the time to a direct path would be wrong, as it is not known or passed before anybody used the session.
+    pub(super) was_direct: bool,
 }
 
 impl UdpState {
@@ -41,9 +42,8 @@ impl UdpState {
     pub(super) fn new(known_again: bool, now: Instant) -> Self {
         let renew_at = if known_again { now } else { now + RENEW_AFTER };
         let full = Bucket::full(CANDIDATES, now);
-        // Whether it was is not known then, and the time would be wrong.
-        let was_direct = known_again;
-        Self { from_client: full, from_agent: full, renew_at, paths: [None, None], was_direct }
+        let (paths, was_direct) = ([None, None], known_again);
+        Self { from_client: full, from_agent: full, renew_at, paths, was_direct }
     }
 }
 
@@ -165,7 +165,8 @@ impl Orchestrator {
         }
     }
 
-    /// Takes note of a move that a client tells of.
+    /// Takes note of a move or stall that a client tells of. Those of a ready session nobody waits for; how long it took to a
+    /// direct path says nothing of its use.
     pub(super) fn moved(
         &mut self,
         link: LinkId,
@@ -175,6 +176,9 @@ impl Orchestrator {
     ) {
         let Some(End::Client) = self.speaker(link, id) else { return };
         let Some(session) = self.sessions.get_mut(id) else { return };
+        if session.ready {
+            return;
+        }
         let first_direct = direct && !session.udp.was_direct;
         session.udp.was_direct |= direct;
         self.out.push(Output::Moved { moved, first_direct });
