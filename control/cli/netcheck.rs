@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use switchback_control::firewall::Places;
 use switchback_control::netcheck::{
     self, AddressReport, MappingFailure, MappingProtocol, NetReport, PortMappingReport,
 };
@@ -9,6 +10,7 @@ use switchback_control::{Fault, path_reason};
 use tokio::time::sleep;
 
 use crate::args::Global;
+use crate::explain::remedies;
 use crate::output::human;
 use crate::output::table::{Column, Table};
 use crate::stop::Stop;
@@ -74,15 +76,24 @@ fn show(report: &NetReport, global: &Global) -> Result<(), Fault> {
     let mut facts = Table::new(&[Column::Text("NETWORK"), Column::Text("")]);
     facts_of(report).into_iter().for_each(|(name, value)| facts.row([name, value]));
     facts.print("")?;
+    let gateway = gateway(report);
     for hint in &report.hints {
-        let meaning = path_reason::meaning(hint);
-        let words = meaning.map_or("", |meaning| meaning.words);
+        let words = path_reason::meaning(hint).map_or("", |meaning| meaning.words);
         output::line(&format!("\n{hint}: {words}"))?;
-        if let Some(remedy) = meaning.map(|meaning| meaning.remedy).filter(|it| !it.is_empty()) {
+        for remedy in remedies("here", hint, &gateway) {
             output::line(&format!("  → {remedy}"))?;
         }
     }
     Ok(())
+}
+
+/// Where the gateway is, for firewall rules.
+fn gateway(report: &NetReport) -> Places {
+    let Some(AddressReport { address, .. }) = report.addresses.first() else {
+        return Places::default();
+    };
+    let (gateway, gateway_port) = (address.ip().to_string(), address.port());
+    Places { gateway, gateway_port, ..Places::default() }
 }
 
 fn time(us: Option<u64>) -> String {

@@ -2,6 +2,7 @@
 //!
 //! An agent's candidates are kept with its link, so that grants carry them; when they change, the clients of its sessions
 //! are told. What one end says about one session goes to the other end. Who may be told what is the resource's policy.
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use switchback_engine::LegSide;
@@ -13,7 +14,9 @@ use crate::broker::seal::Grant;
 use crate::broker::udp::RELAY_TTL;
 use crate::code::Code;
 use crate::path_reason::{CANDIDATE_REFUSED, HARD_NAT_BOTH_SIDES};
-use crate::wire::{Candidate, PathMove, PathReport, SessionId, TransportPolicy, UdpUse};
+use crate::wire::{
+    Candidate, CandidateKind, PathMove, PathReport, SessionId, TransportPolicy, UdpUse,
+};
 
 /// Candidates messages of one end about one session: a relay, a mapped port and a few interfaces come one by one at the
 /// start; after that a network changes now and then.
@@ -229,6 +232,15 @@ impl Orchestrator {
             }
         }
         Some((said, links.map(|link| link.is_some())))
+    }
+
+    /// Where the agent of `resource` listens on its managed port, as far as the resource's sessions may know.
+    pub(crate) fn managed(&self, agent: &str, resource: &str) -> Vec<SocketAddr> {
+        let Some((_, agent)) = self.agents.by_name(agent) else { return Vec::new() };
+        let Some(service) = agent.service(resource) else { return Vec::new() };
+        let known = agent.network.candidates.as_deref().unwrap_or_default();
+        let managed = |it: &Candidate| it.kind == CandidateKind::Managed;
+        told(service.transport, known).into_iter().filter(managed).map(|it| it.address).collect()
     }
 
     fn was_refused(&self, link: LinkId) -> bool {
