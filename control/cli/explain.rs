@@ -65,6 +65,9 @@ fn show(name: &str, end: Option<&EndView>) -> Result<(), Fault> {
     let mut legs = Table::new(&[Column::Text("LEG"), Column::Text(""), Column::Figure("RTT")]);
     paths.legs.iter().for_each(|leg| legs.row(leg_row(leg)));
     legs.print("no leg is attached")?;
+    if !paths.candidates.is_empty() {
+        output::line(&format!("reachable at: {}", paths.candidates.join(", ")))?;
+    }
     if !paths.pairs.is_empty() {
         let mut pairs = Table::new(&[
             Column::Text("FROM"),

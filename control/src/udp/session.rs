@@ -1,5 +1,6 @@
 //! One session's UDP at one of its ends: the search, the moves, and what is told about them.
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +18,8 @@ use crate::code::Code;
 use crate::link::report::path_legs;
 use crate::reason;
 use crate::wire::{
-    Candidate, PathMove, PathPair, PathReport, REPORT_MOVES_MAX, REPORT_PAIRS_MAX, RelayAccess,
-    Standby, TransportPolicy, UdpAccess, UdpUse,
+    CANDIDATES_MAX, Candidate, CandidateKind, PathMove, PathPair, PathReport, REPORT_MOVES_MAX,
+    REPORT_PAIRS_MAX, RelayAccess, Standby, TransportPolicy, UdpAccess, UdpUse,
 };
 
 /// Moves that wait for whoever watches; one that is slower misses the oldest.
@@ -274,11 +275,15 @@ impl SessionUdp {
             Search::Running(shortpath) => Some(shortpath.view()),
             _ => None,
         };
-        let pairs = view.as_ref().map(pairs).unwrap_or_default();
+        let may_tell = |kind| self.transport.allows(kind);
+        let pairs = view.as_ref().map(|view| pairs(view, may_tell)).unwrap_or_default();
+        let local = view.iter().flat_map(|view| &view.local);
+        let local = local.filter(|it| may_tell(it.kind)).take(CANDIDATES_MAX);
+        let candidates = local.map(|it| shown(it.kind, Some(it.address))).collect();
         let moves = self.timeline(&stats.moves);
         let ignored = self.ignored(view.as_ref());
         let reasons = self.reasons(view.as_ref(), unused(&stats));
-        PathReport { legs: path_legs(&stats), pairs, reasons, moves, ignored }
+        PathReport { legs: path_legs(&stats), candidates, pairs, reasons, moves, ignored }
     }
 
     /// Moves, stalls without one, and pauses, in the order they came. What ended a pause is a move, and has its length.
@@ -390,19 +395,26 @@ pub(crate) fn under(transport: TransportPolicy, config: &SessionConfig) -> Sessi
     SessionConfig { allowed, suspect_after, ..config.clone() }
 }
 
-fn pairs(view: &ShortpathView) -> Vec<PathPair> {
+/// The pairs as they are told; `may_tell`: which kinds of our addresses the other end may know.
+fn pairs(view: &ShortpathView, may_tell: impl Fn(CandidateKind) -> bool) -> Vec<PathPair> {
+    let may_tell = &may_tell;
     let of_leg = |leg: &LegView| {
         let kind = leg.kind;
         let pairs = leg.pairs.clone();
         pairs.into_iter().map(move |pair| PathPair {
             transport: kind.to_owned(),
-            local: pair.local_kind.as_str().to_owned(),
-            remote: format!("{} {}", pair.remote_kind.as_str(), pair.remote),
+            local: shown(pair.local_kind, pair.local_address.filter(|_| may_tell(pair.local_kind))),
+            remote: shown(pair.remote_kind, Some(pair.remote)),
             state: if pair.selected { "selected" } else { state(pair.state) }.to_owned(),
             rtt_us: pair.rtt_us.and_then(|us| u32::try_from(us).ok()),
         })
     };
     view.legs.iter().flat_map(of_leg).take(REPORT_PAIRS_MAX).collect()
+}
+
+fn shown(kind: CandidateKind, address: Option<SocketAddr>) -> String {
+    let kind = kind.as_str();
+    address.map_or_else(|| kind.to_owned(), |address| format!("{kind} {address}"))
 }
 
 const fn state(state: PairState) -> &'static str {
@@ -424,6 +436,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use switchback_shortpath::path::PairView;
     use switchback_shortpath::{Role, SessionEvent};
 
     use super::*;
@@ -477,6 +490,49 @@ mod tests {
             assert_eq!(why_unused(&legs, moved), expected, "{legs:?} {moved:?}");
         }
         assert_eq!(why_unused(&[(tcp, Selected, None)], throttled), None);
+    }
+
+    #[test]
+    fn pairs_name_both_addresses_but_not_our_own_where_policy_hides_it() {
+        let pair = |local: &str, kind| PairView {
+            local: 0,
+            local_kind: kind,
+            local_address: local.parse().ok(),
+            remote: "203.0.113.9:4000".parse().unwrap(),
+            remote_kind: CandidateKind::ServerReflexive,
+            state: PairState::Failed,
+            rtt_us: None,
+            checks: 3,
+            answers: 0,
+            requests: 0,
+            selected: false,
+        };
+        let leg = LegView {
+            kind: "udp-direct",
+            state: switchback_shortpath::underlay::LegState::Searching,
+            reason: None,
+            detail: None,
+            pairs: vec![
+                pair("192.168.1.2:50001", CandidateKind::Host),
+                pair("10.8.0.2:50001", CandidateKind::Host),
+                pair("198.51.100.7:50123", CandidateKind::Relayed),
+                pair("not known", CandidateKind::Host),
+            ],
+        };
+        let view = ShortpathView { legs: vec![leg], ..ShortpathView::default() };
+        let from = |udp| {
+            let policy = TransportPolicy { udp, ..TransportPolicy::default() };
+            let told = pairs(&view, |kind| policy.allows(kind)).into_iter();
+            told.map(|pair| (pair.local, pair.remote)).unzip::<_, _, Vec<_>, Vec<_>>()
+        };
+        let (local, remote) = from(UdpUse::Prefer);
+        let known =
+            ["host 192.168.1.2:50001", "host 10.8.0.2:50001", "relayed 198.51.100.7:50123", "host"];
+        assert_eq!(local, known);
+        assert!(remote.iter().all(|it| it == "server_reflexive 203.0.113.9:4000"));
+        assert_eq!(from(UdpUse::RelayOnly).0, ["host", "host", known[2], "host"]);
+        let longest = "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().ok();
+        assert!(shown(CandidateKind::ServerReflexive, longest).len() <= 64, "a label's length");
     }
 
     #[test]

@@ -203,6 +203,9 @@ pub struct PathMove {
 pub struct PathReport {
     /// Every leg that is attached.
     pub legs: Vec<PathLeg>,
+    /// This end's own candidates, kind and address, as far as the resource's policy lets the other end know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<String>,
     /// Candidate pairs that were or are tried.
     pub pairs: Vec<PathPair>,
     /// Why it is not better, as codes; see [`crate::path_reason`].
@@ -281,9 +284,9 @@ impl LossCounts {
 pub struct PathPair {
     /// Transport label of what it would carry.
     pub transport: String,
-    /// This end's side.
+    /// This end's side: kind and, where it is known and the other end may know it, address.
     pub local: String,
-    /// The other end's side.
+    /// The other end's side: kind and address.
     pub remote: String,
     /// How far it came, in one word.
     pub state: String,

@@ -350,7 +350,9 @@ impl Shortpath {
     /// What the search knows, at most 100 ms old.
     #[must_use]
     pub fn view(&self) -> ShortpathView {
-        self.view.borrow().clone()
+        let mut view = self.view.borrow().clone();
+        view.name_interfaces();
+        view
     }
 }
 
