@@ -14,6 +14,7 @@ use crate::explain::remedies;
 use crate::output::human;
 use crate::output::table::{Column, Table};
 use crate::stop::Stop;
+use crate::udp_args::PortRange;
 use crate::{account, output};
 
 /// What this machine's network lets through: UDP, kind of NAT, latency.
@@ -27,11 +28,15 @@ use crate::{account, output};
 Examples:
   switchback netcheck
   switchback netcheck --json | jq .nat_v4.mapping
+  switchback netcheck --udp-ports 50000-50100     behind a firewall that lets only those out
   switchback netcheck --every 1m --json >> network.jsonl")]
 pub(crate) struct NetcheckArgs {
     /// Look again after this time, until Ctrl-C; at least 5s
     #[arg(long, value_name = "TIME", value_parser = every)]
     every: Option<Duration>,
+    /// Local UDP ports to ask from, as sessions are given them [default: any]
+    #[arg(long, value_name = "FIRST-LAST", env = "SWITCHBACK_UDP_PORTS")]
+    udp_ports: Option<PortRange>,
 }
 
 fn every(text: &str) -> Result<Duration, String> {
@@ -43,22 +48,29 @@ fn every(text: &str) -> Result<Duration, String> {
 pub(crate) async fn run(args: NetcheckArgs, global: &Global) -> Result<(), Fault> {
     let invite = account::invite(global)?;
     let mut stop = Stop::listen()?;
+    let ports = args.udp_ports.map(|PortRange(ports)| ports);
+    let look = async || netcheck::check(&invite, ports.clone()).await;
+    tokio::select! {
+        ended = repeat(args.every, look, |report| show(report, global)) => ended,
+        () = stop.wait() => Ok(()),
+    }
+}
+
+/// Looks and shows what was found: once, or again after each `every`.
+async fn repeat(
+    every: Option<Duration>,
+    look: impl AsyncFn() -> Result<NetReport, Fault>,
+    show: impl Fn(&NetReport) -> Result<(), Fault>,
+) -> Result<(), Fault> {
     loop {
-        let checked = tokio::select! {
-            checked = netcheck::check(&invite) => checked,
-            () = stop.wait() => return Ok(()),
-        };
-        match (checked, args.every) {
-            (Ok(report), _) => show(&report, global)?,
+        match (look().await, every) {
+            (Ok(report), _) => show(&report)?,
             (Err(fault), None) => return Err(fault),
             // The network is what is looked at: it may come back.
             (Err(fault), Some(_)) => output::note(&format!("{}: {}", fault.code, fault.detail)),
         }
-        let Some(every) = args.every else { return Ok(()) };
-        tokio::select! {
-            () = sleep(every) => {}
-            () = stop.wait() => return Ok(()),
-        }
+        let Some(every) = every else { return Ok(()) };
+        sleep(every).await;
     }
 }
 
@@ -160,7 +172,39 @@ fn words(value: &impl serde::Serialize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use switchback_control::Code;
+    use tokio::sync::Notify;
+
     use super::*;
+
+    #[tokio::test]
+    async fn every_repeats_the_look_after_its_time_whether_it_succeeds_or_not() {
+        let (looks, shown, third) = (Cell::new(0), Cell::new(0), Notify::new());
+        let look = async || {
+            looks.set(looks.get() + 1);
+            match looks.get() {
+                2 => return Err(Code::BrokerUnreachable.into()),
+                3 => third.notify_one(),
+                _ => {}
+            }
+            Ok(NetReport::default())
+        };
+        let show = |_: &NetReport| {
+            shown.set(shown.get() + 1);
+            Ok(())
+        };
+        tokio::select! {
+            ended = repeat(Some(Duration::from_millis(5)), look, show) => panic!("{ended:?}"),
+            () = third.notified() => {}
+        }
+        assert!(shown.get() >= 1);
+        (looks.set(0), shown.set(0));
+        assert_eq!(repeat(None, look, show).await, Ok(()));
+        assert_eq!((looks.get(), shown.get()), (1, 1), "once without it");
+        assert!(repeat(None, look, show).await.is_err());
+    }
 
     #[test]
     fn facts_are_in_words() {

@@ -63,6 +63,7 @@ pub use ignored::Ignored;
 use keeping::Known;
 pub use mapping::{MappingProbe, probe_port_mapping};
 pub use path_mtu::probe_path_mtu;
+pub use sockets::open_udp;
 pub use view::{LegState, LegView, REASONS, ShortpathView};
 use wire::Wire;
 
