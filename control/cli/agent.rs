@@ -68,7 +68,8 @@ pub(crate) struct AgentArgs {
     #[arg(long, value_name = "PORT", env = "SWITCHBACK_MANAGED_PORT", num_args = 0..=1)]
     #[arg(default_missing_value = "3390", value_parser = clap::value_parser!(u16).range(1..))]
     managed_port: Option<u16>,
-    /// Networks to use for UDP; with `!` in front, not to use: 10.0.0.0/8,!10.9.0.0/16 [default: all]
+    /// Networks whose addresses are offered to the other end, as they are or as a NAT shows them, and accepted from it; with
+    /// `!` in front, those that are not: 10.0.0.0/8,!10.9.0.0/16 [default: all]
     #[arg(long, value_name = "NETWORK,...", env = "SWITCHBACK_UDP_NETWORKS")]
     udp_networks: Option<Networks>,
     /// Do not ask the router for a port (PCP, NAT-PMP)

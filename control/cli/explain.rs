@@ -1,9 +1,10 @@
 //! `explain`: why a session takes the way it takes, and what would mend it.
 use clap::Args;
-use switchback_control::Fault;
 use switchback_control::api::{EndView, ExplainView};
+use switchback_control::firewall::Places;
 use switchback_control::path_reason::{self, Meaning};
 use switchback_control::wire::{PathLeg, PathMove, PathPair, SessionId, TransportPolicy};
+use switchback_control::{Fault, firewall};
 
 use crate::account;
 use crate::args::Global;
@@ -13,11 +14,12 @@ use crate::output::{self, human};
 /// Why a session takes the way it takes, and what would mend it.
 ///
 /// Both ends are asked just now: the legs each has, the pairs of addresses it tried, how far each came and its round trip,
-/// why the path is not better, and every move between transports with its cause and how long the application waited.
+/// why the path is not better, and every move between transports, stall and pause with its cause and how long the application
+/// waited. Firewall rules are told with the addresses and ports the broker knows.
 /// Codes are stable; `switchback explain ID --json` has them for programs.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  switchback explain k3m9x2q7w4ht\n  \
-        switchback explain k3m9x2q7w4ht --json | jq '.client.paths.reasons'")]
+        switchback explain k3m9x2q7w4ht --json | jq '.client.paths.reasons, .rules'")]
 pub(crate) struct ExplainArgs {
     /// Session id, from `switchback sessions`
     id: String,
@@ -63,6 +65,9 @@ fn show(name: &str, end: Option<&EndView>) -> Result<(), Fault> {
     let mut legs = Table::new(&[Column::Text("LEG"), Column::Text(""), Column::Figure("RTT")]);
     paths.legs.iter().for_each(|leg| legs.row(leg_row(leg)));
     legs.print("no leg is attached")?;
+    if !paths.candidates.is_empty() {
+        output::line(&format!("reachable at: {}", paths.candidates.join(", ")))?;
+    }
     if !paths.pairs.is_empty() {
         let mut pairs = Table::new(&[
             Column::Text("FROM"),
@@ -120,17 +125,27 @@ fn verdict(explained: &ExplainView) -> String {
     let mut lines = Vec::new();
     for (name, end) in [("client", &explained.client), ("agent", &explained.agent)] {
         let reasons = end.iter().flat_map(|end| &end.paths.reasons);
-        lines.extend(reasons.map(|code| in_words(name, code)));
+        lines.extend(reasons.map(|code| in_words(name, code, &explained.places)));
     }
     if lines.is_empty() { "nothing is in the way".into() } else { lines.join("\n") }
 }
 
-fn in_words(end: &str, code: &str) -> String {
-    match path_reason::meaning(code) {
-        Some(Meaning { words, remedy: "", .. }) => format!("{end}: {code}: {words}"),
-        Some(Meaning { words, remedy, .. }) => format!("{end}: {code}: {words}\n  → {remedy}"),
-        None => format!("{end}: {code}"),
-    }
+fn in_words(end: &str, code: &str, places: &Places) -> String {
+    let Some(Meaning { words, .. }) = path_reason::meaning(code) else {
+        return format!("{end}: {code}");
+    };
+    let mut lines = vec![format!("{end}: {code}: {words}")];
+    lines.extend(remedies(end, code, places));
+    lines.join("\n  → ")
+}
+
+/// What would mend a reason that `end` reports, one way a line: firewall rules with the addresses that are known.
+pub(crate) fn remedies(end: &str, code: &str, places: &Places) -> Vec<String> {
+    let rules = firewall::rules(end, code, places);
+    let told = path_reason::meaning(code).map_or("", |meaning| meaning.remedy);
+    let whole = told.is_empty() || (firewall::is_whole(code) && !rules.is_empty());
+    let told = (!whole).then(|| told.to_owned());
+    told.into_iter().chain(rules.iter().map(|rule| format!("Firewall: {rule}."))).collect()
 }
 
 #[cfg(test)]
@@ -139,11 +154,25 @@ mod tests {
 
     #[test]
     fn a_reason_is_told_with_what_would_mend_it() {
-        let said = in_words("client", "udp_egress_blocked");
+        let nowhere = Places::default();
+        let said = in_words("client", "udp_egress_blocked", &nowhere);
         assert!(said.starts_with("client: udp_egress_blocked: Nothing that"), "{said}");
         assert!(said.contains("\n  → Firewall: allow outbound UDP"), "{said}");
-        assert_eq!(in_words("agent", "sunspots"), "agent: sunspots");
-        assert_eq!(in_words("agent", "searching").lines().count(), 1);
+        assert_eq!(in_words("agent", "sunspots", &nowhere), "agent: sunspots");
+        assert_eq!(in_words("agent", "searching", &nowhere).lines().count(), 1);
+    }
+
+    #[test]
+    fn the_firewall_rule_names_the_gateway_and_the_managed_port_that_are_known() {
+        let agent_managed = vec!["10.0.0.5:3390".parse().unwrap()];
+        let (gateway, gateway_port) = ("198.51.100.7".into(), 443);
+        let places = Places { gateway, gateway_port, agent_managed, ..Places::default() };
+        let said = in_words("client", "udp_egress_blocked", &places);
+        let rule = "\n  → Firewall: let UDP out from the client's network to 198.51.100.7 port 443, and replies in.";
+        assert!(said.ends_with(rule) && said.lines().count() == 2, "{said}");
+        let said = in_words("agent", "hard_nat_both_sides", &places);
+        assert!(said.contains("→ Firewall: endpoint-independent mapping"), "{said}");
+        assert!(said.contains("→ Firewall: let UDP in from anywhere, at the agent's network, to 10.0.0.5 port 3390"), "{said}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use switchback_control::firewall::Places;
 use switchback_control::netcheck::{
     self, AddressReport, MappingFailure, MappingProtocol, NetReport, PortMappingReport,
 };
@@ -9,9 +10,11 @@ use switchback_control::{Fault, path_reason};
 use tokio::time::sleep;
 
 use crate::args::Global;
+use crate::explain::remedies;
 use crate::output::human;
 use crate::output::table::{Column, Table};
 use crate::stop::Stop;
+use crate::udp_args::PortRange;
 use crate::{account, output};
 
 /// What this machine's network lets through: UDP, kind of NAT, latency.
@@ -25,11 +28,15 @@ use crate::{account, output};
 Examples:
   switchback netcheck
   switchback netcheck --json | jq .nat_v4.mapping
+  switchback netcheck --udp-ports 50000-50100     behind a firewall that lets only those out
   switchback netcheck --every 1m --json >> network.jsonl")]
 pub(crate) struct NetcheckArgs {
     /// Look again after this time, until Ctrl-C; at least 5s
     #[arg(long, value_name = "TIME", value_parser = every)]
     every: Option<Duration>,
+    /// Local UDP ports to ask from, as sessions are given them [default: any]
+    #[arg(long, value_name = "FIRST-LAST", env = "SWITCHBACK_UDP_PORTS")]
+    udp_ports: Option<PortRange>,
 }
 
 fn every(text: &str) -> Result<Duration, String> {
@@ -41,22 +48,29 @@ fn every(text: &str) -> Result<Duration, String> {
 pub(crate) async fn run(args: NetcheckArgs, global: &Global) -> Result<(), Fault> {
     let invite = account::invite(global)?;
     let mut stop = Stop::listen()?;
+    let ports = args.udp_ports.map(|PortRange(ports)| ports);
+    let look = async || netcheck::check(&invite, ports.clone()).await;
+    tokio::select! {
+        ended = repeat(args.every, look, |report| show(report, global)) => ended,
+        () = stop.wait() => Ok(()),
+    }
+}
+
+/// Looks and shows what was found: once, or again after each `every`.
+async fn repeat(
+    every: Option<Duration>,
+    look: impl AsyncFn() -> Result<NetReport, Fault>,
+    show: impl Fn(&NetReport) -> Result<(), Fault>,
+) -> Result<(), Fault> {
     loop {
-        let checked = tokio::select! {
-            checked = netcheck::check(&invite) => checked,
-            () = stop.wait() => return Ok(()),
-        };
-        match (checked, args.every) {
-            (Ok(report), _) => show(&report, global)?,
+        match (look().await, every) {
+            (Ok(report), _) => show(&report)?,
             (Err(fault), None) => return Err(fault),
             // The network is what is looked at: it may come back.
             (Err(fault), Some(_)) => output::note(&format!("{}: {}", fault.code, fault.detail)),
         }
-        let Some(every) = args.every else { return Ok(()) };
-        tokio::select! {
-            () = sleep(every) => {}
-            () = stop.wait() => return Ok(()),
-        }
+        let Some(every) = every else { return Ok(()) };
+        sleep(every).await;
     }
 }
 
@@ -74,15 +88,24 @@ fn show(report: &NetReport, global: &Global) -> Result<(), Fault> {
     let mut facts = Table::new(&[Column::Text("NETWORK"), Column::Text("")]);
     facts_of(report).into_iter().for_each(|(name, value)| facts.row([name, value]));
     facts.print("")?;
+    let gateway = gateway(report);
     for hint in &report.hints {
-        let meaning = path_reason::meaning(hint);
-        let words = meaning.map_or("", |meaning| meaning.words);
+        let words = path_reason::meaning(hint).map_or("", |meaning| meaning.words);
         output::line(&format!("\n{hint}: {words}"))?;
-        if let Some(remedy) = meaning.map(|meaning| meaning.remedy).filter(|it| !it.is_empty()) {
+        for remedy in remedies("here", hint, &gateway) {
             output::line(&format!("  → {remedy}"))?;
         }
     }
     Ok(())
+}
+
+/// Where the gateway is, for firewall rules.
+fn gateway(report: &NetReport) -> Places {
+    let Some(AddressReport { address, .. }) = report.addresses.first() else {
+        return Places::default();
+    };
+    let (gateway, gateway_port) = (address.ip().to_string(), address.port());
+    Places { gateway, gateway_port, ..Places::default() }
 }
 
 fn time(us: Option<u64>) -> String {
@@ -149,7 +172,40 @@ fn words(value: &impl serde::Serialize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use switchback_control::Code;
+    use tokio::sync::Notify;
+
     use super::*;
+
+    #[tokio::test]
+    async fn every_repeats_the_look_after_its_time_whether_it_succeeds_or_not() {
+        let (looks, shown, third) = (Cell::new(0), Cell::new(0), Notify::new());
+        let look = async || {
+            looks.set(looks.get() + 1);
+            match looks.get() {
+                2 => return Err(Code::BrokerUnreachable.into()),
+                3 => third.notify_one(),
+                _ => {}
+            }
+            Ok(NetReport::default())
+        };
+        let show = |_: &NetReport| {
+            shown.set(shown.get() + 1);
+            Ok(())
+        };
+        tokio::select! {
+            ended = repeat(Some(Duration::from_millis(5)), look, show) => panic!("{ended:?}"),
+            () = third.notified() => {}
+        }
+        assert!(shown.get() >= 1);
+        looks.set(0);
+        shown.set(0);
+        assert_eq!(repeat(None, look, show).await, Ok(()));
+        assert_eq!((looks.get(), shown.get()), (1, 1), "once without it");
+        assert!(repeat(None, look, show).await.is_err());
+    }
 
     #[test]
     fn facts_are_in_words() {

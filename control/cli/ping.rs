@@ -1,4 +1,5 @@
 //! `ping`: round trips through a session, and the way each took.
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use clap::Args;
@@ -125,8 +126,8 @@ async fn exchange(
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last_by = None;
     loop {
-        let all_sent = args.count.is_some_and(|count| tally.sent.len() as u64 >= count);
-        if all_sent && tally.received == tally.sent.len() as u64 {
+        let all_sent = args.count.is_some_and(|count| tally.sent >= count);
+        if all_sent && tally.received == tally.sent {
             return Ok(());
         }
         let give_up = *last_by.get_or_insert_with(|| Instant::now() + args.timeout);
@@ -143,8 +144,8 @@ async fn exchange(
                 }
             }
             _ = clock.tick(), if !all_sent => {
-                tally.sent.push((Instant::now(), session.stats().transport));
-                sender.send(tally.sent.len() as u64, args.size).await?;
+                let number = tally.leaves(session.stats().transport);
+                sender.send(number, args.size).await?;
             }
             () = sleep_until(give_up), if all_sent => return Ok(()),
         }
@@ -153,8 +154,11 @@ async fn exchange(
 
 /// What came back so far.
 struct Tally {
-    /// When each left, and the label of what carried the session then.
-    sent: Vec<(Instant, Option<String>)>,
+    sent: u64,
+    first_at: Option<Instant>,
+    /// Those that are not back, in the order they left and come back: when, and the label of what carried the session then.
+    /// As many as the session's window lets out.
+    under_way: VecDeque<(u64, Instant, Option<String>)>,
     received: u64,
     round_trips: Histogram<u64>,
     direct: u64,
@@ -166,7 +170,15 @@ impl Default for Tally {
         // Up to ten minutes, three digits; longer round trips count as that.
         let round_trips = Histogram::new_with_bounds(1, 600_000_000, 3);
         let round_trips = round_trips.expect("the bounds are in order");
-        Self { sent: Vec::new(), received: 0, round_trips, direct: 0, first_direct_ms: None }
+        Self {
+            sent: 0,
+            first_at: None,
+            under_way: VecDeque::new(),
+            received: 0,
+            round_trips,
+            direct: 0,
+            first_direct_ms: None,
+        }
     }
 }
 
@@ -184,6 +196,24 @@ struct Summary {
 }
 
 impl Tally {
+    /// A probe leaves now; its number.
+    fn leaves(&mut self, by: Option<String>) -> u64 {
+        let now = Instant::now();
+        self.sent += 1;
+        self.first_at.get_or_insert(now);
+        self.under_way.push_back((self.sent, now, by));
+        self.sent
+    }
+
+    /// A probe is back: when it left, and by what. `None` if it is none that is awaited.
+    fn back(&mut self, seq: u64) -> Option<(Instant, Option<String>)> {
+        while self.under_way.front().is_some_and(|(number, ..)| *number < seq) {
+            self.under_way.pop_front();
+        }
+        self.under_way.front().filter(|(number, ..)| *number == seq)?;
+        self.under_way.pop_front().map(|(_, sent, by)| (sent, by))
+    }
+
     /// Counts and prints a reply; whether it went and came by a direct path, as far as the session's choice when it left
     /// and when it was back tells. One that left before a move is told by the path it left on.
     fn take(
@@ -193,8 +223,7 @@ impl Tally {
         global: &Global,
         seq: u64,
     ) -> Result<bool, Fault> {
-        let sent = usize::try_from(seq).ok().and_then(|seq| self.sent.get(seq.checked_sub(1)?));
-        let Some((sent, left_by)) = sent.cloned() else { return Ok(false) };
+        let Some((sent, left_by)) = self.back(seq) else { return Ok(false) };
         let rtt = sent.elapsed();
         let known = [left_by, session.stats().transport];
         let direct = known.iter().all(|by| by.as_deref().is_some_and(is_direct));
@@ -216,7 +245,7 @@ impl Tally {
         self.round_trips.saturating_record(rtt_us);
         if direct {
             self.direct += 1;
-            let since = self.sent.first().map(|(sent, _)| sent.elapsed()).unwrap_or_default();
+            let since = self.first_at.map(|sent| sent.elapsed()).unwrap_or_default();
             let since = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
             self.first_direct_ms.get_or_insert(since);
         }
@@ -227,7 +256,7 @@ impl Tally {
         let figure = |value: u64| (self.received > 0).then_some(value);
         let round_trips = &self.round_trips;
         Summary {
-            sent: self.sent.len() as u64,
+            sent: self.sent,
             received: self.received,
             direct: self.direct,
             first_direct_ms: self.first_direct_ms,
@@ -255,10 +284,8 @@ impl Tally {
 
     /// Whether `ping` got what it was asked for.
     fn verdict(&self, until_direct: bool) -> Result<(), Fault> {
-        if self.received == 0 && !self.sent.is_empty() {
-            return Err(
-                Code::PingUnanswered.because(format!("{} sent, none back", self.sent.len()))
-            );
+        if self.received == 0 && self.sent > 0 {
+            return Err(Code::PingUnanswered.because(format!("{} sent, none back", self.sent)));
         }
         if until_direct && self.direct == 0 {
             return Err(Code::DirectUnavailable.because("no reply came by a direct path"));
@@ -287,10 +314,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_back_is_forgotten_however_long_it_runs() {
+        let mut tally = Tally::default();
+        for _ in 0..10_000 {
+            let seq = tally.leaves(Some("TCP (Reverse-Connect)".into()));
+            let ahead = tally.leaves(None);
+            assert!(tally.back(seq).is_some_and(|(_, by)| by.is_some()));
+            assert!(tally.back(seq).is_none(), "once");
+            assert!(tally.back(ahead).is_some());
+        }
+        assert_eq!((tally.sent, tally.under_way.len()), (20_000, 0));
+        assert!(tally.back(20_001).is_none());
+    }
+
+    #[test]
     fn nothing_back_is_a_failure_and_so_is_no_direct_path_if_one_was_waited_for() {
         let mut tally = Tally::default();
         assert!(tally.verdict(true).is_err());
-        tally.sent.push((Instant::now(), None));
+        tally.leaves(None);
         assert_eq!(tally.verdict(false).unwrap_err().code, Code::PingUnanswered);
         tally.count(Duration::from_millis(3), false);
         assert_eq!(tally.verdict(false), Ok(()));

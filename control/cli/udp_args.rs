@@ -18,7 +18,8 @@ pub(crate) struct UdpArgs {
     /// Local UDP ports to use, for firewalls that let only some out [default: any]
     #[arg(long, value_name = "FIRST-LAST", env = "SWITCHBACK_UDP_PORTS")]
     udp_ports: Option<PortRange>,
-    /// Networks to use for UDP; with `!` in front, not to use: 10.0.0.0/8,!10.9.0.0/16 [default: all]
+    /// Networks whose addresses are offered to the other end, as they are or as a NAT shows them, and accepted from it; with
+    /// `!` in front, those that are not: 10.0.0.0/8,!10.9.0.0/16 [default: all]
     #[arg(long, value_name = "NETWORK,...", env = "SWITCHBACK_UDP_NETWORKS")]
     udp_networks: Option<Networks>,
     /// Do not ask the router for a port (PCP, NAT-PMP)

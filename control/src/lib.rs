@@ -12,6 +12,7 @@ pub mod broker;
 pub mod client;
 pub mod code;
 pub mod dial;
+pub mod firewall;
 pub mod invite;
 pub mod link;
 pub mod netcheck;

@@ -4,12 +4,13 @@ mod portal;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use switchback_shortpath::path::{Discovery, DiscoveryReport, Filtering, Mapping};
 pub use switchback_shortpath::path::{MappingFailure, MappingProtocol};
-use switchback_shortpath::underlay::{probe_path_mtu, probe_port_mapping};
+use switchback_shortpath::underlay::{open_udp, probe_path_mtu, probe_port_mapping};
 use tokio::net::{TcpStream, UdpSocket, lookup_host};
 use tokio::time::{sleep, timeout};
 
@@ -48,7 +49,8 @@ pub struct NetReport {
     pub ipv6_route: bool,
     /// Whether the broker is who the login string says; `Some(false)`: something in between answers in its place.
     pub broker_is_genuine: Option<bool>,
-    /// Whether something answers HTTP in the broker's place; absent if nothing answers at all.
+    /// Whether something answers HTTP in the broker's place, or redirects port 80 of its address where its own port is
+    /// closed; absent if nothing answers at all.
     pub captive_portal: Option<bool>,
     /// What stands out, as codes: `tls_intercepted`, `captive_portal`, `gateway_unreachable`, `mtu_too_small`, and those of [`crate::path_reason`].
     pub hints: Vec<String>,
@@ -78,11 +80,14 @@ pub struct AddressReport {
     pub udp_us: Option<u64>,
 }
 
-/// Looks around, for some 10 s at most.
+/// Looks around, for some 10 s at most; by UDP from `ports`, if given, as sessions told so do.
 ///
 /// # Errors
 /// [`Code::InviteInvalid`]; [`Code::BrokerUnreachable`] if the gateway's name does not resolve.
-pub async fn check(invite: &Invite) -> Result<NetReport, Fault> {
+pub async fn check(
+    invite: &Invite,
+    ports: Option<RangeInclusive<u16>>,
+) -> Result<NetReport, Fault> {
     let gateway = BrokerAddress::of(invite)?.host_port();
     let found = lookup_host(&gateway).await;
     let found =
@@ -98,17 +103,16 @@ pub async fn check(invite: &Invite) -> Result<NetReport, Fault> {
     };
     // Sizes after kinds: many packets at once would delay each other on a slow link.
     let look = async |servers: &[SocketAddr]| {
-        let nat = discover(servers).await;
-        let mtu = path_mtu(nat.as_ref()).await;
+        let nat = discover(servers, ports.clone()).await;
+        let mtu = path_mtu(nat.as_ref(), ports.clone()).await;
         (nat, mtu)
     };
     let (times, (nat_v4, mtu_v4), (nat_v6, mtu_v6), genuine, port_mapping) =
         tokio::join!(tcp, look(&v4), look(&v6), is_genuine(invite), port_mapping(!v4.is_empty()));
     let connected = times.iter().find(|(_, time)| time.is_some()).map(|(address, _)| *address);
-    let captive_portal = match (genuine, connected) {
-        (Some(true), _) => Some(false),
-        (_, Some(address)) => Some(portal::is_there(address).await),
-        (_, None) => None,
+    let captive_portal = match genuine {
+        Some(true) => Some(false),
+        _ => portal::look(connected, addresses.first().map(SocketAddr::ip)).await,
     };
     let mut report = NetReport {
         gateway,
@@ -176,9 +180,12 @@ impl NetReport {
 const QUIC_MTU_V4: u16 = 1228;
 const QUIC_MTU_V6: u16 = 1248;
 
-async fn path_mtu(nat: Option<&DiscoveryReport>) -> Option<u16> {
+async fn path_mtu(
+    nat: Option<&DiscoveryReport>,
+    ports: Option<RangeInclusive<u16>>,
+) -> Option<u16> {
     let server = nat?.server?;
-    probe_path_mtu(server).await.unwrap_or_else(|error| {
+    probe_path_mtu(server, ports).await.unwrap_or_else(|error| {
         tracing::debug!(%error, "no UDP socket for the path MTU");
         None
     })
@@ -241,13 +248,14 @@ fn has_ipv6_route() -> bool {
 }
 
 /// The NAT tests of RFC 5780 against servers of one family.
-async fn discover(servers: &[SocketAddr]) -> Option<DiscoveryReport> {
+async fn discover(
+    servers: &[SocketAddr],
+    ports: Option<RangeInclusive<u16>>,
+) -> Option<DiscoveryReport> {
     let first = servers.first()?;
-    let any: IpAddr =
-        if first.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let mut discovery = None;
     let run = async {
-        let socket = UdpSocket::bind((any, 0)).await?;
+        let socket = open_udp(first.is_ipv6(), ports)?;
         let local = own_address(*first, socket.local_addr()?.port());
         let discovery =
             discovery.insert(Discovery::new(Instant::now(), local, servers, rand::random()));
@@ -305,6 +313,23 @@ mod tests {
             addresses: vec![AddressReport { address, tcp_us, udp_us: None }],
             nat_v4: Some(nat),
             ..NetReport::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn the_nat_tests_ask_from_the_ports_that_firewalls_let_out() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let at = server.local_addr().unwrap();
+        // Bound and let go: most likely free.
+        let port = open_udp(false, None).unwrap().local_addr().unwrap().port();
+        let asked = async {
+            let (_, from) = server.recv_from(&mut [0; 2048]).await.unwrap();
+            from.port()
+        };
+        let servers = [at];
+        tokio::select! {
+            from = asked => assert_eq!(from, port),
+            report = discover(&servers, Some(port..=port)) => panic!("{report:?}"),
         }
     }
 

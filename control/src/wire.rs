@@ -369,7 +369,7 @@ pub enum FromClient {
         /// New ones.
         candidates: Vec<Candidate>,
     },
-    /// The session went over to another transport.
+    /// The session went over to another transport, or waited for its own.
     Moved {
         /// Which session.
         session: SessionId,

@@ -233,6 +233,9 @@ async fn a_session_goes_direct_and_its_connections_do_not_notice() {
         assert!(end.age_ms < 5000);
         assert!(end.paths.legs.iter().any(|leg| leg.transport == TCP), "{:?}", end.paths);
         assert!(end.paths.moves.iter().any(|moved| is_direct(&moved.to)), "{:?}", end.paths);
+        let own = |text: &String| text.starts_with("host 127.0.0.1:");
+        assert!(end.paths.candidates.iter().any(own), "{:?}", end.paths);
+        assert!(end.paths.pairs.iter().any(|pair| own(&pair.local)), "{:?}", end.paths);
     }
     session.close().await;
     world.end().await;

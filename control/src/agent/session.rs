@@ -5,7 +5,7 @@ use std::sync::Arc;
 use data_encoding::BASE64URL_NOPAD;
 use rustls::ServerConfig;
 use switchback_shortpath::{
-    Role, SessionConfig, SessionEvent, SessionHandle, SessionKey, server_config,
+    MoveCause, Role, SessionConfig, SessionEvent, SessionHandle, SessionKey, server_config,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -330,6 +330,9 @@ async fn follow(
                 let (id, target) = (id.clone(), service.target.clone());
                 tokio::spawn(async move { target::serve_datagrams(flow, &target, &id).await });
             }
+            SessionEvent::Moved { to, cause: MoveCause::Recovered, stall, .. } => {
+                tracing::debug!(session = %id, on = to.label(), stall_us = stall.as_micros(), "session stalled");
+            }
             SessionEvent::Moved { from, to, cause, stall } => {
                 let from = from.map_or("-", switchback_shortpath::LegKind::label);
                 let (to, cause, stall_us) = (to.label(), cause.as_str(), stall.as_micros());
@@ -344,7 +347,10 @@ async fn follow(
             SessionEvent::LegLost { leg, error } => {
                 tracing::info!(session = %id, %leg, error, "leg lost");
             }
-            SessionEvent::Down => tracing::info!(session = %id, "session paused"),
+            SessionEvent::Down => {
+                tracing::info!(session = %id, "session paused");
+                service.paths.udp.pause();
+            }
             SessionEvent::Resumed => tracing::info!(session = %id, "session carried"),
             SessionEvent::Closed(why) => {
                 fault = reason::of_session(&why);

@@ -25,6 +25,7 @@ pub mod client;
 use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Fault};
+use crate::firewall::{FirewallRule, Places};
 use crate::secret::Secret;
 use crate::wire::{
     LossCounts, PathLeg, PathReport, ResourceKind, RttView, SessionId, TransportPolicy,
@@ -168,6 +169,12 @@ pub struct ExplainView {
     pub client: Option<EndView>,
     /// What its agent sees; absent if it never said.
     pub agent: Option<EndView>,
+    /// Where its packets have to get to.
+    #[serde(default)]
+    pub places: Places,
+    /// Firewall rules that would mend what the ends report; for some reasons one way among others.
+    #[serde(default)]
+    pub rules: Vec<FirewallRule>,
 }
 
 /// What an end of a session sees.

@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::TokenKind;
 use crate::broker::admission::TicketAdmission;
-use crate::broker::config::Authority;
+use crate::broker::config::{Authority, ServeConfig};
 use crate::broker::counters::Counters;
 use crate::broker::hub::Hub;
 use crate::broker::limits::{TOKEN_LINKS_MAX, USER_LINKS_MAX};
@@ -16,6 +16,7 @@ use crate::broker::rate::{FAILED_SIGN_INS, Rates, USER_REQUESTS, source};
 use crate::broker::shares::Shares;
 use crate::broker::store::{Issued, Owner, Store};
 use crate::code::{Code, Fault};
+use crate::firewall::Places;
 use crate::invite::{Invite, InviteKind};
 use crate::secret::Secret;
 
@@ -27,6 +28,8 @@ pub(crate) struct App {
     pub(crate) counters: Arc<Counters>,
     pub(crate) authority: Authority,
     pub(crate) pin: String,
+    /// Where its packets are relayed: another server, or ports of this gateway.
+    relay: (Option<String>, Option<(u16, u16)>),
     pub(crate) user_requests: Rates<String>,
     pub(crate) failed_sign_ins: Rates<IpAddr>,
     /// Client links by user.
@@ -45,6 +48,7 @@ impl App {
         admission: Arc<TicketAdmission>,
         authority: Authority,
         pin: String,
+        config: &ServeConfig,
     ) -> Self {
         Self {
             counters: hub.counters.clone(),
@@ -53,6 +57,7 @@ impl App {
             admission,
             authority,
             pin,
+            relay: config.relay_places(),
             user_requests: Rates::new(USER_REQUESTS),
             failed_sign_ins: Rates::new(FAILED_SIGN_INS),
             user_links: Shares::new(USER_LINKS_MAX),
@@ -91,6 +96,13 @@ impl App {
             }
             fault
         })
+    }
+
+    /// Where packets of a session have to get to; `agent_managed`: its agent's managed listeners.
+    pub(crate) fn places(&self, agent_managed: Vec<SocketAddr>) -> Places {
+        let (gateway, gateway_port) = (self.authority.host.clone(), self.authority.port);
+        let (relay, relay_ports) = self.relay.clone();
+        Places { gateway, gateway_port, relay, relay_ports, agent_managed }
     }
 
     /// Charges a user one request.

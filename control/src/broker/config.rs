@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use switchback_engine::{IoChoice, Limits, RelayAddress, Tuning};
+use switchback_engine::{IoChoice, Limits, RelayAddress, Tuning, UdpConfig};
 
 use crate::broker::identity::{TlsFiles, is_host};
 use crate::broker::orchestrator::SessionLimits;
@@ -92,6 +92,21 @@ impl ServeConfig {
         let any = if public.is_ipv4() { "0.0.0.0" } else { "::" }.parse().ok()?;
         let bind = if bind.is_unspecified() { reachable(any) } else { bind };
         same_family.then_some(RelayAddress { bind, public })
+    }
+}
+
+impl ServeConfig {
+    /// The relay's `HOST:PORT`, if it is another server, and this gateway's relay ports, first and last, if it relays.
+    pub(crate) fn relay_places(&self) -> (Option<String>, Option<(u16, u16)>) {
+        match &self.relay {
+            Relay::Foreign { address, .. } => (Some(address.clone()), None),
+            Relay::Off => (None, None),
+            Relay::Own => {
+                let ports = self.turn_ports.clone();
+                let ports = ports.unwrap_or_else(|| UdpConfig::default().relay_ports);
+                (None, Some((*ports.start(), *ports.end())))
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The shell around the orchestrator: feeds it what happens, does what it says, in order.
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -235,6 +236,11 @@ impl Hub {
     /// What may carry sessions of `resource` at `agent`, if it is connected.
     pub(crate) fn transport(&self, agent: &str, resource: &str) -> Option<TransportPolicy> {
         self.core().orchestrator.transport(agent, resource)
+    }
+
+    /// Where the agent of `resource` listens on its managed port, as far as the resource's sessions may know.
+    pub(crate) fn managed(&self, agent: &str, resource: &str) -> Vec<SocketAddr> {
+        self.core().orchestrator.managed(agent, resource)
     }
 
     /// Names of the agents connected now.

@@ -1,9 +1,9 @@
-//! What clients tell about their sessions' moves from transport to transport, summed up for the metrics.
+//! What clients tell about their sessions' moves from transport to transport, and their stalls, summed up for the metrics.
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use hdrhistogram::Histogram;
-use switchback_shortpath::LegKind;
+use switchback_shortpath::{LegKind, MoveCause};
 
 use crate::wire::PathMove;
 
@@ -23,7 +23,8 @@ pub(crate) struct Moves(Mutex<Sums>);
 pub(crate) struct Sums {
     /// Moves by transport label and cause.
     pub(crate) moves: BTreeMap<(&'static str, String), u64>,
-    /// How long applications waited, in microseconds, by the label of the transport that ended it.
+    /// How long applications waited, in microseconds, by the label of the transport that ended it. Not planned moves, for
+    /// which nobody waited.
     pub(crate) stalls: BTreeMap<&'static str, Histogram<u64>>,
     /// From the start of a session to its first move to a direct path, in microseconds.
     pub(crate) time_to_direct: Histogram<u64>,
@@ -36,13 +37,18 @@ impl Default for Sums {
 }
 
 impl Moves {
-    /// Counts a move; `first_direct`: the session had no direct path before.
+    /// Counts a move, or a stall without one; `first_direct`: the session had no direct path before.
     pub(crate) fn add(&self, moved: &PathMove, first_direct: bool) {
         let Some(label) = label(&moved.to) else { return };
         let mut sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let cause = sums.cause(&moved.cause);
-        *sums.moves.entry((label, cause)).or_default() += 1;
-        sums.stalls.entry(label).or_insert_with(histogram).saturating_record(moved.stall_us);
+        if moved.cause != MoveCause::Recovered.as_str() {
+            let cause = sums.cause(&moved.cause);
+            *sums.moves.entry((label, cause)).or_default() += 1;
+        }
+        let stalls = sums.stalls.entry(label).or_insert_with(histogram);
+        if moved.stall_us > 0 {
+            stalls.saturating_record(moved.stall_us);
+        }
         if first_direct {
             sums.time_to_direct.saturating_record(moved.at_ms.saturating_mul(1000));
         }
@@ -101,6 +107,20 @@ mod tests {
         assert_eq!(sums.moves, BTreeMap::from([((direct, "better".to_owned()), 2)]));
         assert_eq!((sums.time_to_direct.len(), sums.stalls[direct].len()), (1, 2));
         assert!(crate::is_direct(direct) && !crate::is_direct(LegKind::UdpRelay.label()));
+    }
+
+    #[test]
+    fn stalls_are_counted_with_and_without_a_move_and_planned_moves_are_none() {
+        let (moves, relay) = (Moves::default(), LegKind::UdpRelay.label());
+        let planned = PathMove { stall_us: 0, ..moved(relay, "better") };
+        moves.add(&planned, false);
+        assert_eq!(moves.sums().stalls[relay].len(), 0);
+        moves.add(&PathMove { stall_us: 80_000, ..moved(relay, "silent") }, false);
+        let waited = PathMove { from: Some(relay.into()), stall_us: 10_000_000, ..planned };
+        moves.add(&PathMove { cause: "recovered".into(), ..waited }, false);
+        let sums = moves.sums();
+        assert_eq!((sums.stalls[relay].len(), sums.moves.len()), (2, 2));
+        assert!(sums.stalls[relay].max() >= 9_900_000);
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Broker {
         let hub = Hub::new(limits, seal, udp, tickets.clone(), tunings.clone(), counters);
         let hub = Arc::new(hub);
         let admission = Arc::new(TicketAdmission::new(tickets, tunings));
-        let app = App::new(hub, store, admission.clone(), authority, identity.pin);
+        let app = App::new(hub, store, admission.clone(), authority, identity.pin, &config);
         let app = Arc::new(app);
         let begun = begin(&app, &config, sockets, identity.tls).await;
         let first_invites = match begun {

@@ -1,4 +1,5 @@
 //! A client's desk at the broker: one link, the requests in flight on it, and the sessions that live.
+mod moves;
 mod whereabouts;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -20,7 +21,7 @@ use crate::udp;
 use crate::udp::reach::Reach;
 use crate::udp::session::SessionUdp;
 use crate::wire::{
-    AboutSession, CLIENT_LINK, Candidate, FromClient, PathMove, SealedGrant, SessionId, ToClient,
+    AboutSession, CLIENT_LINK, Candidate, FromClient, SealedGrant, SessionId, ToClient,
 };
 
 /// A broker answers in one round trip; a slow one is asked again.
@@ -80,6 +81,7 @@ pub(super) struct Desk {
     early: Mutex<VecDeque<(SessionId, Vec<Candidate>)>>,
     /// Sessions whose agents are still to be told where this client is.
     untold: Mutex<BTreeSet<SessionId>>,
+    moves: Mutex<moves::Moves>,
     /// Where the last ticket led, `HOST:PORT`.
     gateway: Mutex<String>,
 }
@@ -100,6 +102,7 @@ impl Desk {
             sessions: Mutex::default(),
             early: Mutex::default(),
             untold: Mutex::default(),
+            moves: Mutex::default(),
         })
     }
 
@@ -268,7 +271,10 @@ impl Desk {
                     }
                     self.handle(event, &mut reporter);
                 }
-                _ = tick.tick() => self.report(&mut reporter),
+                _ = tick.tick() => {
+                    self.report(&mut reporter);
+                    self.tell_moves();
+                }
                 _ = again.tick(), if self.has_untold() => self.tell_untold(),
                 () = udp::changed(&mut network) => {
                     // The link may be of an address that is gone.
@@ -285,7 +291,9 @@ impl Desk {
                 reporter.link_up();
                 tracing::debug!("signed in");
                 self.link.send_replace(LinkState::Up(queue));
+                // A broker that was started anew knows sessions by their reports.
                 self.report(reporter);
+                self.tell_moves();
                 // It may have changed while nobody could be told, or been told on a link that was dead already.
                 self.tell_all();
             }
@@ -346,11 +354,6 @@ impl Desk {
             Err(fault) if request == 0 => tracing::warn!(%fault, "refused by the broker"),
             _ => {}
         }
-    }
-
-    /// A session of ours went over to another transport.
-    pub(super) fn moved(&self, session: SessionId, moved: PathMove) {
-        self.tell(FromClient::Moved { session, moved: Box::new(moved) });
     }
 
     fn explain(&self, session: SessionId) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use switchback_shortpath::{LegId, LegKind, SessionEvent, SessionHandle, Wide};
+use switchback_shortpath::{LegId, LegKind, MoveCause, SessionEvent, SessionHandle, Wide};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -153,11 +153,15 @@ impl Keeper {
             }
             Some(SessionEvent::Moved { from, to, cause, stall }) => {
                 let moved = self.udp.moved((from, to), cause, stall, &self.handle);
-                tracing::info!(
-                    session = %self.id, to = moved.to, cause = moved.cause, stall_us = moved.stall_us, "session moved"
-                );
+                if cause == MoveCause::Recovered {
+                    tracing::debug!(session = %self.id, on = moved.to, stall_us = moved.stall_us, "session stalled");
+                } else {
+                    tracing::info!(
+                        session = %self.id, to = moved.to, cause = moved.cause, stall_us = moved.stall_us, "session moved"
+                    );
+                    self.cool(to);
+                }
                 self.desk.moved(self.id.clone(), moved);
-                self.cool(to);
             }
             Some(SessionEvent::Closed(why)) => return Some(reason::of_session(&why)),
             None => return Some(Code::SessionClosed.into()),

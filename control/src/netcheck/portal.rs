@@ -1,6 +1,6 @@
 //! Whether something answers HTTP where the broker should answer TLS: a captive portal, which lets nobody out before a
 //! sign-in.
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,12 +13,25 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const STATUS_LINE: usize = 12;
 const HTTP_PORT: u16 = 80;
 
-/// Looks at the broker's port, and at port 80 beside it, where a portal redirects (302, 303, 307) or says that it is one
-/// (511, RFC 6585 section 6).
-pub(super) async fn is_there(gateway: SocketAddr) -> bool {
-    let plain = SocketAddr::new(gateway.ip(), HTTP_PORT);
-    let (instead, beside) = tokio::join!(status(gateway), status(plain));
-    instead.is_some() || beside.is_some_and(|status| matches!(status, 302 | 303 | 307 | 511))
+/// Looks at the broker's port where it is `connected`, and at port 80 beside it, where a portal redirects (302, 303, 307) or
+/// says that it is one (511, RFC 6585 section 6); if the broker's port does not answer, at port 80 of its `first` address
+/// alone, as portals often drop all else. `None` if nothing answers.
+pub(super) async fn look(connected: Option<SocketAddr>, first: Option<IpAddr>) -> Option<bool> {
+    let plain = SocketAddr::new(connected.map(|it| it.ip()).or(first)?, HTTP_PORT);
+    match connected {
+        Some(gateway) => Some(is_there(gateway, plain).await),
+        None => redirects(plain).await,
+    }
+}
+
+async fn is_there(gateway: SocketAddr, plain: SocketAddr) -> bool {
+    let (instead, beside) = tokio::join!(status(gateway), redirects(plain));
+    instead.is_some() || beside == Some(true)
+}
+
+/// Whether what answers HTTP there sends people elsewhere; `None` if nothing does.
+async fn redirects(plain: SocketAddr) -> Option<bool> {
+    status(plain).await.map(|status| matches!(status, 302 | 303 | 307 | 511))
 }
 
 /// The status of an HTTP answer to a plain request; `None` if none comes.
@@ -54,12 +67,29 @@ mod tests {
         at
     }
 
+    /// Where nothing listens.
+    async fn closed() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_portal_that_drops_the_brokers_port_and_redirects_port_80_is_seen() {
+        let portal = server(b"HTTP/1.1 302 Found\r\nLocation: http://portal/\r\n\r\n").await;
+        assert_eq!(redirects(portal).await, Some(true));
+        assert!(is_there(closed().await, portal).await);
+        assert_eq!(redirects(server(b"HTTP/1.1 200 OK\r\n\r\n").await).await, Some(false));
+        assert_eq!(redirects(closed().await).await, None);
+        assert_eq!(look(None, None).await, None);
+        // Nothing answers on port 80 of this machine's own, or something that is no portal.
+        assert_ne!(look(None, Some([127, 0, 0, 1].into())).await, Some(true));
+    }
+
     #[tokio::test]
     async fn http_is_told_from_tls_silence_and_nonsense() {
         let portal =
             server(b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/\r\n\r\n").await;
         assert_eq!(status(portal).await, Some(302));
-        assert!(is_there(portal).await);
+        assert!(is_there(portal, closed().await).await);
         for answer in
             [&b"\x15\x03\x03\x00\x02\x02\x0a-------"[..], b"", b"HTTP/1.1 abc def", b"HTTP/"]
         {

@@ -1,5 +1,6 @@
 //! One session's UDP at one of its ends: the search, the moves, and what is told about them.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,12 +18,14 @@ use crate::code::Code;
 use crate::link::report::path_legs;
 use crate::reason;
 use crate::wire::{
-    Candidate, PathMove, PathPair, PathReport, REPORT_PAIRS_MAX, RelayAccess, Standby,
-    TransportPolicy, UdpAccess, UdpUse,
+    CANDIDATES_MAX, Candidate, CandidateKind, PathMove, PathPair, PathReport, REPORT_MOVES_MAX,
+    REPORT_PAIRS_MAX, RelayAccess, Standby, TransportPolicy, UdpAccess, UdpUse,
 };
 
 /// Moves that wait for whoever watches; one that is slower misses the oldest.
 const MOVES_WAITING: usize = 32;
+/// Pauses that `explain` shows: a quarter of what it shows in all.
+const PAUSES_KEPT: usize = REPORT_MOVES_MAX / 4;
 /// A session that must be direct ends after this without a direct path: connectivity checks are given up after some 7 s
 /// (12 tries, RFC 8445 section 14), and one more round may follow a change of network.
 pub(crate) const DIRECT_WITHIN: Duration = Duration::from_secs(15);
@@ -43,6 +46,8 @@ pub(crate) struct SessionUdp {
     moves: broadcast::Sender<PathMove>,
     /// Since when nothing carries the session, if it was carried before.
     paused: Mutex<Option<Instant>>,
+    /// The last pauses, as told, oldest first.
+    pauses: Mutex<VecDeque<PathMove>>,
     /// Our address at this session's relay, for the other end.
     relayed: watch::Sender<Option<Candidate>>,
 }
@@ -73,8 +78,8 @@ impl SessionUdp {
     pub(crate) fn new(transport: TransportPolicy, reach: Option<Reach>) -> Arc<Self> {
         let (moves, search) = (broadcast::Sender::new(MOVES_WAITING), Mutex::default());
         let (started, relayed) = (Instant::now(), watch::Sender::new(None));
-        let paused = Mutex::default();
-        Arc::new(Self { transport, reach, started, search, moves, paused, relayed })
+        let (paused, pauses) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { transport, reach, started, search, moves, paused, pauses, relayed })
     }
 
     /// What may carry the session.
@@ -164,7 +169,7 @@ impl SessionUdp {
         matches!(*lock(&self.search), Search::Running(_))
     }
 
-    /// The session layer moved to another transport.
+    /// The session layer moved to another transport, or its own held it up.
     pub(crate) fn moved(
         &self,
         (from, to): (Option<LegKind>, LegKind),
@@ -175,15 +180,22 @@ impl SessionUdp {
         let stats = MoveStats { ago: Duration::ZERO, from, to, cause, stall };
         let rtt = session.stats().rtt.map(|rtt| rtt.smoothed_us);
         let moved = PathMove { rtt_us: rtt, ..self.in_words(&stats) };
-        // Nobody may be watching.
-        let _ = self.moves.send(moved.clone());
+        if cause != MoveCause::Recovered {
+            // Nobody may be watching.
+            let _ = self.moves.send(moved.clone());
+        }
         moved
     }
 
     /// Nothing carries the session any more.
     pub(crate) fn pause(&self) {
         *lock(&self.paused) = Some(Instant::now());
-        self.tell(None, PAUSED, "no_path", Duration::ZERO);
+        let pause = self.tell(None, PAUSED, "no_path", Duration::ZERO);
+        let mut pauses = lock(&self.pauses);
+        if pauses.len() >= PAUSES_KEPT {
+            pauses.pop_front();
+        }
+        pauses.push_back(pause);
     }
 
     /// Something carries the session, for the first time or again.
@@ -194,16 +206,18 @@ impl SessionUdp {
         }
     }
 
-    fn tell(&self, from: Option<&str>, to: &str, cause: &str, stall: Duration) {
-        // Nobody may be watching.
-        let _ = self.moves.send(PathMove {
+    fn tell(&self, from: Option<&str>, to: &str, cause: &str, stall: Duration) -> PathMove {
+        let told = PathMove {
             at_ms: saturated(self.started.elapsed().as_millis()),
             from: from.map(str::to_owned),
             to: to.to_owned(),
             cause: cause.to_owned(),
             stall_us: saturated(stall.as_micros()),
             rtt_us: None,
-        });
+        };
+        // Nobody may be watching.
+        let _ = self.moves.send(told.clone());
+        told
     }
 
     fn in_words(&self, moved: &MoveStats) -> PathMove {
@@ -225,11 +239,23 @@ impl SessionUdp {
             Search::Running(shortpath) => Some(shortpath.view()),
             _ => None,
         };
-        let pairs = view.as_ref().map(pairs).unwrap_or_default();
-        let moves = stats.moves.iter().map(|moved| self.in_words(moved)).collect();
+        let may_tell = |kind| self.transport.allows(kind);
+        let pairs = view.as_ref().map(|view| pairs(view, may_tell)).unwrap_or_default();
+        let local = view.iter().flat_map(|view| &view.local);
+        let local = local.filter(|it| may_tell(it.kind)).take(CANDIDATES_MAX);
+        let candidates = local.map(|it| shown(it.kind, Some(it.address))).collect();
+        let moves = self.timeline(&stats.moves);
         let ignored = self.ignored(view.as_ref());
         let reasons = self.reasons(view.as_ref(), unused(&stats));
-        PathReport { legs: path_legs(&stats), pairs, reasons, moves, ignored }
+        PathReport { legs: path_legs(&stats), candidates, pairs, reasons, moves, ignored }
+    }
+
+    /// Moves, stalls without one, and pauses, in the order they came. What ended a pause is a move, and has its length.
+    fn timeline(&self, moves: &[MoveStats]) -> Vec<PathMove> {
+        let mut all: Vec<_> = moves.iter().map(|moved| self.in_words(moved)).collect();
+        all.extend(lock(&self.pauses).iter().cloned());
+        all.sort_by_key(|moved| moved.at_ms);
+        all.split_off(all.len().saturating_sub(REPORT_MOVES_MAX))
     }
 
     fn reasons(&self, view: Option<&ShortpathView>, unused: Option<&'static str>) -> Vec<String> {
@@ -298,7 +324,8 @@ type Seen = (LegKind, LegState, Option<u32>);
 fn unused(stats: &SessionStats) -> Option<&'static str> {
     let seen = |leg: &LegStats| (leg.kind, leg.state, leg.rtt.map(|rtt| rtt.smoothed_us));
     let legs: Vec<Seen> = stats.legs.iter().map(seen).collect();
-    why_unused(&legs, stats.moves.last().map(|moved| (moved.from, moved.cause)))
+    let last = stats.moves.iter().rfind(|moved| moved.cause != MoveCause::Recovered);
+    why_unused(&legs, last.map(|moved| (moved.from, moved.cause)))
 }
 
 /// Why a direct leg that is there does not carry the session.
@@ -332,19 +359,26 @@ pub(crate) fn under(transport: TransportPolicy, config: &SessionConfig) -> Sessi
     SessionConfig { allowed, suspect_after, ..config.clone() }
 }
 
-fn pairs(view: &ShortpathView) -> Vec<PathPair> {
+/// The pairs as they are told; `may_tell`: which kinds of our addresses the other end may know.
+fn pairs(view: &ShortpathView, may_tell: impl Fn(CandidateKind) -> bool) -> Vec<PathPair> {
+    let may_tell = &may_tell;
     let of_leg = |leg: &LegView| {
         let kind = leg.kind;
         let pairs = leg.pairs.clone();
         pairs.into_iter().map(move |pair| PathPair {
             transport: kind.to_owned(),
-            local: pair.local_kind.as_str().to_owned(),
-            remote: format!("{} {}", pair.remote_kind.as_str(), pair.remote),
+            local: shown(pair.local_kind, pair.local_address.filter(|_| may_tell(pair.local_kind))),
+            remote: shown(pair.remote_kind, Some(pair.remote)),
             state: if pair.selected { "selected" } else { state(pair.state) }.to_owned(),
             rtt_us: pair.rtt_us.and_then(|us| u32::try_from(us).ok()),
         })
     };
     view.legs.iter().flat_map(of_leg).take(REPORT_PAIRS_MAX).collect()
+}
+
+fn shown(kind: CandidateKind, address: Option<SocketAddr>) -> String {
+    let kind = kind.as_str();
+    address.map_or_else(|| kind.to_owned(), |address| format!("{kind} {address}"))
 }
 
 const fn state(state: PairState) -> &'static str {
@@ -366,6 +400,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use switchback_shortpath::path::PairView;
     use switchback_shortpath::{Role, SessionEvent};
 
     use super::*;
@@ -434,6 +469,49 @@ mod tests {
     }
 
     #[test]
+    fn pairs_name_both_addresses_but_not_our_own_where_policy_hides_it() {
+        let pair = |local: &str, kind| PairView {
+            local: 0,
+            local_kind: kind,
+            local_address: local.parse().ok(),
+            remote: "203.0.113.9:4000".parse().unwrap(),
+            remote_kind: CandidateKind::ServerReflexive,
+            state: PairState::Failed,
+            rtt_us: None,
+            checks: 3,
+            answers: 0,
+            requests: 0,
+            selected: false,
+        };
+        let leg = LegView {
+            kind: "udp-direct",
+            state: switchback_shortpath::underlay::LegState::Searching,
+            reason: None,
+            detail: None,
+            pairs: vec![
+                pair("192.168.1.2:50001", CandidateKind::Host),
+                pair("10.8.0.2:50001", CandidateKind::Host),
+                pair("198.51.100.7:50123", CandidateKind::Relayed),
+                pair("not known", CandidateKind::Host),
+            ],
+        };
+        let view = ShortpathView { legs: vec![leg], ..ShortpathView::default() };
+        let from = |udp| {
+            let policy = TransportPolicy { udp, ..TransportPolicy::default() };
+            let told = pairs(&view, |kind| policy.allows(kind)).into_iter();
+            told.map(|pair| (pair.local, pair.remote)).unzip::<_, _, Vec<_>, Vec<_>>()
+        };
+        let (local, remote) = from(UdpUse::Prefer);
+        let known =
+            ["host 192.168.1.2:50001", "host 10.8.0.2:50001", "relayed 198.51.100.7:50123", "host"];
+        assert_eq!(local, known);
+        assert!(remote.iter().all(|it| it == "server_reflexive 203.0.113.9:4000"));
+        assert_eq!(from(UdpUse::RelayOnly).0, ["host", "host", known[2], "host"]);
+        let longest = "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().ok();
+        assert!(shown(CandidateKind::ServerReflexive, longest).len() <= 64, "a label's length");
+    }
+
+    #[test]
     fn without_standby_silence_has_another_leg_dialled_soon() {
         let of = |standby| {
             let transport = TransportPolicy { standby, ..TransportPolicy::default() };
@@ -441,6 +519,36 @@ mod tests {
         };
         assert_eq!(of(Standby::Warm), SessionConfig::default().suspect_after);
         assert_eq!(of(Standby::Cold), COLD_SUSPECT_AFTER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_stand_among_the_moves_in_the_order_they_came_and_are_bounded() {
+        let udp = SessionUdp::new(TransportPolicy::default(), None);
+        let (tcp, second) = (LegKind::TcpReverse, Duration::from_secs(1));
+        let (mut moves, began) = (Vec::new(), Instant::now());
+        for _ in 0..REPORT_MOVES_MAX {
+            udp.pause();
+            sleep(second).await;
+            moves.push(MoveStats {
+                ago: began.elapsed(),
+                from: Some(tcp),
+                to: tcp,
+                cause: MoveCause::Lost,
+                stall: second,
+            });
+        }
+        let end = began.elapsed();
+        moves.iter_mut().for_each(|moved| moved.ago = end - moved.ago);
+        let told = udp.timeline(&moves);
+        assert!(told.len() == REPORT_MOVES_MAX && told.is_sorted_by_key(|it| it.at_ms));
+        let pauses = told.iter().filter(|it| it.to == PAUSED).count();
+        assert_eq!(pauses, PAUSES_KEPT);
+        let [.., paused, moved] = &told[..] else { panic!("{told:?}") };
+        assert_eq!(
+            (paused.at_ms, paused.to.as_str(), paused.cause.as_str()),
+            (31_000, PAUSED, "no_path")
+        );
+        assert_eq!((moved.at_ms, moved.stall_us), (32_000, 1_000_000));
     }
 
     /// Two ends of a session that may use direct paths only, over a TCP leg in memory.

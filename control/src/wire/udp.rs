@@ -178,7 +178,7 @@ impl SessionPurpose {
     }
 }
 
-/// A session went over to another transport.
+/// A session went over to another transport; with one and the same before and after, it waited for its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathMove {
     /// Since the session began at the end that tells, in milliseconds.
@@ -203,11 +203,14 @@ pub struct PathMove {
 pub struct PathReport {
     /// Every leg that is attached.
     pub legs: Vec<PathLeg>,
+    /// This end's own candidates, kind and address, as far as the resource's policy lets the other end know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<String>,
     /// Candidate pairs that were or are tried.
     pub pairs: Vec<PathPair>,
     /// Why it is not better, as codes; see [`crate::path_reason`].
     pub reasons: Vec<String>,
-    /// The last moves, oldest first.
+    /// The last moves and stalls without one, oldest first, and pauses: moves to `paused`.
     pub moves: Vec<PathMove>,
     /// What was ignored or refused of the other end and of strangers, by name: `check_*` and `candidate*` of this session, the
     /// others of all UDP of this end's process.
@@ -284,9 +287,9 @@ impl LossCounts {
 pub struct PathPair {
     /// Transport label of what it would carry.
     pub transport: String,
-    /// This end's side.
+    /// This end's side: kind and, where it is known and the other end may know it, address.
     pub local: String,
-    /// The other end's side.
+    /// The other end's side: kind and address.
     pub remote: String,
     /// How far it came, in one word.
     pub state: String,

@@ -29,6 +29,9 @@ pub struct PairView {
     pub local: u16,
     /// Kind of our best candidate on it.
     pub local_kind: CandidateKind,
+    /// Its address; of an interface's, the one that packets to the peer leave from. Absent if that is not among those offered,
+    /// or not known.
+    pub local_address: Option<std::net::SocketAddr>,
     /// The peer's address.
     pub remote: std::net::SocketAddr,
     /// How we know it.
@@ -196,6 +199,7 @@ impl Pair {
         PairView {
             local: self.route.local.0,
             local_kind: self.local_kind,
+            local_address: None,
             remote: self.route.remote,
             remote_kind: self.remote_kind,
             state: self.state,

@@ -44,7 +44,7 @@ pub enum Event {
     /// What carries the session is in doubt, as a leg owes word for longer than its round trips explain or the last sound one
     /// is gone: whoever keeps paths should look at them now. Told again, ever more rarely, while nothing takes its place.
     Doubt,
-    /// Another leg carries the session.
+    /// Another leg carries the session, or (`Recovered`) the one that does held bytes up and answers again.
     Moved {
         /// The kind of the one before; `None`: this is the first.
         from: Option<LegKind>,

@@ -26,7 +26,7 @@ pub struct Figures {
     pub legs_lost: u32,
     /// Every leg attached.
     pub legs: Vec<LegFigures>,
-    /// The last 32 moves, oldest first.
+    /// The last 32 moves, oldest first, and among them the last 16 stalls that ended without one.
     pub moves: Vec<Move>,
     /// Copies of frames sent: of small writes, and of what a suspect leg carries.
     pub dup_sent: u64,

@@ -37,6 +37,13 @@ pub(super) struct Suspicion {
     pub(super) rescued_at: Option<Instant>,
 }
 
+impl Suspicion {
+    /// How long bytes were held up, if they are not any more at `now`.
+    pub(super) fn stall(&self, now: Instant) -> Duration {
+        self.rescued_at.unwrap_or(now).saturating_duration_since(self.silent_since)
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Health {
     pub(super) suspicion: Option<Suspicion>,

@@ -136,7 +136,7 @@ impl Session {
         won: u64,
     ) -> Result<(), ProtocolError> {
         let Some(leg) = self.legs.get_mut(&id) else { return Ok(()) };
-        let suspect = leg.health.suspicion.is_some();
+        let suspicion = leg.health.suspicion;
         let progress = leg.peer_saw(now, bytes).map_err(|()| ProtocolError::Ack)?;
         if won > self.dup_sent {
             return Err(ProtocolError::Ack);
@@ -145,7 +145,8 @@ impl Session {
             self.note_won(now, won - self.dup_won);
         }
         let Some(progress) = progress else { return Ok(()) };
-        if suspect {
+        if let Some(suspicion) = suspicion {
+            self.recovered(now, id, &suspicion);
             for channel in self.channels.values_mut() {
                 channel.send.forget_copies(id);
             }

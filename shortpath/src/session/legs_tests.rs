@@ -611,6 +611,70 @@ fn figures_show_every_leg_and_the_timeline_of_moves() {
     assert!(figures.dup_sent > 0 && figures.dup_won > 0);
 }
 
+/// What `end` was told of stalls without a move after the only leg, of `kind`, was gone for `gone` under an echo, and the
+/// longest wait for an echo meanwhile.
+fn outage(kind: LegKind, gone: Duration) -> (Echo, Duration) {
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.link_of(kind, jittery(20), NOW);
+    let mut echo = Echo::new(pair, ms(5));
+    echo.run(ms(2_000));
+    [CLIENT, AGENT].into_iter().for_each(|end| echo.pair.blackhole(0, end));
+    let cut = echo.pair.now;
+    echo.run(gone);
+    echo.pair.heal(0, ms(5));
+    echo.run(ms(2_000));
+    let stall = echo.stall(cut);
+    (echo, stall)
+}
+
+#[test]
+fn a_stall_that_ends_without_a_move_is_told_on_the_same_path_with_its_length() {
+    for (kind, gone) in [(UdpDirect, ms(100)), (TcpReverse, ms(1_000)), (TcpReverse, ms(10_000))] {
+        let (echo, stall) = outage(kind, gone);
+        for end in &echo.pair.ends {
+            assert_eq!(end.moves.len(), 1, "the first only: {:?}", end.moves);
+            let told: Vec<_> = end.recovered.iter().filter(|(_, told)| *told >= gone).collect();
+            let [(to, told)] = told[..] else { panic!("told once: {:?}", end.recovered) };
+            assert_eq!(*to, kind);
+            assert!(*told <= stall + ms(40), "{told:?} of {stall:?}");
+            let last = *end.session.figures(echo.pair.now).moves.last().unwrap();
+            assert_eq!((last.from, last.to), (Some(kind), kind));
+            assert_eq!((last.cause, last.stall), (MoveCause::Recovered, *told));
+        }
+    }
+}
+
+#[test]
+fn a_silence_that_holds_up_no_bytes_is_no_stall() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    pair.link_of(TcpReverse, jittery(20), NOW);
+    let mut echo = Echo::new(pair, ms(20));
+    echo.run(ms(1_000));
+    let mut pair = echo.pair;
+    pair.run(ms(1_000));
+    [CLIENT, AGENT].into_iter().for_each(|end| pair.blackhole(0, end));
+    pair.run(ms(10_000));
+    pair.heal(0, ms(5));
+    pair.run(ms(1_000));
+    assert!(pair.ends.iter().all(|end| end.recovered.is_empty()));
+}
+
+#[test]
+fn stalls_without_a_move_push_no_move_out_of_the_timeline() {
+    let (mut echo, _) = outage(TcpReverse, ms(300));
+    for _ in 0..40 {
+        [CLIENT, AGENT].into_iter().for_each(|end| echo.pair.blackhole(0, end));
+        echo.run(ms(1_000));
+        echo.pair.heal(0, ms(5));
+        echo.run(ms(1_000));
+    }
+    let end = &echo.pair.ends[CLIENT];
+    let moves = end.session.figures(echo.pair.now).moves;
+    assert_eq!(moves[0].cause, MoveCause::First);
+    assert_eq!(moves.len(), 1 + 16, "{} were told", end.recovered.len());
+    assert!(end.recovered.len() > 16 && moves.is_sorted_by_key(|it| it.at));
+}
+
 fn flow(pair: &mut Pair) -> ChannelId {
     let channel = pair.ends[CLIENT].session.open_datagrams().unwrap();
     pair.settle();

@@ -4,13 +4,16 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::core::{Event, Session, Stage};
+use super::health::Suspicion;
 use super::leg::Leg;
 use super::meter::LOADED;
 use super::select::{Candidate, Standing, select, tie};
 use super::words::{LegId, LegKind, MoveCause};
 
-/// Moves remembered.
+/// Moves and stalls without one that are remembered.
 const TIMELINE: usize = 32;
+/// As many of them may be stalls that ended without a move: a path that loses packets makes many, and moves say more.
+const RECOVERIES: usize = TIMELINE / 2;
 /// Bulk without a pause on the selected leg before another is tried for it.
 const BUSY: Duration = Duration::from_secs(1);
 /// How long another leg is tried beside the selected one: long enough for a new connection to leave its slow start on most
@@ -32,7 +35,7 @@ const RATE_FRESH: Duration = Duration::from_secs(30);
 /// What a leg that moves bulk more slowly still has on its way may hold up the rest for this long, beyond two round trips.
 const BACKLOG: Duration = Duration::from_millis(100);
 
-/// One move of a session from leg to leg.
+/// One move of a session from leg to leg, or a stall that ended without one: from a kind to itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
     /// When.
@@ -162,7 +165,8 @@ impl Session {
         let (cause, stall) = match self.course.leaving.take() {
             _ if from.is_none() => (MoveCause::First, Some(Duration::ZERO)),
             Some(leaving) => leaving,
-            None => (MoveCause::Better, Some(Duration::ZERO)),
+            // Planned, unless the one before was silent when it came.
+            None => (MoveCause::Better, Some(self.held_up(now, before.map(|(id, _)| id)))),
         };
         let since = self.course.stalled_since.take();
         let stall = stall
@@ -177,10 +181,34 @@ impl Session {
             // have been left too soon.
             left.health.demote(now);
         }
-        if self.course.timeline.len() >= TIMELINE {
-            self.course.timeline.pop_front();
+        self.remember(Move { at: now, from, to, cause, stall });
+    }
+
+    /// For how long `leg` holds bytes up.
+    fn held_up(&self, now: Instant, leg: Option<LegId>) -> Duration {
+        let suspicion = leg.and_then(|id| self.legs.get(&id)?.health.suspicion);
+        suspicion.map_or(Duration::ZERO, |suspicion| suspicion.stall(now))
+    }
+
+    /// The leg answers again that was suspected: what it carries was held up until then, or until others brought copies.
+    pub(super) fn recovered(&mut self, now: Instant, id: LegId, suspicion: &Suspicion) {
+        let Some(leg) = self.legs.get(&id).filter(|_| self.selected() == Some(id)) else { return };
+        let (from, to, cause) = (Some(leg.kind), leg.kind, MoveCause::Recovered);
+        let stall = suspicion.stall(now);
+        self.remember(Move { at: now, from, to, cause, stall });
+    }
+
+    fn remember(&mut self, moved: Move) {
+        let timeline = &mut self.course.timeline;
+        let without = |moved: &Move| moved.cause == MoveCause::Recovered;
+        if without(&moved) && timeline.iter().filter(|it| without(it)).count() >= RECOVERIES {
+            let oldest = timeline.iter().position(without);
+            oldest.and_then(|oldest| timeline.remove(oldest));
+        } else if timeline.len() >= TIMELINE {
+            timeline.pop_front();
         }
-        self.course.timeline.push_back(Move { at: now, from, to, cause, stall });
+        timeline.push_back(moved);
+        let Move { from, to, cause, stall, .. } = moved;
         self.events.push_back(Event::Moved { from, to, cause, stall });
     }
 

@@ -38,6 +38,8 @@ pub(super) struct End {
     pub(super) doubts: Vec<Instant>,
     pub(super) closed: Option<CloseReason>,
     pub(super) moves: Vec<(LegKind, MoveCause, Duration)>,
+    /// Stalls that ended without a move.
+    pub(super) recovered: Vec<(LegKind, Duration)>,
     /// Datagrams that have come.
     pub(super) datagrams: BTreeMap<ChannelId, Vec<Bytes>>,
 }
@@ -127,6 +129,7 @@ impl Pair {
             doubts: Vec::new(),
             closed: None,
             moves: Vec::new(),
+            recovered: Vec::new(),
             datagrams: BTreeMap::new(),
         };
         Self {
@@ -529,6 +532,10 @@ impl Pair {
                 Event::Down => side.downs += 1,
                 Event::Resumed => side.resumes += 1,
                 Event::Closed(reason) => side.closed = Some(reason),
+                Event::Moved { from, to, cause: MoveCause::Recovered, stall } => {
+                    assert_eq!(from, Some(to), "a stall is no move");
+                    side.recovered.push((to, stall));
+                }
                 Event::Moved { to, cause, stall, .. } => side.moves.push((to, cause, stall)),
                 Event::IncomingDatagrams(id) => {
                     assert!(side.datagrams.insert(id, Vec::new()).is_none(), "opened twice");

@@ -169,9 +169,7 @@ impl Session {
         let Some(leg) = self.legs.get_mut(&id) else { return };
         let Some(suspicion) = leg.health.suspicion else { return };
         leg.health.quarantine(now);
-        let rescued = suspicion.rescued_at.unwrap_or(now);
-        let stall = rescued.saturating_duration_since(suspicion.silent_since);
-        self.course.leaves(id, MoveCause::Silent, Some(stall));
+        self.course.leaves(id, MoveCause::Silent, Some(suspicion.stall(now)));
         self.choose(now);
         self.reclaim(id);
     }

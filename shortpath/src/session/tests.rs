@@ -117,6 +117,8 @@ fn a_silent_leg_is_suspected_once_kept_and_replaced_without_loss() {
     pair.read(AGENT, channel);
     assert_eq!(pair.ends[AGENT].streams[&channel].read, 1_000);
     assert_eq!(pair.ends[CLIENT].downs, 0);
+    let (_, _, stall) = *pair.ends[CLIENT].moves.last().unwrap();
+    assert!((ms(6_900)..ms(7_000)).contains(&stall), "{stall:?} is what the bytes waited");
 }
 
 #[test]

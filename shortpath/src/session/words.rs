@@ -151,7 +151,7 @@ impl LegState {
     }
 }
 
-/// Why a session moved to another leg.
+/// Why a session moved to another leg, or waited for its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MoveCause {
     /// It is the first.
@@ -164,6 +164,8 @@ pub enum MoveCause {
     Silent,
     /// The one before was lost.
     Lost,
+    /// No move: the leg was silent about what it was given and held it up, and then answered after all.
+    Recovered,
 }
 
 impl MoveCause {
@@ -176,6 +178,7 @@ impl MoveCause {
             Self::Throttled => "throttled",
             Self::Silent => "silent",
             Self::Lost => "lost",
+            Self::Recovered => "recovered",
         }
     }
 }

@@ -22,7 +22,7 @@ pub enum SessionEvent {
     Incoming(Channel),
     /// The peer opened a channel for datagrams.
     IncomingDatagrams(DatagramFlow),
-    /// Another leg carries the session. Several moves the owner has not taken become one.
+    /// Another leg carries the session, or (`Recovered`) the one that does held bytes up and answers again. Several moves the owner has not taken become one.
     Moved {
         /// The kind of leg before; `None`: this is the first.
         from: Option<LegKind>,
@@ -85,7 +85,7 @@ pub struct SessionStats {
     pub legs_lost: u32,
     /// Every leg attached now.
     pub legs: Vec<LegStats>,
-    /// The last 32 moves, oldest first.
+    /// The last 32 moves, oldest first, and among them the last 16 stalls that ended without one.
     pub moves: Vec<MoveStats>,
     /// Second copies of frames sent: of small writes on lossy or unknown paths, and of what a silent leg carries.
     pub dup_sent: u64,
@@ -105,7 +105,7 @@ pub struct SessionStats {
 /// Figures of one leg.
 pub type LegStats = LegFigures;
 
-/// One move of a session from leg to leg.
+/// One move of a session from leg to leg, or a stall that ended without one: from a kind to itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MoveStats {
     /// How long ago.

@@ -189,7 +189,9 @@ impl Shared {
         match state.events.back_mut() {
             Some(SessionEvent::Moved { to: last, cause: why, stall: sum, .. }) => {
                 *last = to;
-                *why = cause;
+                if cause != MoveCause::Recovered {
+                    *why = cause;
+                }
                 *sum += stall;
             }
             _ => {

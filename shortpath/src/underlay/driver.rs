@@ -21,7 +21,9 @@ use super::search::{Search, Stage};
 use super::view::{ShortpathView, sums};
 use super::{Inner, RelayAccess, ShortpathPlan, UdpPolicy};
 use crate::LegKind;
-use crate::path::{Candidate, CandidateKind, Finder, FinderConfig, LocalId, Route, TurnFailure};
+use crate::path::{
+    Candidate, CandidateKind, Finder, FinderConfig, LocalId, PairView, Route, TurnFailure,
+};
 use crate::session::Role;
 use crate::shell::SessionRef;
 use crate::time::{now, sleep_until};
@@ -535,8 +537,21 @@ impl Driver {
             remote: self.remote.clone(),
             ignored: sums(self.searches.iter().flat_map(Search::ignored)),
         };
+        for pair in view.legs.iter_mut().flat_map(|leg| &mut leg.pairs) {
+            pair.local_address = self.base_of(&known, pair);
+        }
         view.reasons = self.reasons(&known, &view);
         view
+    }
+
+    /// Our best candidate of the pair's kind on its socket. With several interfaces it may be any of theirs.
+    fn base_of(&self, known: &Known, pair: &PairView) -> Option<SocketAddr> {
+        let fits = |it: &Candidate| {
+            it.kind == pair.local_kind && it.address.is_ipv6() == pair.remote.is_ipv6()
+        };
+        let own = known.locals.iter().filter(|(_, id)| id.0 == pair.local).map(|(it, _)| *it);
+        let relayed = *self.relayed.borrow();
+        own.chain(relayed).find(fits).map(|candidate| candidate.address)
     }
 
     /// Why no direct path is up.

@@ -1,5 +1,5 @@
 //! The machine's own addresses, and the moment they change.
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -44,6 +44,16 @@ fn addresses(config: &UnderlayConfig) -> Vec<IpAddr> {
     addresses.dedup();
     addresses.truncate(ADDRESSES_MAX);
     addresses
+}
+
+/// The address that packets to `remote` leave from; `None` without a route. Connecting a UDP socket sends nothing: it asks for
+/// a route.
+pub(super) fn source_to(remote: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr =
+        if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(remote).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 /// Between two looks where the kernel does not tell of changes.

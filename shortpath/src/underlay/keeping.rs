@@ -8,11 +8,11 @@ use tokio::sync::{mpsc, watch};
 use super::Inner;
 use super::exchange::{EAR, Ear, Heard};
 use super::ignored;
-use super::interfaces::{Changes, host_candidates};
+use super::interfaces::{Changes, host_candidates, source_to};
 use super::sockets::Bound;
 use crate::path::{
     AgeLimit, Candidate, Keeper, KeeperConfig, KeeperEvent, KeeperView, LocalId, Mapping,
-    MappingLifetime, Route, Shift, Shifts,
+    MappingLifetime, NetworkFilter, Route, Shift, Shifts,
 };
 use crate::time::{now, sleep_until};
 
@@ -269,7 +269,9 @@ impl Keeping {
     fn publish(&self, rebound: bool, shifts: KnownShifts) {
         let mut locals = host_candidates(&self.inner.config, &self.inner.wire.sockets);
         for (id, keeper) in &self.keepers {
-            add(&mut locals, keeper.candidates().into_iter().map(|candidate| (candidate, *id)));
+            if self.may_offer_seen(*id) {
+                add(&mut locals, keeper.candidates().into_iter().map(|candidate| (candidate, *id)));
+            }
         }
         let nats: Vec<_> = self.keepers.iter().map(|(_, keeper)| keeper.view()).collect();
         let answered =
@@ -284,6 +286,19 @@ impl Keeping {
             (known.locals, known.nats, known.blocked) = (locals, nats, blocked);
             news
         });
+    }
+
+    /// What servers see of a socket stands for the address that packets to them leave from: it is offered only if policy allows
+    /// that one, as with an interface's own.
+    fn may_offer_seen(&self, id: LocalId) -> bool {
+        let networks = &self.inner.config.networks;
+        if *networks == NetworkFilter::default() {
+            return true;
+        }
+        let ipv6 = self.inner.wire.is_ipv6(id);
+        let known = self.inner.known.borrow();
+        let mut asked = known.servers.iter().filter(|server| server.is_ipv6() == ipv6);
+        asked.all(|server| source_to(*server).is_none_or(|base| networks.allows(base)))
     }
 }
 

@@ -92,7 +92,8 @@ impl Keeping {
                 (is_behind_nat(&known), known.nats.iter().map(|nat| nat.rebounds).sum::<u64>())
             };
             let now = now();
-            let place = Place::find();
+            // A port there would lead to an address that is not to be used.
+            let place = Place::find().filter(|place| inner.config.networks.allows(place.own));
             if place != self.place {
                 (self.place, self.held) = (place, None);
                 self.mapper.network_changed(now);

@@ -64,6 +64,7 @@ pub use ignored::Ignored;
 use keeping::Known;
 pub use mapping::{MappingProbe, probe_port_mapping};
 pub use path_mtu::probe_path_mtu;
+pub use sockets::open_udp;
 pub use view::{LegState, LegView, REASONS, ShortpathView};
 pub use whereabouts::{RelayServer, look_up};
 use wire::Wire;
@@ -351,7 +352,9 @@ impl Shortpath {
     /// What the search knows, at most 100 ms old.
     #[must_use]
     pub fn view(&self) -> ShortpathView {
-        self.view.borrow().clone()
+        let mut view = self.view.borrow().clone();
+        view.name_interfaces();
+        view
     }
 }
 

@@ -157,6 +157,15 @@ pub(super) fn open_in_range(
     result
 }
 
+/// A socket of one family on one of `ports`, or on any, as sessions have it: for tests of the network.
+///
+/// # Errors
+/// When none can be bound.
+pub fn open_udp(ipv6: bool, ports: Option<RangeInclusive<u16>>) -> io::Result<UdpSocket> {
+    let config = UnderlayConfig { ports, ..UnderlayConfig::default() };
+    open_in_range(LocalId(u16::MAX), ipv6, None, &config).map(|socket| socket.io)
+}
+
 fn rotated(range: RangeInclusive<u16>) -> impl Iterator<Item = u16> {
     let count = range.len();
     let skip = if count == 0 { 0 } else { rand::random_range(0..count) };

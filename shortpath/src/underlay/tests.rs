@@ -595,6 +595,53 @@ async fn a_pair_survives_that_nobody_listens_for_a_moment() {
     assert_eq!(selected(&ends.client.view()), [middle.front]);
 }
 
+/// A STUN server that sees everybody at 203.0.113.5:4000, as behind a NAT; it tells when it has answered.
+async fn natted() -> (SocketAddr, mpsc::Receiver<()>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let at = socket.local_addr().unwrap();
+    let (tell, answered) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut request = [0; 500];
+        while let Ok((20.., from)) = socket.recv_from(&mut request).await {
+            // RFC 8489 section 14.2: port and address xored with the magic cookie.
+            let seen = [0, 0x20, 0, 8, 0, 1, 0x2E, 0xB2, 0xEA, 0x12, 0xD5, 0x47];
+            let answer = [&[1, 1, 0, 12], &request[4..20], &seen[..]].concat();
+            socket.send_to(&answer, from).await.unwrap();
+            // Once is enough.
+            let _ = tell.try_send(());
+        }
+    });
+    (at, answered)
+}
+
+#[tokio::test]
+async fn what_a_nat_makes_of_an_address_that_policy_excludes_is_not_offered() {
+    let seen = Candidate::new(CandidateKind::ServerReflexive, ([203, 0, 113, 5], 4000).into());
+    for (deny, offered) in [("10.0.0.0/8", true), ("127.0.0.0/8", false)] {
+        let deny = vec![deny.parse().unwrap(), "::/0".parse().unwrap()];
+        let networks = NetworkFilter { allow: Vec::new(), deny };
+        let config = UnderlayConfig { loopback: true, ipv6: false, networks, ..Default::default() };
+        let underlay = Underlay::start(config).unwrap();
+        let (server, mut answered) = natted().await;
+        underlay.set_servers(vec![server]);
+        timeout(PATIENCE, answered.recv()).await.unwrap().unwrap();
+        if offered {
+            let told = async {
+                while !underlay.candidates().contains(&seen) {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(PATIENCE, told).await.expect("never offered");
+        } else {
+            sleep(Duration::from_millis(200)).await;
+            let candidates = underlay.candidates();
+            let denied =
+                |it: &Candidate| it.address == seen.address || it.address.ip().is_loopback();
+            assert!(!candidates.iter().any(denied), "{candidates:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_a_hostile_peer_names_is_refused_and_told_by_explain() {
     let (one, two) = (underlay(UnderlayConfig::default()), underlay(UnderlayConfig::default()));

@@ -1,8 +1,11 @@
 //! What `explain` shows of a session's search for UDP paths.
+use std::net::SocketAddr;
+
 use serde::Serialize;
 
+use super::interfaces::source_to;
 use crate::LegKind;
-use crate::path::{Candidate, PairView};
+use crate::path::{Candidate, CandidateKind, PairView};
 
 /// What [`ShortpathView::reasons`] may say.
 pub const REASONS: [&str; 20] = [
@@ -41,6 +44,24 @@ pub struct ShortpathView {
     pub remote: Vec<Candidate>,
     /// What was ignored or refused of the peer and of strangers who play it, by name; what never happened is left out.
     pub ignored: Vec<(&'static str, u64)>,
+}
+
+impl ShortpathView {
+    /// Says of which interface each pair is: sockets are bound to none, so that is the kernel's to tell.
+    pub(super) fn name_interfaces(&mut self) {
+        let local = &self.local;
+        for pair in self.legs.iter_mut().flat_map(|leg| &mut leg.pairs) {
+            let kind = pair.local_kind;
+            if !matches!(kind, CandidateKind::Host | CandidateKind::Managed) {
+                continue;
+            }
+            let remote = pair.remote;
+            pair.local_address = pair.local_address.and_then(|any| {
+                let address = SocketAddr::new(source_to(remote)?, any.port());
+                local.contains(&Candidate::new(kind, address)).then_some(address)
+            });
+        }
+    }
 }
 
 /// The sums of `counts` by name, without zeros.
@@ -89,5 +110,45 @@ impl LegView {
             detail: None,
             pairs: Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::PairState;
+
+    #[test]
+    fn a_pair_is_told_with_the_interface_that_its_packets_leave_from_if_that_is_offered() {
+        let host = |address: &str| Candidate::new(CandidateKind::Host, address.parse().unwrap());
+        let pair = |local_kind, address: &str| PairView {
+            local: 0,
+            local_kind,
+            local_address: address.parse().ok(),
+            remote: "127.0.0.9:9".parse().unwrap(),
+            remote_kind: CandidateKind::Host,
+            state: PairState::Checking,
+            rtt_us: None,
+            checks: 1,
+            answers: 0,
+            requests: 0,
+            selected: false,
+        };
+        let named = |local: Vec<Candidate>| {
+            let pairs = vec![
+                pair(CandidateKind::Host, "192.0.2.1:5000"),
+                pair(CandidateKind::Relayed, "198.51.100.7:6000"),
+                pair(CandidateKind::Host, "unknown"),
+            ];
+            let legs = vec![LegView { pairs, ..LegView::new(LegKind::UdpDirect) }];
+            let mut view = ShortpathView { legs, local, ..ShortpathView::default() };
+            view.name_interfaces();
+            let text = |pair: &PairView| pair.local_address.map(|it| it.to_string());
+            view.legs[0].pairs.iter().map(text).collect::<Vec<_>>()
+        };
+        let both = named(vec![host("192.0.2.1:5000"), host("127.0.0.1:5000")]);
+        let relayed = Some("198.51.100.7:6000".to_owned());
+        assert_eq!(both, [Some("127.0.0.1:5000".to_owned()), relayed.clone(), None]);
+        assert_eq!(named(vec![host("192.0.2.1:5000")]), [None, relayed, None]);
     }
 }

@@ -18,6 +18,7 @@ use crate::broker::hub::Metered;
 use crate::broker::orchestrator::Input;
 use crate::broker::store::{Listed, Owner};
 use crate::code::Code;
+use crate::firewall;
 use crate::wire::SessionId;
 
 pub(super) async fn who_am_i(Caller(owner): Caller) -> Json<WhoAmI> {
@@ -96,12 +97,15 @@ pub(super) async fn explain(
         let transport = app.hub.transport(&session.agent, &session.resource);
         let [client, agent] = said
             .map(|said| said.map(|(at, paths)| EndView { age_ms: millis(at.elapsed()), paths }));
-        return Ok(Json(ExplainView {
-            session,
-            policy: transport.unwrap_or_default(),
-            client,
-            agent,
-        }));
+        let places = app.places(app.hub.managed(&session.agent, &session.resource));
+        let rules = [("client", &client), ("agent", &agent)]
+            .into_iter()
+            .flat_map(|(name, end)| end.iter().map(move |end| (name, &end.paths.reasons)))
+            .flat_map(|(name, reasons)| reasons.iter().map(move |code| (name, code)))
+            .flat_map(|(name, code)| firewall::rules(name, code, &places))
+            .collect();
+        let policy = transport.unwrap_or_default();
+        return Ok(Json(ExplainView { session, policy, client, agent, places, rules }));
     }
 }
 

@@ -6,8 +6,8 @@ use crate::broker::limits::is_label;
 use crate::broker::orchestrator::{Input, LinkId};
 use crate::code::Code;
 use crate::wire::{
-    Candidate, PathMove, PathReport, REPORT_IGNORED_MAX, REPORT_LEGS_MAX, REPORT_MOVES_MAX,
-    REPORT_PAIRS_MAX, REPORT_REASONS_MAX,
+    CANDIDATES_MAX, Candidate, PathMove, PathReport, REPORT_IGNORED_MAX, REPORT_LEGS_MAX,
+    REPORT_MOVES_MAX, REPORT_PAIRS_MAX, REPORT_REASONS_MAX,
 };
 
 /// Judges candidates of the end behind a link. One that came by a path we do not know the end of is far away, and its
@@ -43,6 +43,8 @@ pub(super) fn is_plain(moved: &PathMove) -> bool {
 pub(super) fn bounded(mut report: PathReport) -> PathReport {
     report.legs.truncate(REPORT_LEGS_MAX);
     report.legs.retain(|leg| is_label(&leg.transport));
+    report.candidates.truncate(CANDIDATES_MAX);
+    report.candidates.retain(|candidate| is_label(candidate));
     report.pairs.truncate(REPORT_PAIRS_MAX);
     report.pairs.retain(|pair| {
         [&pair.transport, &pair.local, &pair.remote, &pair.state].into_iter().all(|it| is_label(it))
@@ -82,6 +84,7 @@ mod tests {
         moves.push(moved("last"));
         let report = PathReport {
             legs: vec![leg],
+            candidates: vec!["host 192.0.2.1:1".into(); CANDIDATES_MAX + 1],
             pairs: vec![pair("failed"); REPORT_PAIRS_MAX + 5],
             reasons: vec!["no\u{1b}[31m".into(), "throttled".into()],
             moves,
@@ -89,6 +92,7 @@ mod tests {
         };
         let kept = bounded(report);
         assert_eq!((kept.legs.len(), kept.pairs.len()), (0, REPORT_PAIRS_MAX));
+        assert_eq!(kept.candidates.len(), CANDIDATES_MAX);
         assert_eq!((kept.reasons.len(), kept.moves.len()), (1, REPORT_MOVES_MAX));
         assert_eq!(kept.ignored.len(), REPORT_IGNORED_MAX);
         assert_eq!(kept.moves.last(), Some(&moved("last")));

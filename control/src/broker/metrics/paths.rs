@@ -27,7 +27,7 @@ pub(super) fn write(page: &mut Page, app: &App) {
     page.family(
         "switchback_session_stall_seconds",
         "histogram",
-        "How long applications waited at a move, by the transport that ended it.",
+        "How long applications waited for bytes that a path held up, by the transport that ended it.",
     );
     for (label, stalls) in &sums.stalls {
         page.histogram_within(&[("transport", label)], stalls, WAIT_BOUNDS);

@@ -5,6 +5,7 @@ use super::super::tests::{AGENT, CLIENT, World, granted};
 use super::*;
 use crate::broker::orchestrator::Input;
 use crate::broker::seal::Grant;
+use crate::wire::PathMove;
 
 fn ready(world: &mut World) -> (Grant, PairId) {
     let out = world.ask_from(CLIENT, true);
@@ -38,6 +39,31 @@ fn a_ready_session_is_shown_nowhere_until_either_end_says_it_began() {
         assert_eq!(shown(&world), 1);
         assert!(world.say(Input::Begun { link, session }).is_empty(), "it begins once");
     }
+}
+
+#[test]
+fn moves_of_a_ready_session_are_counted_once_it_begins_and_its_time_to_direct_never() {
+    let mut world = World::ready();
+    let (grant, _) = ready(&mut world);
+    let session = grant.session;
+    let moved = Box::new(PathMove {
+        at_ms: 1,
+        from: None,
+        to: "UDP (Shortpath)".into(),
+        cause: "better".into(),
+        stall_us: 0,
+        rtt_us: None,
+    });
+    let moved = || Input::Moved {
+        link: CLIENT,
+        session: session.clone(),
+        moved: moved.clone(),
+        direct: true,
+    };
+    assert!(world.say(moved()).is_empty());
+    world.say(Input::Begun { link: CLIENT, session: session.clone() });
+    let out = world.say(moved());
+    assert!(matches!(out[..], [Output::Moved { first_direct: false, .. }]), "{out:?}");
 }
 
 #[test]

@@ -104,7 +104,8 @@ impl Session {
     }
 
     /// The same, held ready.
-    pub(super) fn held_ready(self) -> Self {
+    pub(super) fn held_ready(mut self) -> Self {
+        self.udp.was_direct = true;
         Self { ready: true, ..self }
     }
 

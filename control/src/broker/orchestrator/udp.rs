@@ -3,6 +3,7 @@
 //! An agent's candidates are kept with its link, so that grants carry them; when they change, the clients of its sessions
 //! are told. What one end says about one session goes to the other end, when that has a link. Who may be told what is the
 //! resource's policy.
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use switchback_engine::LegSide;
@@ -36,7 +37,8 @@ pub(super) struct UdpState {
     from_agent: Bucket,
     renew_at: Instant,
     paths: [Option<(Instant, Box<PathReport>)>; 2],
-    was_direct: bool,
+    /// Or the time to a direct path would be wrong, as it is not known or passed before anybody used the session.
+    pub(super) was_direct: bool,
     /// What the client, and what the agent, is to hear when it has a link again.
     missed: [Missed; 2],
 }
@@ -220,7 +222,8 @@ impl Orchestrator {
         }
     }
 
-    /// Takes note of a move that a client tells of.
+    /// Takes note of a move or stall that a client tells of. Those of a ready session nobody waits for; how long it took to a
+    /// direct path says nothing of its use.
     pub(super) fn moved(
         &mut self,
         link: LinkId,
@@ -230,6 +233,9 @@ impl Orchestrator {
     ) {
         let Some(End::Client) = self.speaker(link, id) else { return };
         let Some(session) = self.sessions.get_mut(id) else { return };
+        if session.ready {
+            return;
+        }
         let first_direct = direct && !session.udp.was_direct;
         session.udp.was_direct |= direct;
         self.out.push(Output::Moved { moved, first_direct });
@@ -280,6 +286,15 @@ impl Orchestrator {
             }
         }
         Some((said, links.map(|link| link.is_some())))
+    }
+
+    /// Where the agent of `resource` listens on its managed port, as far as the resource's sessions may know.
+    pub(crate) fn managed(&self, agent: &str, resource: &str) -> Vec<SocketAddr> {
+        let Some((_, agent)) = self.agents.by_name(agent) else { return Vec::new() };
+        let Some(service) = agent.service(resource) else { return Vec::new() };
+        let known = agent.network.candidates.as_deref().unwrap_or_default();
+        let managed = |it: &Candidate| it.kind == CandidateKind::Managed;
+        told(service.transport, known).into_iter().filter(managed).map(|it| it.address).collect()
     }
 
     fn was_refused(&self, link: LinkId) -> bool {

@@ -265,6 +265,19 @@ fn an_end_whose_candidates_were_refused_is_told_so_by_explain() {
 }
 
 #[test]
+fn the_managed_port_of_an_agent_is_known_for_firewall_rules_unless_policy_hides_it() {
+    for (udp, known) in [(UdpUse::Prefer, true), (UdpUse::RelayOnly, false)] {
+        let mut world = world(udp);
+        let managed = candidate(CandidateKind::Managed, "10.0.0.5:3390");
+        network(&mut world, &[host(1), managed]);
+        let managed = world.orchestrator.managed("lab", "ssh");
+        let expected = if known { vec!["10.0.0.5:3390".parse().unwrap()] } else { vec![] };
+        assert_eq!(managed, expected, "{udp:?}");
+        assert!(world.orchestrator.managed("lab", "web").is_empty());
+    }
+}
+
+#[test]
 fn a_client_counts_its_first_direct_move_once() {
     let mut world = world(UdpUse::Prefer);
     let (_, _, grant) = told(&open(&mut world, None));
