@@ -327,7 +327,7 @@ mod tests {
         let counts =
             LossCounts { dup_sent: 30, dup_bytes: 2048, ms_saved: 1_250, ..Default::default() };
         let shown: Vec<_> = LOSS_FIGURES.iter().map(|(_, figure)| figure(&counts)).collect();
-        assert_eq!(shown, ["30 (2.00 KiB)", "0", "1250 ms", "0"]);
+        assert_eq!(shown, ["30 (2.00 KiB)", "0", "1250 ms", "0", "0"]);
     }
 
     #[test]
