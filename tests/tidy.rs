@@ -159,12 +159,13 @@ const PURE: &[&str] = &[
     "control/src/broker/takeover/messages.rs",
 ];
 
-/// The file is a module that its parent declares for tests only.
+/// The file is a module, or in one, that is declared for tests only.
 fn is_test_module(path: &Path) -> bool {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let parent = path.with_file_name("mod.rs");
-    let declared = fs::read_to_string(parent).unwrap_or_default();
-    declared.contains(&format!("#[cfg(test)]\nmod {stem};"))
+    path.ancestors().any(|module| {
+        let stem = module.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let declared = fs::read_to_string(module.with_file_name("mod.rs")).unwrap_or_default();
+        declared.contains(&format!("#[cfg(test)]\nmod {stem};"))
+    })
 }
 
 #[test]
