@@ -132,6 +132,7 @@ const PURE: &[&str] = &[
     "shortpath/src/underlay/paths.rs",
     "shortpath/src/underlay/spread.rs",
     "shortpath/src/session/",
+    "shortpath/src/tokens.rs",
     "control/src/agent/proxy_v2.rs",
     "control/src/ticket.rs",
     "control/src/wire.rs",

@@ -20,6 +20,7 @@ pub mod session;
 pub mod shell;
 mod time;
 pub mod tls;
+mod tokens;
 pub mod underlay;
 
 pub use session::{

@@ -32,8 +32,9 @@ use super::candidate::{
 use super::message::{self, short_term_key};
 use super::pair::{Pair, PairState, PairView};
 use super::remote::{CandidateRefusal, RemoteCandidates, RemoteLimits};
-use super::settings::{FinderConfig, FinderCounters, FinderEvent, FinderTiming, Tokens};
+use super::settings::{FinderConfig, FinderCounters, FinderEvent, FinderTiming};
 use crate::LegKind;
+use crate::tokens::Tokens;
 
 #[derive(Debug)]
 pub(super) struct Local {

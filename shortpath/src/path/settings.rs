@@ -1,5 +1,5 @@
-//! What a finder is made of and tells: its knobs, events and counters, and the token bucket that paces it.
-use std::time::{Duration, Instant};
+//! What a finder is made of and tells: its knobs, events and counters.
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -152,30 +152,5 @@ impl FinderCounters {
             ("check_refused", self.refused),
             ("check_error", self.errors),
         ]
-    }
-}
-
-/// A token bucket: `burst` at once, then one per `interval`.
-#[derive(Debug)]
-pub(super) struct Tokens {
-    interval: Duration,
-    depth: Duration,
-    /// When the bucket would be full again; that minus the depth is when a token is there.
-    full: Instant,
-}
-
-impl Tokens {
-    pub(super) fn new(now: Instant, burst: u32, interval: Duration) -> Self {
-        Self { interval, depth: interval * burst.max(1), full: now }
-    }
-
-    /// When the next token is there.
-    pub(super) fn ready(&self) -> Instant {
-        let next = self.full + self.interval;
-        next.checked_sub(self.depth).unwrap_or(self.full)
-    }
-
-    pub(super) fn take(&mut self, now: Instant) {
-        self.full = self.full.max(now) + self.interval;
     }
 }

@@ -11,11 +11,12 @@ use super::frame::ID_MAX;
 use super::leg::Leg;
 use super::limits::{LEGS_MAX, SessionConfig};
 use super::moves::Course;
-use super::network::Looks;
+use super::network::second_looks;
 use super::path::PathFigures;
 use super::redundancy::Budget;
 use super::rescue::RescueBudget;
 use super::words::{ChannelError, ChannelId, LegId, LegKind, MoveCause, Role};
+use crate::tokens::Tokens;
 
 /// What the owner must learn. Bounded: at most four per channel (the application is told once for each time it waited, and
 /// once of failure), and a few per attached leg.
@@ -104,7 +105,7 @@ pub struct Session {
     next_leg: u64,
     pub(super) legs_lost: u32,
     pub(super) course: Course,
-    pub(super) looks: Looks,
+    pub(super) looks: Tokens,
     pub(super) budget: Budget,
     pub(super) rescued: RescueBudget,
     /// Copies sent; copies of the peer's that came before their originals; ours that did; and what that saved.
@@ -173,7 +174,7 @@ impl Session {
             next_leg: 0,
             legs_lost: 0,
             course: Course::default(),
-            looks: Looks::new(),
+            looks: second_looks(now),
             budget: Budget::new(),
             rescued: RescueBudget::new(),
             dup_sent: 0,

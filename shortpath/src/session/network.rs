@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::core::Session;
+use crate::tokens::Tokens;
 
 /// Second looks at once: a machine that changes networks tells of it several times, for each family, as addresses go and come
 /// and when it has learnt what it is seen as.
@@ -12,30 +13,8 @@ const LOOKS: u32 = 8;
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What is left of the second looks.
-#[derive(Debug)]
-pub(super) struct Looks {
-    left: u32,
-    /// When the next is earned; only while some are missing.
-    more_at: Option<Instant>,
-}
-
-impl Looks {
-    pub(super) const fn new() -> Self {
-        Self { left: LOOKS, more_at: None }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        while let Some(at) = self.more_at.filter(|at| *at <= now) {
-            self.left += 1;
-            self.more_at = (self.left < LOOKS).then_some(at + LOOK_AGAIN);
-        }
-        if self.left == 0 {
-            return false;
-        }
-        self.left -= 1;
-        self.more_at.get_or_insert(now + LOOK_AGAIN);
-        true
-    }
+pub(super) fn second_looks(now: Instant) -> Tokens {
+    Tokens::new(now, LOOKS, LOOK_AGAIN)
 }
 
 impl Session {
@@ -44,7 +23,7 @@ impl Session {
     /// one is measured anew, and one that was tried for bulk in vain may be tried again. How often a leg fell is remembered, so one that
     /// falls again waits for as long as it would have. May be called often; what is too often is ignored.
     pub fn network_changed(&mut self, now: Instant) {
-        if self.is_closed() || !self.looks.take(now) {
+        if self.is_closed() || !self.looks.try_take(now) {
             return;
         }
         let selected = self.selected();
@@ -191,10 +170,11 @@ mod tests {
 
     #[test]
     fn changes_that_never_end_are_heeded_no_more_often_than_time_alone_would() {
-        let (mut looks, start) = (Looks::new(), Instant::now());
+        let start = Instant::now();
+        let mut looks = second_looks(start);
         let seconds = |from: u64, to: u64| (from..to).map(move |s| start + Duration::from_secs(s));
-        assert_eq!(seconds(0, 20).filter(|now| looks.take(*now)).count(), 8 + 1);
-        assert_eq!(seconds(20, 1_020).filter(|now| looks.take(*now)).count(), 100);
-        assert_eq!(seconds(10_000, 10_009).filter(|now| looks.take(*now)).count(), 8);
+        assert_eq!(seconds(0, 20).filter(|now| looks.try_take(*now)).count(), 8 + 1);
+        assert_eq!(seconds(20, 1_020).filter(|now| looks.try_take(*now)).count(), 100);
+        assert_eq!(seconds(10_000, 10_009).filter(|now| looks.try_take(*now)).count(), 8);
     }
 }
