@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use switchback_shortpath::path::{Discovery, DiscoveryReport, Filtering, Mapping};
 pub use switchback_shortpath::path::{MappingFailure, MappingProtocol};
-use switchback_shortpath::underlay::{open_udp, probe_path_mtu, probe_port_mapping};
+use switchback_shortpath::underlay::{open_udp, probe_path_mtu, probe_port_mapping, source_to};
 use tokio::net::{TcpStream, UdpSocket, lookup_host};
 use tokio::time::{sleep, timeout};
 
@@ -238,13 +238,9 @@ async fn is_genuine(invite: &Invite) -> Option<bool> {
     }
 }
 
-/// Connecting a UDP socket sends nothing; it asks for a route. The address is for documentation (RFC 3849).
+/// The address is for documentation (RFC 3849).
 fn has_ipv6_route() -> bool {
-    let asked = || -> io::Result<()> {
-        let socket = std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
-        socket.connect((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9))
-    };
-    asked().is_ok()
+    source_to((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9).into()).is_some()
 }
 
 /// The NAT tests of RFC 5780 against servers of one family.
@@ -256,7 +252,8 @@ async fn discover(
     let mut discovery = None;
     let run = async {
         let socket = open_udp(first.is_ipv6(), ports)?;
-        let local = own_address(*first, socket.local_addr()?.port());
+        let port = socket.local_addr()?.port();
+        let local = source_to(*first).map(|own| SocketAddr::new(own, port));
         let discovery =
             discovery.insert(Discovery::new(Instant::now(), local, servers, rand::random()));
         drive(discovery, &socket).await
@@ -288,15 +285,6 @@ async fn drive(discovery: &mut Discovery, socket: &UdpSocket) -> io::Result<()> 
         }
     }
     Ok(())
-}
-
-/// The address that packets to `server` leave from.
-fn own_address(server: SocketAddr, port: u16) -> Option<SocketAddr> {
-    let any: IpAddr =
-        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = std::net::UdpSocket::bind((any, 0)).ok()?;
-    socket.connect(server).ok()?;
-    Some(SocketAddr::new(socket.local_addr().ok()?.ip(), port))
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -48,7 +48,8 @@ fn addresses(config: &UnderlayConfig) -> Vec<IpAddr> {
 
 /// The address that packets to `remote` leave from; `None` without a route. Connecting a UDP socket sends nothing: it asks for
 /// a route.
-pub(super) fn source_to(remote: SocketAddr) -> Option<IpAddr> {
+#[must_use]
+pub fn source_to(remote: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr =
         if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).ok()?;

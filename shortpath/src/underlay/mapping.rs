@@ -2,8 +2,7 @@
 //!
 //! IPv4 only: what IPv6 firewalls need, a punch gives them.
 use std::fs;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use crab_nat::{
 };
 
 use super::Inner;
+use super::interfaces::source_to;
 use super::keeping::Known;
 use crate::path::{
     Candidate, CandidateKind, LocalId, MAPPING_LIFETIME, MappingFailure, MappingGrant,
@@ -188,13 +188,7 @@ struct Place {
 impl Place {
     fn find() -> Option<Self> {
         let router = default_router(&fs::read_to_string(ROUTES).ok()?)?;
-        // Connecting a UDP socket sends nothing; it asks for a route.
-        let own = || -> io::Result<IpAddr> {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-            socket.connect((router, GATEWAY_PORT))?;
-            Ok(socket.local_addr()?.ip())
-        };
-        Some(Self { router, own: own().ok()? })
+        Some(Self { router, own: source_to((router, GATEWAY_PORT).into())? })
     }
 
     /// Asks by PCP, and by NAT-PMP where PCP is not known or not answered.

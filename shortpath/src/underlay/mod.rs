@@ -61,6 +61,7 @@ use alarm::{Allowance, CHECKS, LOOKS};
 use driver::{Driver, Signal};
 use endpoint::Quic;
 pub use ignored::Ignored;
+pub use interfaces::source_to;
 use keeping::Known;
 pub use mapping::{MappingProbe, probe_port_mapping};
 pub use path_mtu::probe_path_mtu;
