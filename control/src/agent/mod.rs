@@ -37,7 +37,7 @@ use crate::wire::{
 use legs::{Purpose, WarmGone};
 use pool::WarmPool;
 use session::{News, SessionOver, Sessions};
-use untold::{TELL_PAUSE, Untold};
+use untold::Untold;
 
 /// Warm legs kept when nobody says otherwise: a burst of four sessions starts without a dial, for four idle sockets.
 pub const WARM_LEGS_DEFAULT: u32 = 4;
@@ -160,7 +160,7 @@ pub async fn run_with(
     });
     let mut tick = interval(REPORT_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut again = interval(TELL_PAUSE);
+    let mut again = interval(link::TELL_PAUSE);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = loop {
         let warm_at = agent.keep_warm();

@@ -3,16 +3,10 @@
 //! An agent may have more sessions than its link takes messages at once, so what is to be told of them waits here by their
 //! ids, and what holds then is said when its turn comes.
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use super::Agent;
-use crate::link::OUTGOING_MAX;
+use crate::link::PLACES_LEFT;
 use crate::wire::{FromAgent, SessionId};
-
-/// Between looks whether the link has sent what filled its queue: 2,500 sessions a second at most.
-pub(super) const TELL_PAUSE: Duration = Duration::from_millis(50);
-/// Places of the link's queue that are left to everything else.
-const PLACES_LEFT: usize = OUTGOING_MAX / 2;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -42,7 +36,7 @@ impl Agent {
         self.tell_untold();
     }
 
-    /// Whether the link is to be looked at again after [`TELL_PAUSE`].
+    /// Whether the link is to be looked at again after [`TELL_PAUSE`](crate::link::TELL_PAUSE).
     pub(super) fn has_untold(&self) -> bool {
         let some = self.untold.network || !self.untold.relays.is_empty();
         let ended = !self.link.unsaid.is_empty() && self.state.borrow().registered;
@@ -90,7 +84,7 @@ mod tests {
     use crate::agent::{AgentState, Link};
     use crate::code::Code;
     use crate::link::report::Reporter;
-    use crate::link::{Doubt, LinkEvent};
+    use crate::link::{Doubt, LinkEvent, OUTGOING_MAX};
     use crate::udp::UdpOptions;
     use crate::udp::reach::Reach;
     use crate::wire::{Candidate, CandidateKind, Resource, ToAgent};

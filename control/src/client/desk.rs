@@ -16,7 +16,7 @@ use crate::code::{Code, Fault};
 use crate::dial::leg::Ahead;
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, figures};
-use crate::link::{self, Doubt, FirstWord, LinkEvent};
+use crate::link::{self, Doubt, FirstWord, LinkEvent, TELL_PAUSE};
 use crate::udp;
 use crate::udp::reach::Reach;
 use crate::udp::session::SessionUdp;
@@ -254,7 +254,7 @@ impl Desk {
         let mut reporter = Reporter::default();
         let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut again = interval(whereabouts::TELL_PAUSE);
+        let mut again = interval(TELL_PAUSE);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut network = reach.as_ref().map(Reach::changed);
         loop {

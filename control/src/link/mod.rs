@@ -39,6 +39,10 @@ const SETTLED_LINK: Duration = Duration::from_secs(1);
 const GOOD_LINK: Duration = Duration::from_secs(5);
 /// Messages queued per link at most; whoever sends more waits.
 pub(crate) const OUTGOING_MAX: usize = 256;
+/// Places of them that are left to everything else by whoever has something to tell of each session.
+pub(crate) const PLACES_LEFT: usize = OUTGOING_MAX / 2;
+/// Between looks whether a link has sent what filled its queue: 2,500 sessions a second at most.
+pub(crate) const TELL_PAUSE: Duration = Duration::from_millis(50);
 
 /// What an owner learns of its link.
 #[derive(Debug)]

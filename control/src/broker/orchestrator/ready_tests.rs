@@ -1,11 +1,10 @@
 //! Stories of sessions that are held ready.
 use switchback_engine::PairId;
 
-use super::super::tests::{AGENT, CLIENT, World, granted};
+use super::super::tests::{AGENT, CLIENT, World, granted, to_direct};
 use super::*;
 use crate::broker::orchestrator::Input;
 use crate::broker::seal::Grant;
-use crate::wire::PathMove;
 
 fn ready(world: &mut World) -> (Grant, PairId) {
     let out = world.ask_from(CLIENT, true);
@@ -46,14 +45,7 @@ fn moves_of_a_ready_session_are_counted_once_it_begins_and_its_time_to_direct_ne
     let mut world = World::ready();
     let (grant, _) = ready(&mut world);
     let session = grant.session;
-    let moved = Box::new(PathMove {
-        at_ms: 1,
-        from: None,
-        to: "UDP (Shortpath)".into(),
-        cause: "better".into(),
-        stall_us: 0,
-        rtt_us: None,
-    });
+    let moved = to_direct();
     let moved = || Input::Moved {
         link: CLIENT,
         session: session.clone(),

@@ -6,7 +6,7 @@ use switchback_engine::{LegSide, PairId};
 use super::*;
 use crate::api::SessionState;
 use crate::broker::orchestrator::sessions::SILENCE_MAX;
-use crate::wire::{LossCounts, PublicKey, Resource, SessionPurpose, SessionReport};
+use crate::wire::{LossCounts, PathMove, PublicKey, Resource, SessionPurpose, SessionReport};
 
 pub(super) const CLIENT: LinkId = LinkId(1);
 pub(super) const AGENT: LinkId = LinkId(2);
@@ -154,6 +154,12 @@ pub(super) fn granted(outputs: &[Output]) -> Option<(Grant, PairId)> {
         Output::Granted { grant, pair, .. } => Some((*grant.clone(), *pair)),
         _ => None,
     })
+}
+
+/// A client's word that its session is direct now.
+pub(super) fn to_direct() -> Box<PathMove> {
+    let (to, cause) = ("UDP (Shortpath)".into(), "better".into());
+    Box::new(PathMove { at_ms: 1, from: None, to, cause, stall_us: 0, rtt_us: None })
 }
 
 fn refused(outputs: &[Output]) -> Option<Code> {

@@ -1,12 +1,12 @@
 //! Stories of candidates, policies and questions, in virtual time.
 use switchback_engine::LegSide;
 
-use super::tests::{AGENT, CLIENT, World};
+use super::tests::{AGENT, CLIENT, World, to_direct};
 use super::*;
 use crate::broker::seal::Grant;
 use crate::broker::udp::RELAY_TTL;
 use crate::wire::{
-    CandidateKind, PathMove, PathReport, PublicKey, Resource, ResourceKind, SessionPurpose, Standby,
+    CandidateKind, PathReport, PublicKey, Resource, ResourceKind, SessionPurpose, Standby,
 };
 
 fn candidate(kind: CandidateKind, address: &str) -> Candidate {
@@ -281,14 +281,7 @@ fn the_managed_port_of_an_agent_is_known_for_firewall_rules_unless_policy_hides_
 fn a_client_counts_its_first_direct_move_once() {
     let mut world = world(UdpUse::Prefer);
     let (_, _, grant) = told(&open(&mut world, None));
-    let moved = Box::new(PathMove {
-        at_ms: 1,
-        from: None,
-        to: "UDP (Shortpath)".into(),
-        cause: "better".into(),
-        stall_us: 0,
-        rtt_us: None,
-    });
+    let moved = to_direct();
     let mut say = |link, direct| {
         let (session, moved) = (grant.session.clone(), moved.clone());
         let out = world.say(Input::Moved { link, session, moved, direct });

@@ -7,13 +7,11 @@ use std::collections::VecDeque;
 use switchback_shortpath::MoveCause;
 
 use super::{Desk, LinkState, lock};
-use crate::link::OUTGOING_MAX;
+use crate::link::PLACES_LEFT;
 use crate::wire::{FromClient, PathMove, SessionId};
 
 /// Moves and stalls that wait to be told; the oldest go. A quarter of what a broker takes from a link in a second.
 const MOVES_MAX: usize = 256;
-/// Places of the link's queue that are left to everything else.
-const PLACES_LEFT: usize = OUTGOING_MAX / 2;
 
 /// What waits to be told.
 #[derive(Debug, Default)]

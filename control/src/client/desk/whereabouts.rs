@@ -2,17 +2,11 @@
 //!
 //! A client may have more sessions than its link takes messages at once, so those that are still to be told of wait here
 //! by their ids, and hear where the client is when their turn comes.
-use std::time::Duration;
 
 use super::{Desk, LinkState, Live, lock};
-use crate::link::OUTGOING_MAX;
+use crate::link::PLACES_LEFT;
 use crate::udp::session::SessionUdp;
 use crate::wire::{Candidate, FromClient, SessionId};
-
-/// Between looks whether the link has sent what filled its queue: 2,500 sessions a second at most.
-pub(super) const TELL_PAUSE: Duration = Duration::from_millis(50);
-/// Places of the link's queue that are left to everything else.
-const PLACES_LEFT: usize = OUTGOING_MAX / 2;
 
 impl Desk {
     /// The agent of this session is told where this client is now.
@@ -45,7 +39,7 @@ impl Desk {
         self.tell_untold();
     }
 
-    /// Whether the link is to be looked at again after [`TELL_PAUSE`].
+    /// Whether the link is to be looked at again after [`TELL_PAUSE`](crate::link::TELL_PAUSE).
     pub(super) fn has_untold(&self) -> bool {
         self.is_up() && !lock(&self.untold).is_empty()
     }
@@ -80,6 +74,7 @@ fn whereabouts(live: &Live) -> Option<Vec<Candidate>> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::time::Duration;
 
     use switchback_shortpath::{Role, SessionConfig, SessionHandle};
     use tokio::sync::mpsc;
