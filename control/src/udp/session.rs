@@ -324,21 +324,21 @@ type Seen = (LegKind, LegState, Option<u32>);
 fn unused(stats: &SessionStats) -> Option<&'static str> {
     let seen = |leg: &LegStats| (leg.kind, leg.state, leg.rtt.map(|rtt| rtt.smoothed_us));
     let legs: Vec<Seen> = stats.legs.iter().map(seen).collect();
-    let last = stats.moves.iter().rfind(|moved| moved.cause != MoveCause::Recovered);
-    why_unused(&legs, last.map(|moved| (moved.from, moved.cause)))
+    let left = |moved: &&MoveStats| moved.from.is_some_and(is_direct) && !is_direct(moved.to);
+    why_unused(&legs, stats.moves.iter().rfind(left).map(|moved| moved.cause))
 }
 
-/// Why a direct leg that is there does not carry the session.
-fn why_unused(legs: &[Seen], moved: Option<(Option<LegKind>, MoveCause)>) -> Option<&'static str> {
+/// Why a direct leg that is there does not carry the session, which left it for this cause. One that was left for a better way
+/// although it is no slower is one that loses more.
+fn why_unused(legs: &[Seen], left: Option<MoveCause>) -> Option<&'static str> {
     let (_, state, rtt) = legs.iter().find(|(kind, ..)| is_direct(*kind))?;
     let carrier = legs.iter().find(|(_, state, _)| *state == LegState::Selected);
     let (_, _, carriers_rtt) = carrier.filter(|(kind, ..)| !is_direct(*kind))?;
-    let throttled = moved
-        .is_some_and(|(from, cause)| cause == MoveCause::Throttled && from.is_some_and(is_direct));
     match state {
         LegState::Quarantined | LegState::Suspect => Some("quarantined"),
-        LegState::Standby if throttled => Some("throttled"),
+        LegState::Standby if left == Some(MoveCause::Throttled) => Some("throttled"),
         LegState::Standby if rtt > carriers_rtt => Some("slower"),
+        LegState::Standby if left == Some(MoveCause::Better) => Some("throttled"),
         LegState::Standby | LegState::Starting | LegState::Selected => None,
     }
 }
@@ -452,10 +452,11 @@ mod tests {
     fn a_direct_leg_that_does_not_carry_is_told_with_its_reason() {
         use LegState::{Quarantined, Selected, Standby, Starting};
         let (tcp, direct) = (LegKind::TcpReverse, LegKind::UdpDirect);
-        let throttled = Some((Some(direct), MoveCause::Throttled));
-        for (carrier, state, rtt, moved, expected) in [
+        let (throttled, better) = (Some(MoveCause::Throttled), Some(MoveCause::Better));
+        for (carrier, state, rtt, left, expected) in [
             (tcp, Standby, 40, throttled, Some("throttled")),
-            (tcp, Standby, 90, Some((Some(direct), MoveCause::Better)), Some("slower")),
+            (tcp, Standby, 90, better, Some("slower")),
+            (tcp, Standby, 40, better, Some("throttled")),
             (tcp, Quarantined, 20, throttled, Some("quarantined")),
             (tcp, Standby, 20, None, None),
             (tcp, Starting, 90, None, None),
@@ -463,7 +464,7 @@ mod tests {
         ] {
             let legs = [(carrier, Selected, Some(50)), (direct, state, Some(rtt))];
             let legs = if is_direct(carrier) { [legs[1], legs[0]] } else { legs };
-            assert_eq!(why_unused(&legs, moved), expected, "{legs:?} {moved:?}");
+            assert_eq!(why_unused(&legs, left), expected, "{legs:?} {left:?}");
         }
         assert_eq!(why_unused(&[(tcp, Selected, None)], throttled), None);
     }
