@@ -85,7 +85,7 @@ fn bulk_leaves_a_direct_path_that_polices_udp_for_tcp_and_explain_says_why() {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            let mut transfers = (0..20).take_while(|_| !over.load(Relaxed));
+            let transfers = (0..20).take_while(|_| !over.load(Relaxed));
             transfers.for_each(|_| bulk(session.dial(), 2 << 20));
         });
         let mut told = (1..).map(|number| session.told(number));
