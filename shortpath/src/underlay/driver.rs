@@ -1,5 +1,7 @@
 //! The task that finds UDP paths for one session, and makes legs of them.
+mod addresses;
 mod relays;
+mod showing;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,12 +20,10 @@ use super::keeping::Known;
 use super::paths::{SlotId, token_of};
 use super::relay::Relay;
 use super::search::{Search, Stage};
-use super::view::{ShortpathView, sums};
+use super::view::ShortpathView;
 use super::{Inner, RelayAccess, ShortpathPlan, UdpPolicy};
 use crate::LegKind;
-use crate::path::{
-    Candidate, CandidateKind, Finder, FinderConfig, LocalId, PairView, Route, TurnFailure,
-};
+use crate::path::{Candidate, CandidateKind, Finder, FinderConfig, LocalId, Route, TurnFailure};
 use crate::session::Role;
 use crate::shell::SessionRef;
 use crate::time::{now, sleep_until};
@@ -86,8 +86,6 @@ pub(super) struct Driver {
 const LATELY: Duration = Duration::from_millis(300);
 /// Between two views.
 const VIEW: Duration = Duration::from_millis(100);
-/// The peer's candidates kept: more than it may signal at once, and its relay.
-const REMOTE_MAX: usize = 96;
 /// Messages of the driver's own helpers.
 const HELPERS: usize = 16;
 /// After the session's end its legs may still say goodbye.
@@ -472,127 +470,6 @@ impl Driver {
         });
     }
 
-    fn take_signalled(&mut self, candidates: Vec<Candidate>) {
-        if names_another_network(&self.remote, &candidates) {
-            self.session.network_changed();
-        }
-        take_in(&mut self.remote, candidates);
-        self.give_candidates();
-        self.permit_peers();
-    }
-
-    fn take_known(&mut self) {
-        let (changes, shifts) = {
-            let known = self.known.borrow_and_update();
-            (known.network_changes, known.shifts)
-        };
-        let (now, twin) = (now(), self.inner.wire.twin_id());
-        for search in &mut self.searches {
-            if !shifts.twin {
-                search.finder.remove_local(now, twin);
-            }
-            search.finder.retire(now, shifts.retiring);
-        }
-        self.heed_servers();
-        self.give_candidates();
-        if std::mem::replace(&mut self.network_changes, changes) != changes {
-            self.searches.iter_mut().for_each(|search| search.network_changed(now));
-            if let RelayStage::Asked(Asked { relay, .. }) = &self.relay {
-                relay.doubt();
-            }
-            self.want_relay_soon();
-            self.session.network_changed();
-        }
-    }
-
-    /// Gives every search the candidates it may use; those it has, it ignores.
-    fn give_candidates(&mut self) {
-        let now = now();
-        let locals = self.known.borrow().locals.clone();
-        for search in &mut self.searches {
-            search.start();
-            for (candidate, base) in &locals {
-                if serves_locally(search.kind, self.plan.role, candidate.kind) {
-                    search.finder.add_local(now, *candidate, *base);
-                }
-            }
-            for candidate in &self.remote {
-                // Refusals are the finder's to count.
-                let _ = search.finder.add_remote(now, *candidate);
-            }
-        }
-    }
-
-    fn look(&self) -> ShortpathView {
-        let known = self.known.borrow();
-        let mut view = ShortpathView {
-            legs: self.searches.iter().map(Search::view).collect(),
-            reasons: Vec::new(),
-            local: known
-                .locals
-                .iter()
-                .map(|(candidate, _)| *candidate)
-                .chain(*self.relayed.borrow())
-                .collect(),
-            remote: self.remote.clone(),
-            ignored: sums(self.searches.iter().flat_map(Search::ignored)),
-        };
-        for pair in view.legs.iter_mut().flat_map(|leg| &mut leg.pairs) {
-            pair.local_address = self.base_of(&known, pair);
-        }
-        view.reasons = self.reasons(&known, &view);
-        view
-    }
-
-    /// Our best candidate of the pair's kind on its socket. With several interfaces it may be any of theirs.
-    fn base_of(&self, known: &Known, pair: &PairView) -> Option<SocketAddr> {
-        let fits = |it: &Candidate| {
-            it.kind == pair.local_kind && it.address.is_ipv6() == pair.remote.is_ipv6()
-        };
-        let own = known.locals.iter().filter(|(_, id)| id.0 == pair.local).map(|(it, _)| *it);
-        let relayed = *self.relayed.borrow();
-        own.chain(relayed).find(fits).map(|candidate| candidate.address)
-    }
-
-    /// Why no direct path is up.
-    fn reasons(&self, known: &Known, view: &ShortpathView) -> Vec<&'static str> {
-        let up = |search: &&Search| search.is_up();
-        if self.searches.iter().filter(up).any(|search| search.kind != LegKind::UdpRelay) {
-            return Vec::new();
-        }
-        let mut reasons = Vec::new();
-        let mut push = |reason| {
-            if !reasons.contains(&reason) {
-                reasons.push(reason);
-            }
-        };
-        if self.plan.policy == UdpPolicy::NONE {
-            push("policy_no_udp");
-        }
-        if view.local.is_empty() {
-            push("no_local_candidates");
-        }
-        if self.remote.is_empty() {
-            push("no_remote_candidates");
-        }
-        known.nat_reasons().for_each(&mut push);
-        view.legs.iter().filter_map(|leg| leg.reason).for_each(&mut push);
-        if !self.searches.iter().any(|search| search.is_up()) {
-            self.relay_reason.filter(|reason| *reason != "standby").into_iter().for_each(&mut push);
-            self.relay_refuses.map(TurnFailure::as_str).into_iter().for_each(&mut push);
-            if self.plan.policy.relay && self.plan.relay.is_none() {
-                push("no_relay");
-            }
-            if matches!(self.relay, RelayStage::Nowhere) {
-                push("relay_unresolved");
-            }
-            if reasons.is_empty() {
-                reasons.push("searching");
-            }
-        }
-        reasons
-    }
-
     /// The legs of a session that is over close by themselves, once the peer has read their last bytes and words.
     async fn let_legs_end(&self) {
         let all = async {
@@ -636,33 +513,6 @@ impl Driver {
     }
 }
 
-/// A message of the peer's holds all its addresses, or that of its relay: they take the place of those it named before. New
-/// ones come first, as the finder may have room for one only.
-fn take_in(known: &mut Vec<Candidate>, message: Vec<Candidate>) {
-    let relayed = |candidate: &Candidate| candidate.kind == CandidateKind::Relayed;
-    let named = |is_relayed| message.iter().any(|candidate| relayed(candidate) == is_relayed);
-    let replaced = [named(false), named(true)];
-    let kept = known.iter().filter(|old| !replaced[usize::from(relayed(old))]).copied();
-    let kept: Vec<_> = kept.collect();
-    let (old, new): (Vec<_>, Vec<_>) = message.into_iter().partition(|one| known.contains(one));
-    known.clear();
-    for candidate in new.into_iter().chain(kept).chain(old) {
-        if known.len() < REMOTE_MAX && !known.contains(&candidate) {
-            known.push(candidate);
-        }
-    }
-}
-
-/// The peer has an address that it did not have. Another port of one, as a NAT that binds anew gives it, is no other network,
-/// nor is a relay.
-fn names_another_network(known: &[Candidate], message: &[Candidate]) -> bool {
-    let has = |candidate: &Candidate| {
-        let ip = candidate.address.ip();
-        candidate.kind == CandidateKind::Relayed || known.iter().any(|it| it.address.ip() == ip)
-    };
-    !message.iter().all(has)
-}
-
 fn kinds(policy: UdpPolicy) -> impl Iterator<Item = LegKind> {
     let kinds = [
         (policy.direct, LegKind::UdpDirect),
@@ -672,57 +522,7 @@ fn kinds(policy: UdpPolicy) -> impl Iterator<Item = LegKind> {
     kinds.into_iter().filter(|(allowed, _)| *allowed).map(|(_, kind)| kind)
 }
 
-/// Which of our own candidates a finder uses. In a managed network only one end has a fixed listener.
-fn serves_locally(leg: LegKind, role: Role, candidate: CandidateKind) -> bool {
-    match (leg, role) {
-        (LegKind::UdpManaged, Role::Agent) => candidate == CandidateKind::Managed,
-        _ => candidate != CandidateKind::Managed,
-    }
-}
-
 /// Takes one of what all sessions together may still do.
 fn allows(allowance: &Mutex<Allowance>) -> bool {
     allowance.lock().unwrap_or_else(PoisonError::into_inner).take(now())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn candidate(kind: CandidateKind, port: u16) -> Candidate {
-        Candidate::new(kind, ([198, 51, 100, 7], port).into())
-    }
-
-    #[test]
-    fn a_peer_is_in_another_network_when_it_has_an_address_that_it_had_not() {
-        let (host, relayed) =
-            (candidate(CandidateKind::Host, 1), candidate(CandidateKind::Relayed, 2));
-        let moved = Candidate::new(CandidateKind::Host, ([203, 0, 113, 9], 1).into());
-        assert!(names_another_network(&[], &[host]));
-        assert!(names_another_network(&[host], &[host, moved]));
-        for message in [&[][..], &[host], &[candidate(CandidateKind::ServerReflexive, 7), relayed]]
-        {
-            assert!(!names_another_network(&[host], message), "{message:?}");
-        }
-    }
-
-    #[test]
-    fn the_newest_addresses_of_a_peer_that_moves_for_ever_are_the_first_to_be_tried() {
-        let host = |port| candidate(CandidateKind::Host, port);
-        let relayed = candidate(CandidateKind::Relayed, 9);
-        let mut known = vec![relayed];
-        for port in 1000..2000 {
-            take_in(&mut known, vec![host(1), host(port)]);
-            let expected: &[_] = if port == 1000 {
-                &[host(1), host(1000), relayed]
-            } else {
-                &[host(port), relayed, host(1)]
-            };
-            assert_eq!(known, expected);
-        }
-        take_in(&mut known, vec![candidate(CandidateKind::Relayed, 10)]);
-        assert_eq!(known, [candidate(CandidateKind::Relayed, 10), host(1999), host(1)]);
-        take_in(&mut known, (1..=1000).map(host).collect());
-        assert_eq!(known.len(), REMOTE_MAX);
-    }
 }
