@@ -292,6 +292,21 @@ fn tail(loss: f64) -> Duration {
 }
 
 #[test]
+fn a_path_without_fault_is_not_doubled_for_ever_beside_one_as_short() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    for kind in [TcpReverse, UdpDirect, UdpRelay] {
+        pair.link_of(kind, jittery(20), NOW);
+    }
+    let mut echo = Echo::new(pair, ms(20));
+    echo.run(Duration::from_secs(60));
+    for end in &echo.pair.ends {
+        let figures = end.session.figures(echo.pair.now);
+        // Until its estimate is sure, within the first second.
+        assert!(figures.dup_sent < 100, "{} copies", figures.dup_sent);
+    }
+}
+
+#[test]
 fn a_lost_message_does_not_wait_for_the_next_one() {
     assert!(tail(0.0) <= ms(43));
     assert!(tail(1.0) <= ms(50));

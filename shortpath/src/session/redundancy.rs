@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::core::Session;
 use super::leg::{Copy, Leg};
 use super::limits::Redundancy;
-use super::select::Standing;
+use super::select::{Standing, tie};
 use super::words::{ChannelId, LegId};
 
 /// Most bytes of a write that counts as small: with its header it fits a datagram of any path.
@@ -128,12 +128,26 @@ impl Session {
     /// The peer says that `count` more copies came before their originals.
     pub(super) fn note_won(&mut self, now: Instant, count: u64) {
         self.dup_won += count;
-        let selected = self.selected();
-        if let Some(leg) = selected.and_then(|id| self.legs.get_mut(&id)) {
-            leg.path.note_late(now);
-            let each = leg.timeout(&self.config);
-            self.saved += each * u32::try_from(count).unwrap_or(u32::MAX).min(1 << 16);
+        let Some(on) = self.selected() else { return };
+        let by_chance = self.has_way_as_short(now, on);
+        let Some(leg) = self.legs.get_mut(&on) else { return };
+        if by_chance && !leg.path.loses(now) {
+            return;
         }
+        let each = leg.timeout(&self.config);
+        self.saved += each * u32::try_from(count).unwrap_or(u32::MAX).min(1 << 16);
+        if !by_chance {
+            leg.path.note_late(now);
+        }
+    }
+
+    /// Copies leave at once on a leg about as short as this one: which of the two comes first says nothing of either. Taken
+    /// for a delay, it would have copies sent for ever on a path without fault.
+    fn has_way_as_short(&self, now: Instant, on: LegId) -> bool {
+        let rtt = |id: LegId| self.legs.get(&id).and_then(|leg| leg.rtt.smoothed());
+        let way = self.second_way(now, on, false, 0).filter(|(way, _)| *way != on);
+        let pair = way.and_then(|(way, _)| rtt(way)).zip(rtt(on));
+        pair.is_some_and(|(way, own)| way <= own + tie(own))
     }
 
     /// Spaced copies that are due may leave.
