@@ -30,6 +30,6 @@ pub use session::{
 pub use shell::{
     CarryEnd, CarryOutcome, Channel, ChannelReader, ChannelWriter, DatagramFlow, FlowEnd,
     FlowOutcome, LegStats, LinkState, MoveStats, ROUND_BYTES_MAX, SessionEvent, SessionHandle,
-    SessionStats, Wide, carry, carry_datagrams, carry_stdio,
+    SessionStats, Tap, Wide, carry, carry_datagrams, carry_datagrams_with, carry_stdio, carry_with,
 };
 pub use tls::{KeyError, SessionKey, client_config, server_config};

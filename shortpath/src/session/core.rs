@@ -252,7 +252,8 @@ impl Session {
 
     fn remove(&mut self, now: Instant, leg: LegId, error: &str, broke: bool) {
         let Some(gone) = self.legs.remove(&leg).filter(|_| !self.is_closed()) else { return };
-        self.legs_lost += 1;
+        // Whoever leaves one does not lose it.
+        self.legs_lost += u32::from(!gone.left);
         self.events.push_back(Event::LegLost { leg, error: error.to_owned() });
         self.course.leaves(leg, MoveCause::Lost, None);
         if self.selected() == Some(leg) {
@@ -275,6 +276,16 @@ impl Session {
         if self.begun && self.is_troubled() {
             self.raise_doubt(now);
         }
+    }
+
+    /// Legs of the same kind that were there before `leg` carry nothing new once it can; what is on its way on them still
+    /// counts. For a move that is planned: nothing is sent twice, and nothing waits.
+    pub fn supersede(&mut self, now: Instant, leg: LegId) {
+        let Some(kind) = self.legs.get(&leg).map(|leg| leg.kind) else { return };
+        for (_, older) in self.legs.range_mut(..leg).filter(|(_, it)| it.kind == kind) {
+            older.left = true;
+        }
+        self.choose(now);
     }
 
     /// Removes a leg that the session does without, in silence: another that is well carries it, and nothing is on its way

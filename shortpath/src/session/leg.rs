@@ -51,6 +51,8 @@ pub(super) struct Leg {
     met: bool,
     /// The peer gave it up, unless it is heard of again.
     pub(super) forsaken: bool,
+    /// Our own owner wants to do without it, whatever is heard of it.
+    pub(super) left: bool,
     /// The owner was told of its silence.
     pub(super) alarmed: bool,
     pub(super) close_sent: bool,
@@ -113,6 +115,7 @@ impl Leg {
             acquainted: false,
             met: false,
             forsaken: false,
+            left: false,
             alarmed: false,
             close_sent: false,
             closing: None,
@@ -415,7 +418,7 @@ impl Leg {
     }
 
     pub(super) fn candidate(&self, now: Instant, leg: LegId, selected: bool) -> Candidate {
-        let doubtful = self.forsaken || (self.health.suspicion.is_some() && !selected);
+        let doubtful = self.forsaken || self.left || (self.health.suspicion.is_some() && !selected);
         let standing = if !(self.ready || self.is_eager()) {
             Standing::Unready
         } else if self.health.is_quarantined() {

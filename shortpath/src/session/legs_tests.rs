@@ -1257,3 +1257,25 @@ fn a_network_that_is_gone_for_a_while_costs_one_leg_and_not_those_that_may_come_
         assert_eq!(pair.leg(udp, CLIENT).is_none(), broke, "only the peer's end ends both");
     }
 }
+
+#[test]
+fn a_leg_that_takes_the_place_of_another_carries_all_and_the_other_can_be_let_go() {
+    let mut echo = Echo::new(Pair::new(&SessionConfig::default()), ms(5));
+    let old = echo.pair.link(ms(10));
+    echo.run(ms(1000));
+    // The new one is slower: it is not chosen for its own sake.
+    let new = echo.pair.link(ms(40));
+    let (from, first) = (echo.pair.now, echo.sent.len());
+    for end in [CLIENT, AGENT] {
+        let (now, leg) = (echo.pair.now, echo.pair.leg(new, end).unwrap());
+        echo.pair.ends[end].session.supersede(now, leg);
+    }
+    echo.run(ms(2000));
+    let slowest = *echo.latencies(first).last().unwrap();
+    assert!(slowest <= ms(100), "nothing waited for more than the new way takes: {slowest:?}");
+    assert!(echo.stall(from) <= ms(100), "{:?}", echo.stall(from));
+    for end in [CLIENT, AGENT] {
+        let (now, leg) = (echo.pair.now, echo.pair.leg(old, end).unwrap());
+        assert!(echo.pair.ends[end].session.let_go(now, leg), "end {end}");
+    }
+}

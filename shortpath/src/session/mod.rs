@@ -16,6 +16,7 @@
 //! * `core` is the session; `app`, `inbound`, `outbound` and `clock` are what happens to it by call, frame and time, and
 //!   `books` is the bookkeeping they share.
 
+mod allow;
 mod app;
 mod books;
 mod channel;

@@ -284,7 +284,8 @@ impl Session {
         self.legs
             .iter()
             .filter(move |(id, leg)| {
-                let trusted = leg.ready && !leg.forsaken && !leg.health.is_quarantined();
+                let trusted =
+                    leg.ready && !leg.forsaken && !leg.left && !leg.health.is_quarantined();
                 Some(**id) != selected && trusted && leg.health.suspicion.is_none()
             })
             .filter(|(_, leg)| self.config.allowed.contains(&leg.kind))

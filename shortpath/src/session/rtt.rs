@@ -23,6 +23,8 @@ pub struct RttFigures {
     pub p50_us: u32,
     /// 99th percentile of the last 64 samples.
     pub p99_us: u32,
+    /// Mean deviation (RTTVAR of RFC 6298): the jitter.
+    pub variation_us: u32,
 }
 
 /// An estimate older than this may be of another network: two idle PINGs.
@@ -97,6 +99,7 @@ impl Rtt {
             min_us: micros(self.min),
             p50_us: micros(self.rank(50)),
             p99_us: micros(self.rank(99)),
+            variation_us: micros(self.variation),
         })
     }
 

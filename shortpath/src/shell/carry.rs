@@ -9,11 +9,12 @@
 //! | channel is reset, or the session ends in mid-stream | the socket is closed with RST, never with a false end of file |
 //! | session is closed as done after the peer's FIN | all of it is written, however slow the socket, then it is closed |
 //! | session ends otherwise after the peer's FIN | what had arrived is written for 5 s, then the socket is closed |
+use std::future::{Future, pending, ready};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
@@ -48,11 +49,54 @@ pub enum CarryEnd {
     Socket(io::Error),
 }
 
+/// Watches, steers and paces what is carried. `()` does none of it, and costs nothing.
+pub trait Tap: Sync {
+    /// Bytes from the socket, about to go into the channel.
+    fn inward(&self, _bytes: &Bytes) {}
+
+    /// Bytes from the channel or from [`Self::injected`], about to go to the socket.
+    fn outward(&self, _bytes: &Bytes) {}
+
+    /// Returns when bytes may pass; what was read before waits, and so does whoever sends more.
+    fn pass(&self) -> impl Future<Output = ()> + Send {
+        ready(())
+    }
+
+    /// Whether bytes may not pass now: datagrams are dropped meanwhile.
+    fn is_held(&self) -> bool {
+        false
+    }
+
+    /// How long to wait after this many bytes from the socket before more are read, so that whoever sends them slows down;
+    /// `None`: not at all.
+    fn pace_inward(&self, _bytes: usize) -> Option<Duration> {
+        None
+    }
+
+    /// How long to wait before this many bytes go to the socket.
+    fn pace_outward(&self, _bytes: usize) -> Option<Duration> {
+        None
+    }
+
+    /// Bytes to go to the socket as if the channel had brought them. Dropping the future loses nothing.
+    fn injected(&self) -> impl Future<Output = Bytes> + Send {
+        pending()
+    }
+}
+
+impl Tap for () {}
+
 /// Carries a socket's bytes over a channel until both directions have ended or one side failed.
-pub async fn carry(channel: Channel, mut socket: TcpStream) -> CarryOutcome {
+pub async fn carry(channel: Channel, socket: TcpStream) -> CarryOutcome {
+    carry_with(channel, socket, &()).await
+}
+
+/// As [`carry`], under a `tap`. What it injects goes between two reads of the channel: neither a frame of the peer's nor one of
+/// its pieces is cut in two.
+pub async fn carry_with(channel: Channel, mut socket: TcpStream, tap: &impl Tap) -> CarryOutcome {
     let (input, output) = socket.split();
     let (mut reader, mut writer) = channel.split();
-    let (outcome, delivered) = pump(&mut reader, &mut writer, input, output).await;
+    let (outcome, delivered) = pump(&mut reader, &mut writer, (input, output), tap).await;
     if !delivered && let Err(error) = socket.set_zero_linger() {
         tracing::debug!(%error, "a carried socket could not be reset");
     }
@@ -68,7 +112,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let (mut reader, mut writer) = channel.split();
-    let (mut outcome, _) = pump(&mut reader, &mut writer, input, output).await;
+    let (mut outcome, _) = pump(&mut reader, &mut writer, (input, output), &()).await;
     if matches!(outcome.end, CarryEnd::Finished)
         && let Err(error @ (ChannelError::Closed | ChannelError::Lost)) = writer.delivered().await
     {
@@ -93,15 +137,15 @@ const STALL: Duration = Duration::from_secs(60);
 async fn pump(
     reader: &mut ChannelReader,
     writer: &mut ChannelWriter,
-    input: impl AsyncRead + Unpin,
-    output: impl AsyncWrite + Unpin,
+    (input, output): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    tap: &impl Tap,
 ) -> (CarryOutcome, bool) {
     let (bytes_in, bytes_out) = (AtomicU64::new(0), AtomicU64::new(0));
     let (inward_end, outward_end) = {
-        let inward = inward(writer, input, &bytes_in);
+        let inward = inward(writer, input, &bytes_in, tap);
         let outward = async {
             tokio::select! {
-                end = outward(reader, output, &bytes_out) => Some(end),
+                end = outward(reader, output, &bytes_out, tap) => Some(end),
                 () = out_of_time(reader, &bytes_out) => None,
             }
         };
@@ -151,6 +195,7 @@ async fn inward(
     writer: &mut ChannelWriter,
     mut input: impl AsyncRead + Unpin,
     count: &AtomicU64,
+    tap: &impl Tap,
 ) -> Result<(), CarryEnd> {
     let mut buffer = BytesMut::new();
     let mut room = BUFFER;
@@ -163,6 +208,11 @@ async fn inward(
             read = input.read_buf(&mut buffer) => read.map_err(CarryEnd::Socket)?,
             error = writer.failed() => return Err(CarryEnd::Channel(error)),
         };
+        tokio::select! {
+            biased;
+            () = tap.pass() => {}
+            error = writer.failed() => return Err(CarryEnd::Channel(error)),
+        }
         if read == 0 {
             writer.finish();
             return Ok(());
@@ -172,8 +222,16 @@ async fn inward(
         } else if read < PAYLOAD_MAX {
             room = BUFFER;
         }
-        writer.write(buffer.split().freeze()).await.map_err(CarryEnd::Channel)?;
+        let bytes = buffer.split().freeze();
+        tap.inward(&bytes);
+        writer.write(bytes).await.map_err(CarryEnd::Channel)?;
         count.fetch_add(read as u64, Ordering::Relaxed);
+        if let Some(wait) = tap.pace_inward(read) {
+            tokio::select! {
+                () = sleep(wait) => {}
+                error = writer.failed() => return Err(CarryEnd::Channel(error)),
+            }
+        }
     }
 }
 
@@ -181,9 +239,31 @@ async fn outward(
     reader: &ChannelReader,
     mut output: impl AsyncWrite + Unpin,
     count: &AtomicU64,
+    tap: &impl Tap,
 ) -> Result<(), CarryEnd> {
     let mut waiting = Rope::default();
-    while reader.gather(&mut waiting, WRITE).await.map_err(CarryEnd::Channel)? {
+    loop {
+        tokio::select! {
+            biased;
+            gathered = reader.gather(&mut waiting, WRITE) => {
+                if !gathered.map_err(CarryEnd::Channel)? {
+                    break;
+                }
+            }
+            bytes = tap.injected() => waiting.append(bytes),
+        }
+        let allowed = async {
+            if let Some(wait) = tap.pace_outward(waiting.remaining()) {
+                sleep(wait).await;
+            }
+            tap.pass().await;
+        };
+        tokio::select! {
+            biased;
+            () = allowed => {}
+            error = reader.cut() => return Err(CarryEnd::Channel(error)),
+        }
+        waiting.each().for_each(|bytes| tap.outward(bytes));
         let write = async {
             while waiting.has_remaining() {
                 let written = output.write_buf(&mut waiting).await?;

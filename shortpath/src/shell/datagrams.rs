@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::UdpSocket;
+use tokio::time::{Instant, sleep_until};
 
+use super::carry::Tap;
 use super::shared::{Shared, Signals};
 use crate::session::frame::DATAGRAM_MAX;
 use crate::session::{ChannelError, ChannelId, DatagramError, RESET_DROPPED, RESET_SOCKET};
@@ -100,27 +102,50 @@ pub enum FlowEnd {
 /// (RFC 4787 asks NATs for two minutes at least), or the socket fails. A refused datagram (ICMP port unreachable) is a lost
 /// one and ends nothing.
 pub async fn carry_datagrams(flow: DatagramFlow, socket: UdpSocket, idle: Duration) -> FlowOutcome {
+    carry_datagrams_with(flow, socket, idle, &()).await
+}
+
+/// As [`carry_datagrams`], under a `tap`. A direction that has to wait leaves its datagrams in their queue, which drops some in
+/// time, as a narrow link does.
+pub async fn carry_datagrams_with(
+    flow: DatagramFlow,
+    socket: UdpSocket,
+    idle: Duration,
+    tap: &impl Tap,
+) -> FlowOutcome {
     let mut buffer = vec![0; DATAGRAM_MAX + 1];
     let (mut bytes_in, mut bytes_out) = (0, 0);
+    let (mut inward_from, mut outward_from) = (None, None);
     let end = loop {
         let step = tokio::time::timeout(idle, async {
             tokio::select! {
-                read = socket.recv(&mut buffer) => Step::Inward(read),
-                next = flow.next() => Step::Outward(next),
+                read = not_before(inward_from, socket.recv(&mut buffer)) => Step::Inward(read),
+                next = not_before(outward_from, flow.next()) => Step::Outward(next),
+                bytes = tap.injected() => Step::Outward(Ok(bytes)),
             }
         });
         match step.await {
             Err(_) => break FlowEnd::Idle,
-            Ok(Step::Inward(Ok(len))) => match flow.send(Bytes::copy_from_slice(&buffer[..len])) {
-                Ok(()) => bytes_in += len as u64,
-                Err(DatagramError::TooLong) => {}
-                Err(DatagramError::Ended(error)) => break FlowEnd::Closed(error),
-            },
-            Ok(Step::Outward(Ok(bytes))) => match socket.send(&bytes).await {
-                Ok(_) => bytes_out += bytes.len() as u64,
-                Err(error) if is_loss(&error) => {}
-                Err(error) => break FlowEnd::Socket(error),
-            },
+            Ok(Step::Inward(Ok(_)) | Step::Outward(Ok(_))) if tap.is_held() => {}
+            Ok(Step::Inward(Ok(len))) => {
+                let bytes = Bytes::copy_from_slice(&buffer[..len]);
+                tap.inward(&bytes);
+                inward_from = tap.pace_inward(len).map(|wait| Instant::now() + wait);
+                match flow.send(bytes) {
+                    Ok(()) => bytes_in += len as u64,
+                    Err(DatagramError::TooLong) => {}
+                    Err(DatagramError::Ended(error)) => break FlowEnd::Closed(error),
+                }
+            }
+            Ok(Step::Outward(Ok(bytes))) => {
+                tap.outward(&bytes);
+                outward_from = tap.pace_outward(bytes.len()).map(|wait| Instant::now() + wait);
+                match socket.send(&bytes).await {
+                    Ok(_) => bytes_out += bytes.len() as u64,
+                    Err(error) if is_loss(&error) => {}
+                    Err(error) => break FlowEnd::Socket(error),
+                }
+            }
             Ok(Step::Inward(Err(error))) if is_loss(&error) => {}
             Ok(Step::Inward(Err(error))) => break FlowEnd::Socket(error),
             Ok(Step::Outward(Err(error))) => break FlowEnd::Closed(error),
@@ -130,6 +155,13 @@ pub async fn carry_datagrams(flow: DatagramFlow, socket: UdpSocket, idle: Durati
         flow.reset(RESET_SOCKET);
     }
     FlowOutcome { bytes_in, bytes_out, end }
+}
+
+async fn not_before<T>(at: Option<Instant>, then: impl Future<Output = T>) -> T {
+    if let Some(at) = at {
+        sleep_until(at).await;
+    }
+    then.await
 }
 
 enum Step {

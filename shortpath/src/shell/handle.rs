@@ -166,6 +166,18 @@ impl SessionHandle {
         leg::attach(&self.0.0, stream, kind)
     }
 
+    /// As [`SessionHandle::attach`], in place of the legs of this kind that are there: they carry until this one can, and
+    /// nothing new after that.
+    pub fn attach_instead(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        kind: LegKind,
+    ) -> LegId {
+        let leg = leg::attach(&self.0.0, stream, kind);
+        self.0.0.with(|state, now| state.session.supersede(now, leg));
+        leg
+    }
+
     /// Closes a leg that the session does without: another that is well carries it, and nothing is on its way on this one.
     /// False, and nothing happens, otherwise. No [`SessionEvent::LegLost`] tells of it.
     pub fn let_go(&self, leg: LegId) -> bool {
@@ -205,6 +217,11 @@ impl SessionHandle {
     /// [`SessionConfig::close_within`]; channels fail at once. Only the first call counts.
     pub fn close(&self, code: u16) {
         self.0.0.with(|state, now| state.session.close(now, code));
+    }
+
+    /// From now on only legs of `kinds` carry it, of those that could before.
+    pub fn allow_only(&self, kinds: &[LegKind]) {
+        self.0.0.with(|state, now| state.session.allow_only(now, kinds));
     }
 
     /// Figures of this moment.

@@ -21,9 +21,9 @@ mod wide;
 #[cfg(test)]
 mod tests;
 
-pub use carry::{CarryEnd, CarryOutcome, carry, carry_stdio};
+pub use carry::{CarryEnd, CarryOutcome, Tap, carry, carry_stdio, carry_with};
 pub use channel::{Channel, ChannelReader, ChannelWriter};
-pub use datagrams::{DatagramFlow, FlowEnd, FlowOutcome, carry_datagrams};
+pub use datagrams::{DatagramFlow, FlowEnd, FlowOutcome, carry_datagrams, carry_datagrams_with};
 pub use handle::{LegStats, LinkState, MoveStats, SessionEvent, SessionHandle, SessionStats};
 pub use leg::ROUND_BYTES_MAX;
 pub(crate) use quic::{STREAMS_FIRST, SessionRef};

@@ -53,6 +53,11 @@ impl Rope {
         }
     }
 
+    /// Everything sealed, in order.
+    pub(super) fn each(&self) -> impl Iterator<Item = &Bytes> {
+        self.parts.iter()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.remaining
     }
