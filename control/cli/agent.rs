@@ -6,8 +6,11 @@ use clap::Args;
 use etcetera::BaseStrategy;
 use serde::{Deserialize, Serialize};
 use switchback_control::agent::{self, AgentConfig, AgentOptions, WARM_LEGS_DEFAULT};
+use switchback_control::api::TokenKind;
+use switchback_control::enrol::joining;
 use switchback_control::invite::{Invite, InviteKind};
 use switchback_control::secret::Secret;
+use switchback_control::shadow::BACKLOG_MAX;
 use switchback_control::udp::UdpOptions;
 use switchback_control::wire::{ProxyHeader, Resource, Standby, UdpUse};
 use switchback_control::{Code, Fault};
@@ -19,28 +22,33 @@ use crate::stop::Stop;
 use crate::udp_args::{Copies, Dscp, Networks, PortRange};
 use crate::{account, config_file, output, tuning};
 
-const ROOT_STATE: &str = "/var/lib/switchback-agent";
+const ROOT_STATE: &str = "/var/lib/switchback";
 
 /// Offer resources beside a service; dials out only.
 ///
 /// Needs no inbound port: it keeps a link to the broker, and dials the gateway when a user connects. It survives
-/// restarts of broker and gateway. The join string names the broker; without --name the host's name is used.
+/// restarts of broker and gateway. The join string names the broker, and is needed once: with it the agent enrols a key of its
+/// own, kept in the state directory, and from then on starts from there. Without --name the host's name is used.
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[command(after_help = "\
 Examples:
-  switchback agent --join sbjoin1_... --resource ssh=tcp:127.0.0.1:22
+  switchback agent --join sbjoin1_... --resource ssh=tcp:127.0.0.1:22     # the first time
+  switchback agent --resource ssh=tcp:127.0.0.1:22                        # from then on
   pass show switchback | switchback agent --join - --resource ssh=tcp:127.0.0.1:22
   switchback agent --join sbjoin1_... --name branch --resource web=tcp:intra.example:8080 --resource db=tcp:[::1]:5432
   switchback agent --join sbjoin1_... --resource game=udp:127.0.0.1:9000 --udp-ports 50000-50100
   switchback agent --join sbjoin1_... --resource 'web=tcp:127.0.0.1:80;proxy=v2;dscp=af21'
   SWITCHBACK_JOIN=sbjoin1_... switchback agent --config /etc/switchback/agent.toml   # resource = [\"ssh=tcp:...\"]
 
+One join string enrols one agent, within a day. Given again it does nothing; another one enrols anew if the agent was revoked
+(`switchback token revoke`) or if it is for another broker. A second agent on the same host has its own --state.
+
 Every user of the host can read a command line. As a service, give the join string in SWITCHBACK_JOIN (systemd's
-EnvironmentFile=) or as `join` in the --config file, readable by the service's user alone.")]
+EnvironmentFile=) or as `join` in the --config file, readable by the service's user alone; it may stay there.")]
 pub(crate) struct AgentArgs {
     /// Join string, from the first start of `switchback serve` or `switchback token agent NAME`; `-` reads it from
-    /// standard input
+    /// standard input. Not needed once the agent is enrolled
     #[arg(long, value_name = "STRING", env = "SWITCHBACK_JOIN", hide_env_values = true, value_parser = secret)]
     join: Option<Secret>,
     /// Name of this agent [default: the host's name]
@@ -82,7 +90,11 @@ pub(crate) struct AgentArgs {
     /// percent or a rate in kbit/s, whichever is more; or `off` [default: 3,64]
     #[arg(long, value_name = "PERCENT,KBIT/S|off", env = "SWITCHBACK_REDUNDANCY")]
     redundancy: Option<Copies>,
-    /// Where this agent keeps its key [default: /var/lib/switchback-agent as root, else
+    /// Bytes kept per channel and direction for `switchback shadow` to look back at; 0 keeps none [default: 65536]
+    #[arg(long, value_name = "BYTES", env = "SWITCHBACK_SHADOW_BACKLOG")]
+    #[arg(value_parser = clap::value_parser!(u64).range(..=BACKLOG_MAX as u64))]
+    shadow_backlog: Option<u64>,
+    /// Where this agent keeps its keys and its enrolment [default: /var/lib/switchback-agent as root, else
     /// $XDG_STATE_HOME/switchback/agent]
     #[arg(long, value_name = "DIR", env = "SWITCHBACK_STATE")]
     state: Option<PathBuf>,
@@ -109,6 +121,7 @@ impl AgentArgs {
             no_port_mapping: self.no_port_mapping || file.no_port_mapping,
             dscp: self.dscp.or(file.dscp),
             redundancy: self.redundancy.or(file.redundancy),
+            shadow_backlog: self.shadow_backlog.or(file.shadow_backlog),
             state: self.state.or(file.state),
             config: self.config,
         })
@@ -116,6 +129,9 @@ impl AgentArgs {
 
     fn options(&self) -> Result<AgentOptions, Fault> {
         let mut options = AgentOptions { udp: self.udp()?, ..AgentOptions::default() };
+        if let Some(bytes) = self.shadow_backlog {
+            options.shadow_backlog = usize::try_from(bytes).unwrap_or(BACKLOG_MAX);
+        }
         if let Some(Copies(limits)) = self.redundancy {
             options.session.redundancy = limits;
         }
@@ -138,23 +154,23 @@ impl AgentArgs {
     }
 
     fn into_config(self) -> Result<AgentConfig, Fault> {
-        let join = self.join.ok_or_else(|| {
-            Code::UsageInvalid.because("no join string: pass --join or set SWITCHBACK_JOIN")
-        })?;
-        let join = if join.reveal() == "-" { account::read_stdin()? } else { join };
-        let invite = Invite::parse(join.reveal(), InviteKind::Join)?;
+        let join = self.join.map(|join| parse_join(join, InviteKind::Join)).transpose()?;
         if let Some(name) = &self.name {
             resource_spec::check_name(name)
                 .map_err(|why| Code::ConfigInvalid.because(format!("--name `{name}`: {why}")))?;
         }
-        Ok(AgentConfig {
-            invite,
-            name: self.name.unwrap_or_else(host_name),
-            resources: unique(self.resource)?,
-            warm_legs: self.warm_legs.unwrap_or(WARM_LEGS_DEFAULT),
-            state_dir: self.state.map_or_else(default_state, Ok)?,
-        })
+        let resources = unique(self.resource)?;
+        let state_dir = self.state.map_or_else(|| default_state("agent"), Ok)?;
+        let (invite, name) = joining(&state_dir, TokenKind::Agent, join, self.name, host_name)?;
+        let warm_legs = self.warm_legs.unwrap_or(WARM_LEGS_DEFAULT);
+        Ok(AgentConfig { invite, name, resources, warm_legs, state_dir })
     }
+}
+
+/// A join string from a flag, or from standard input.
+pub(crate) fn parse_join(join: Secret, kind: InviteKind) -> Result<Invite, Fault> {
+    let join = if join.reveal() == "-" { account::read_stdin()? } else { join };
+    Invite::parse(join.reveal(), kind)
 }
 
 /// At least one resource, and no name twice.
@@ -174,20 +190,21 @@ fn unique(specs: Vec<ResourceSpec>) -> Result<Vec<Resource>, Fault> {
     Ok(specs.into_iter().map(|ResourceSpec(resource)| resource).collect())
 }
 
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     // Without one the fallback name serves.
     let raw = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     resource_spec::sanitise_name(&raw)
 }
 
-fn default_state() -> Result<PathBuf, Fault> {
+/// Where the `end` (`agent` or `gateway`) keeps its state unless told otherwise.
+pub(crate) fn default_state(end: &str) -> Result<PathBuf, Fault> {
     if rustix::process::geteuid().is_root() {
-        return Ok(ROOT_STATE.into());
+        return Ok(format!("{ROOT_STATE}-{end}").into());
     }
     etcetera::choose_base_strategy()
         .ok()
         .and_then(|base| base.state_dir())
-        .map(|state| state.join("switchback").join("agent"))
+        .map(|state| state.join("switchback").join(end))
         .ok_or_else(|| Code::DataDirUnusable.because("there is no home directory; pass --state"))
 }
 
@@ -306,12 +323,15 @@ mod tests {
     #[test]
     fn an_agent_needs_a_join_string_a_resource_and_a_proper_name() {
         let (join, resource) = (join(), "a=tcp:h:1");
+        let state = tempfile::tempdir().unwrap();
+        let state = ["--state", state.path().to_str().unwrap()];
         for (words, code) in [
             (vec!["--resource", resource], Code::UsageInvalid),
             (vec!["--join", &join], Code::UsageInvalid),
             (vec!["--join", "sblogin1_x", "--resource", resource], Code::InviteInvalid),
             (vec!["--join", &join, "--resource", resource, "--name", "A b"], Code::ConfigInvalid),
         ] {
+            let words = [&words[..], &state].concat();
             assert_eq!(parsed(&words).into_config().unwrap_err().code, code, "{words:?}");
         }
     }

@@ -9,8 +9,9 @@ use switchback_control::secret::Secret;
 use switchback_control::{Code, Fault};
 
 use crate::{
-    account, agent, connect, demo, errors, explain, grants, logging, metrics, netcheck, output,
-    pairs, ping, resources, serve, sessions, tokens,
+    account, agent, agents, api, audit, backup, connect, demo, errors, estimate, events, explain,
+    gateway, gateways, grants, logging, metrics, netcheck, output, pairs, ping, policy, replay,
+    resources, serve, sessions, shadow, tokens, top, verbs,
 };
 
 /// Version and commit.
@@ -25,24 +26,40 @@ const TEMPLATE: &str = "\
 Run the broker and its gateway:
   serve       Broker and gateway on one TCP port
   agent       Offer resources beside a service; dials out only
+  gateway     The data plane alone, on another machine or in another region
   demo        See it all work on this machine, without root
 
 Use resources:
-  login       Sign in with a login string
-  logout      Forget the stored login string
+  login       Sign in with a login string, or at the organisation's provider
+  logout      Sign out, and forget the stored login
   whoami      Show who you are signed in as
   resources   List what you may connect to (the feed)
   connect     Reach a resource by a local port or standard input and output
   sessions    List sessions with transport and round-trip times
   session     Show every figure of one session
+  top         Watch sessions, with their recent past
+  events      What happened, or happens: sessions, links, rights
   ping        Round trips to the agent of a resource, and the way each took
+  estimate    What each resource would see through each gateway
   netcheck    What this machine's network lets through: UDP, kind of NAT, latency
   explain     Why a session takes the way it takes, and what would mend it
   kill        End a session
+  message     Show a message to the user of a session
+  pause       Hold a session's bytes back
+  resume      Let a paused session go on
 
 Administer:
+  shadow      Watch a live session, control it, record it
+  replay      Play a recorded session
   token       Mint, list and revoke login and join strings
   grant       Say who may use what
+  backup      Save the broker's whole state into one file, while it runs
+  restore     Make a data directory of a backup
+  api         Print the OpenAPI document of the broker's API
+  gateways    List gateways; drain one before it is stopped
+  agents      List agents with their load; drain one before its machine goes down
+  policy      Check, test, explain and show the policies that decide
+  audit       Show what was decided, for whom and why
   metrics     Print what Prometheus scrapes
   pairs       Mint test pairs for load generators
   errors      Explain error codes
@@ -126,6 +143,9 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     Serve(serve::ServeArgs),
     Agent(agent::AgentArgs),
+    Gateway(gateway::GatewayArgs),
+    Gateways(gateways::GatewaysArgs),
+    Estimate(estimate::EstimateArgs),
     Demo(demo::DemoArgs),
     Login(account::LoginArgs),
     Logout(account::LogoutArgs),
@@ -138,18 +158,49 @@ pub(crate) enum Command {
     Sessions(sessions::SessionsArgs),
     Session(sessions::SessionArgs),
     Kill(sessions::KillArgs),
+    Message(verbs::MessageArgs),
+    Pause(verbs::PauseArgs),
+    Resume(verbs::ResumeArgs),
+    Shadow(shadow::ShadowArgs),
+    Replay(replay::ReplayArgs),
     Token(tokens::TokenArgs),
+    Agents(agents::AgentsArgs),
     Grant(grants::GrantArgs),
+    Events(events::EventsArgs),
+    Top(top::TopArgs),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
+    Api(api::ApiArgs),
+    Policy(policy::PolicyArgs),
+    Audit(audit::AuditArgs),
     Metrics(metrics::MetricsArgs),
     Pairs(pairs::PairsArgs),
     Errors(errors::ErrorsArgs),
 }
 
 impl Command {
+    /// Whether it asks the broker as whoever is signed in.
+    pub(crate) const fn uses_login(&self) -> bool {
+        !matches!(
+            self,
+            Self::Serve(_)
+                | Self::Agent(_)
+                | Self::Gateway(_)
+                | Self::Backup(_)
+                | Self::Restore(_)
+                | Self::Replay(_)
+                | Self::Api(_)
+                | Self::Demo(_)
+                | Self::Login(_)
+                | Self::Logout(_)
+                | Self::Errors(_)
+        )
+    }
+
     /// How much it logs unless asked: services tell what they do, the demo's picture is not to be scrawled on.
     pub(crate) const fn log_level(&self) -> u8 {
         match self {
-            Self::Serve(_) | Self::Agent(_) => logging::INFO,
+            Self::Serve(_) | Self::Agent(_) | Self::Gateway(_) => logging::INFO,
             Self::Demo(_) => logging::ERROR,
             _ => logging::WARN,
         }
@@ -199,7 +250,7 @@ fn usage_fault(error: &clap::Error) -> Fault {
 fn mask_invites(line: &str) -> String {
     let mut shown = String::with_capacity(line.len());
     let mut rest = line;
-    while let Some((at, prefix)) = ["sbjoin1_", "sblogin1_"]
+    while let Some((at, prefix)) = ["sbjoin1_", "sblogin1_", "sbgate1_"]
         .into_iter()
         .filter_map(|prefix| Some((rest.find(prefix)?, prefix)))
         .min()

@@ -1,4 +1,5 @@
 //! `connect`: a resource at a local port, or on standard input and output.
+mod notices;
 mod on_demand;
 
 use std::net::SocketAddr;
@@ -7,7 +8,6 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 use switchback_control::client::{Client, ClientOptions, ClientSession, SessionConfig};
-use switchback_control::invite::Invite;
 use switchback_control::udp::PAUSED;
 use switchback_control::wire::{PathMove, ResourceKind, RttView};
 use switchback_control::{Code, Fault};
@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::broadcast;
 use tokio::time::{Instant, sleep, timeout};
 
+use self::notices::Attendant;
 use crate::args::Global;
 use crate::output::human;
 use crate::stop::Stop;
@@ -24,7 +25,7 @@ use crate::{account, output};
 /// How long the status line waits for the first round-trip time, which one PING gives.
 const RTT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the other end may take to hear that the session is over: a person waits for the prompt.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 const RTT_POLL: Duration = Duration::from_millis(20);
 /// Reach a resource by a local port or standard input and output.
 ///
@@ -68,6 +69,10 @@ pub(crate) struct ConnectArgs {
     /// which is how long the agent waits
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = resume_window)]
     resume_window: Duration,
+    /// Let administrators watch without asking here; without it and without a terminal to ask on, who needs consent is
+    /// refused
+    #[arg(long)]
+    allow_shadowing: bool,
     #[command(flatten)]
     udp: UdpArgs,
 }
@@ -104,7 +109,11 @@ pub(crate) async fn run(args: ConnectArgs, global: &Global) -> Result<(), Fault>
     if let (Some(idle), Some(address)) = (args.on_demand, args.listen) {
         return on_demand::run(&args, invite, (address, idle), &mut stop, global).await;
     }
-    let opening = open(&args, invite);
+    // This process opens one session.
+    let client = Client::begin(invite, options(&args, 0))?;
+    let stdio = args.listen.is_none();
+    let _attending = Attendant::start(client.clone(), args.allow_shadowing, stdio, global);
+    let opening = open(&args, &client);
     let (port, session) = tokio::select! {
         opened = opening => opened?,
         () = stop.wait() => return Ok(()),
@@ -137,7 +146,7 @@ impl Port {
 
 /// Takes the local port first, for both protocols, as the resource's is not known yet: a session is not worth opening for
 /// a port that is taken.
-async fn open(args: &ConnectArgs, invite: Invite) -> Result<(Port, ClientSession), Fault> {
+async fn open(args: &ConnectArgs, client: &Client) -> Result<(Port, ClientSession), Fault> {
     let ports = match args.listen {
         Some(address) => {
             let (tcp, udp) = (bind(address).await, bind_udp(address).await);
@@ -148,8 +157,6 @@ async fn open(args: &ConnectArgs, invite: Invite) -> Result<(Port, ClientSession
         }
         None => None,
     };
-    // This process opens one session.
-    let client = Client::begin(invite, options(args, 0))?;
     let session = client.open(&args.name).await?;
     let port = match (ports, session.kind()) {
         (Some((tcp, _)), ResourceKind::Tcp) => tcp.map(Port::Tcp),
@@ -327,7 +334,7 @@ fn in_words(status: &Status) -> String {
     )
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, Fault> {
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Fault> {
     TcpListener::bind(address).await.map_err(|error| refused(address, &error))
 }
 

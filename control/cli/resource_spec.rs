@@ -4,7 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
-use switchback_control::wire::{ProxyHeader, Resource, ResourceKind, Standby, UdpUse};
+use switchback_control::wire::{
+    Balance, ProxyHeader, Resource, ResourceKind, ShadowTarget, Standby, UdpUse,
+};
 use switchback_engine::{TuningInvalid, TuningOption};
 
 use crate::tuning::Scalar;
@@ -85,6 +87,7 @@ fn from_parts(
         }
         set_option(&mut resource, key, value)?;
     }
+    resource.look.check()?;
     let Resource { kind, proxy, transport, .. } = &resource;
     if *kind == ResourceKind::Udp && proxy.is_some() {
         return Err("proxy=v2 is for tcp: services; a datagram has no first byte".into());
@@ -101,6 +104,13 @@ fn set_option(resource: &mut Resource, key: &str, value: &str) -> Result<(), Str
     match key {
         PROXY if value == "v2" => resource.proxy = Some(ProxyHeader::V2),
         PROXY => return Err(wrong("v2")),
+        SHADOW | SHADOW_VIEW => {
+            if resource.shadow.is_some() {
+                return Err(format!("only one of {SHADOW} and {SHADOW_VIEW}"));
+            }
+            let target = tcp_target(value).map_err(|why| format!("{key}: {why}"))?;
+            resource.shadow = Some(ShadowTarget { target, view_only: key == SHADOW_VIEW });
+        }
         UDP => {
             let udp = UdpUse::from_text(value);
             resource.transport.udp =
@@ -109,6 +119,25 @@ fn set_option(resource: &mut Resource, key: &str, value: &str) -> Result<(), Str
         STANDBY => {
             let standby = Standby::from_text(value);
             resource.transport.standby = standby.ok_or_else(|| wrong("warm or cold"))?;
+        }
+        TITLE => resource.look.title = Some(value.to_owned()),
+        ICON => resource.look.icon = Some(value.to_owned()),
+        FOLDER => resource.look.folder = Some(value.to_owned()),
+        TAGS => resource.look.tags = value.split('+').map(|tag| tag.trim().to_owned()).collect(),
+        POOL => {
+            let balance = Balance::from_text(value);
+            resource.pool.balance = balance.ok_or_else(|| wrong("breadth or depth"))?;
+        }
+        SESSIONS_MAX => {
+            let most = value.parse().ok().filter(|most| *most > 0);
+            resource.pool.sessions_max = Some(most.ok_or_else(|| wrong("1 or more"))?);
+        }
+        HEALTH => {
+            resource.probe = match value {
+                "probe" => true,
+                "use" => false,
+                _ => return Err(wrong("probe or use")),
+            };
         }
         _ => return set_tuning(resource, key, value),
     }
@@ -128,12 +157,35 @@ fn set_tuning(resource: &mut Resource, key: &str, value: &str) -> Result<(), Str
 const PROXY: &str = "proxy";
 const UDP: &str = "udp";
 const STANDBY: &str = "standby";
+const SHADOW: &str = "shadow";
+const SHADOW_VIEW: &str = "shadow-view";
+const TITLE: &str = "title";
+const ICON: &str = "icon";
+const FOLDER: &str = "folder";
+const TAGS: &str = "tags";
+const POOL: &str = "pool";
+const SESSIONS_MAX: &str = "max-sessions";
+const HEALTH: &str = "health";
+/// Every option but the tuning's, as they are listed.
+const OPTIONS: [&str; 12] = [
+    UDP,
+    STANDBY,
+    PROXY,
+    SHADOW,
+    SHADOW_VIEW,
+    TITLE,
+    ICON,
+    FOLDER,
+    TAGS,
+    POOL,
+    SESSIONS_MAX,
+    HEALTH,
+];
 
 fn options_of_resources() -> String {
     let of_listeners_only = |option: &TuningOption| *option == TuningOption::FastOpen;
     let tuning = TuningOption::ALL.into_iter().filter(|option| !of_listeners_only(option));
-    let names: Vec<_> =
-        [UDP, STANDBY, PROXY].into_iter().chain(tuning.map(TuningOption::as_str)).collect();
+    let names: Vec<_> = OPTIONS.into_iter().chain(tuning.map(TuningOption::as_str)).collect();
     names.join(", ")
 }
 
@@ -230,6 +282,17 @@ mod tests {
     }
 
     #[test]
+    fn looks_and_pools_are_understood() {
+        let text = "rdp=tcp:h:3389;title=Desk 7;icon=screen;folder=Berlin/Desks;tags=prod+win;\
+            pool=depth;max-sessions=4;health=probe";
+        let ResourceSpec(resource) = text.parse().unwrap();
+        assert_eq!(resource.look.title.as_deref(), Some("Desk 7"));
+        assert_eq!(resource.look.tags.len(), 2);
+        assert_eq!((resource.pool.balance, resource.pool.sessions_max), (Balance::Depth, Some(4)));
+        assert!(resource.probe);
+    }
+
+    #[test]
     fn every_mistake_is_named() {
         for (text, wanted) in [
             ("ssh", "there is no `=`"),
@@ -243,6 +306,10 @@ mod tests {
             ("ssh=tcp:h:22;standby=hot", "standby: `hot` is not allowed; expected warm or cold"),
             ("ssh=tcp:h:22;udp=off;udp=off", "udp is given twice"),
             ("ssh=tcp:h:22;udp=off;standby=cold", "leaves nothing"),
+            ("ssh=tcp:h:22;pool=widest", "breadth or depth"),
+            ("ssh=tcp:h:22;max-sessions=0", "1 or more"),
+            ("ssh=tcp:h:22;health=maybe", "probe or use"),
+            ("ssh=tcp:h:22;tags=Prod", "an icon or tag"),
             ("ssh=tcp:host", "no :PORT"),
             ("ssh=tcp:host:0", "no port"),
             ("ssh=tcp:host:65536", "no port"),
@@ -261,7 +328,7 @@ mod tests {
             ("ssh=tcp:h:22;fast-open=5", "for the gateway's listener"),
             (
                 "ssh=tcp:h:22;colour=red",
-                "a resource may have udp, standby, proxy, congestion, dscp",
+                "a resource may have udp, standby, proxy, shadow, shadow-view, title",
             ),
         ] {
             let said = fault(text);

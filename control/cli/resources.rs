@@ -1,6 +1,7 @@
 //! `resources`: the feed.
 use clap::Args;
 use switchback_control::Fault;
+use switchback_control::wire::Look;
 
 use crate::account;
 use crate::args::Global;
@@ -26,6 +27,9 @@ pub(crate) async fn run(global: &Global) -> Result<(), Fault> {
     }
     let mut table = Table::new(&[
         Column::Text("NAME"),
+        Column::Text("TITLE"),
+        Column::Text("FOLDER"),
+        Column::Text("TAGS"),
         Column::Text("KIND"),
         Column::Text("STATE"),
         Column::Text("UDP"),
@@ -39,7 +43,22 @@ pub(crate) async fn run(global: &Global) -> Result<(), Fault> {
             agents => agents.join(", "),
         };
         let state = if resource.online { "online" } else { "offline" };
-        table.row([resource.name, kind.into(), state.into(), udp.into(), agents]);
+        let Look { title, folder, tags, .. } = resource.look;
+        let [title, folder] = [title, folder].map(|text| text.unwrap_or(human::UNKNOWN.into()));
+        let tags = match tags.is_empty() {
+            true => human::UNKNOWN.to_owned(),
+            false => tags.into_iter().collect::<Vec<_>>().join(" "),
+        };
+        table.row([
+            resource.name,
+            title,
+            folder,
+            tags,
+            kind.into(),
+            state.into(),
+            udp.into(),
+            agents,
+        ]);
     }
     table.print("no resources: none is granted to you, or no agent ever offered one")
 }

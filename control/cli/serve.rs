@@ -9,15 +9,17 @@ use clap::{Args, ValueEnum};
 use etcetera::BaseStrategy;
 use serde::{Deserialize, Serialize};
 use switchback_control::broker::{
-    Broker, Draining, Handover, Relay, ServeConfig, Successor, TlsFiles,
+    Broker, Draining, Handover, Location, Relay, ServeConfig, Successor, TlsFiles,
 };
 use switchback_control::secret::Secret;
 use switchback_control::{Code, Fault};
 use switchback_engine::IoChoice;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Global;
+use crate::oidc_args::OidcArgs;
 use crate::stop::Stop;
 use crate::tuning::{self, TuningSpec};
 use crate::udp_args::PortRange;
@@ -46,6 +48,9 @@ const DRAIN_TIMEOUT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// SIGUSR2 replaces it without dropping a connection: it starts its program anew, with the same arguments and
 /// --takeover, hands its sockets over, and ends when its last pair has, or after --drain-timeout. A new process that
 /// fails leaves the old one serving.
+///
+/// A renewed --tls-cert with the same key is used within seconds, or at once on SIGHUP. GET /healthz says whether the
+/// process lives, /readyz whether it can do its work; neither needs a token.
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[command(after_help = "\
@@ -53,8 +58,10 @@ Examples:
   switchback serve
   switchback serve --listen 0.0.0.0:8443 --data ./data --public gate.example:8443
   switchback serve --turn-ports 50000-50999       for a firewall in front: UDP 443 and these, TCP 443
+  switchback serve --policy /etc/switchback/policy --location office=192.0.2.0/24
   switchback serve --tuning congestion=cubic,dscp=af21,notsent-lowat=64k
   switchback serve --config /etc/switchback/serve.toml      # listen = \"0.0.0.0:8443\" ...
+  switchback serve --oidc-issuer https://id.example --oidc-client-id switchback --oidc-admin-group ops
   kill -USR2 PID                                            # replace it by the program now on the disk")]
 pub(crate) struct ServeArgs {
     /// Address to listen on [default: 0.0.0.0:443]
@@ -117,6 +124,13 @@ pub(crate) struct ServeArgs {
         value_delimiter = ','
     )]
     stun_alternate: Vec<SocketAddr>,
+    /// Cedar policies that decide in place of the built-in ones: a file, or a directory of *.cedar files. They are watched, and
+    /// changes take effect within a second or two; while they are wrong the last good ones hold
+    #[arg(long, value_name = "PATH", env = "SWITCHBACK_POLICY")]
+    policy: Option<PathBuf>,
+    /// A name for networks, for policies; may be repeated: office=192.0.2.0/24,2001:db8::/32
+    #[arg(long, value_name = "NAME=CIDR,...")]
+    location: Vec<String>,
     /// Socket options of the listener and of every connection it accepts; --help lists them
     #[arg(long, value_name = "KEY=VALUE,...", env = "SWITCHBACK_TUNING", long_help = tuning::LISTENER_HELP)]
     tuning: Option<TuningSpec>,
@@ -124,6 +138,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "SWITCHBACK_CONFIG")]
     #[serde(skip)]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    oidc: Box<OidcArgs>,
 }
 
 /// Where readiness comes from, as people write it.
@@ -174,7 +190,10 @@ impl ServeArgs {
             } else {
                 self.stun_alternate
             },
+            policy: self.policy.or(file.policy),
+            location: if self.location.is_empty() { file.location } else { self.location },
             tuning: TuningSpec::over(self.tuning, file.tuning),
+            oidc: Box::new(self.oidc.over(*file.oidc)),
             config: self.config,
         })
     }
@@ -199,6 +218,10 @@ impl ServeArgs {
         if self.stun_alternate.len() > STUN_ALTERNATES_MAX {
             return Err(Code::ConfigInvalid.because("--stun-alternate: at most three"));
         }
+        let oidc = self.oidc.into_config()?;
+        let locations: Result<Vec<_>, _> =
+            self.location.iter().map(|it| Location::parse(it)).collect();
+        let locations = locations?;
         let busy_poll = self.busy_poll.filter(|&micros| micros > 0);
         let listen = self.listen.unwrap_or(DEFAULT_LISTEN);
         let data = self.data.map_or_else(default_data, Ok)?;
@@ -211,6 +234,9 @@ impl ServeArgs {
             relay,
             turn_ports: self.turn_ports.map(|PortRange(ports)| ports),
             stun_alternates: self.stun_alternate,
+            oidc,
+            policy: self.policy,
+            locations,
             tuning: self.tuning.map(|TuningSpec(tuning)| tuning).unwrap_or_default(),
             ..ServeConfig::new(listen, data)
         })
@@ -253,12 +279,14 @@ fn relay(off: bool, server: Option<String>, secret: Option<&Path>) -> Result<Rel
 }
 
 /// A time as on the command line: `90s`, `1h 30m`.
-fn time<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+pub(crate) fn time<'de, D: serde::Deserializer<'de>>(
+    value: D,
+) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(value)?;
     humantime::parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
-fn default_data() -> Result<PathBuf, Fault> {
+pub(crate) fn default_data() -> Result<PathBuf, Fault> {
     if rustix::process::geteuid().is_root() {
         return Ok(ROOT_DATA.into());
     }
@@ -276,6 +304,11 @@ struct Serving {
     address: SocketAddr,
     io: String,
     io_reason: String,
+    /// For `login --oidc --pin`.
+    pin: String,
+    /// The OIDC provider that users sign in by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oidc: Option<String>,
     first_start: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     join: Option<Secret>,
@@ -289,7 +322,8 @@ pub(crate) async fn run(args: ServeArgs, global: &Global) -> Result<(), Fault> {
     let drain_timeout = args.drain_timeout.unwrap_or(DRAIN_TIMEOUT);
     let takeover = args.takeover;
     let config = args.into_config()?;
-    let mut orders = Orders { stop: Stop::listen()?, upgrade: Upgrade::listen()? };
+    let mut orders =
+        Orders { stop: Stop::listen()?, upgrade: Upgrade::listen()?, reload: reload_signal()? };
     let broker =
         if takeover { Broker::take_over(config).await? } else { Broker::start(config).await? };
     if let Err(fault) = announce(&broker, global) {
@@ -308,6 +342,13 @@ pub(crate) async fn run(args: ServeArgs, global: &Global) -> Result<(), Fault> {
 struct Orders {
     stop: Stop,
     upgrade: Upgrade,
+    /// SIGHUP.
+    reload: Signal,
+}
+
+fn reload_signal() -> Result<Signal, Fault> {
+    signal(SignalKind::hangup())
+        .map_err(|error| Code::Internal.because(format!("cannot catch signals: {error}")))
 }
 
 impl Orders {
@@ -319,6 +360,7 @@ impl Orders {
                 successor = &mut successor => return Some(successor),
                 () = self.stop.wait() => return None,
                 () = self.upgrade.wait() => self.upgrade.start(),
+                _ = self.reload.recv() => broker.reload(),
             }
         }
     }
@@ -415,6 +457,8 @@ fn announce(broker: &Broker, global: &Global) -> Result<(), Fault> {
         address: broker.local_addr(),
         io: io.to_owned(),
         io_reason,
+        pin: broker.pin().to_owned(),
+        oidc: broker.oidc_issuer().map(str::to_owned),
         first_start: first.is_some(),
         join: first.map(|invites| invites.join.clone()),
         login: first.map(|invites| invites.login.clone()),
@@ -430,7 +474,7 @@ fn in_words(serving: &Serving) -> String {
     let next = match (&serving.join, &serving.login) {
         (Some(join), Some(login)) => format!(
             "First start. These two strings are shown this once; they are secrets.\n\n\
-             Beside the service, offer it:\n  switchback agent --resource ssh=tcp:127.0.0.1:22 --join {}\n\n\
+             Beside the service, offer it (this string is for one agent, within a day):\n  switchback agent --resource ssh=tcp:127.0.0.1:22 --join {}\n\n\
              As a user (this one is an administrator), sign in and connect:\n  switchback login {}\n  \
              ssh -o ProxyCommand='switchback connect ssh --stdio' user@ssh\n",
             join.reveal(),
@@ -440,7 +484,11 @@ fn in_words(serving: &Serving) -> String {
               switchback token user NAME --grant RESOURCE\n"
             .to_owned(),
     };
-    format!("{head}\n{next}\nCtrl-C stops it; sessions resume when it is back.")
+    let oidc = serving.oidc.as_ref().map_or_else(String::new, |issuer| {
+        let pin = &serving.pin;
+        format!("\nUsers of {issuer} sign in with:\n  switchback login --oidc {url} --pin {pin}\n")
+    });
+    format!("{head}\n{next}{oidc}\nCtrl-C stops it; sessions resume when it is back.")
 }
 
 #[cfg(test)]
@@ -481,6 +529,15 @@ mod tests {
         assert_eq!(config.busy_poll, Some(Duration::from_micros(70)));
         assert_eq!(config.io, IoChoice::Epoll);
         assert_eq!(config.data, PathBuf::from("/d"));
+    }
+
+    #[test]
+    fn the_provider_is_a_table_of_the_file_and_flags_win() {
+        let file = file("[oidc]\nissuer = \"https://id.example\"\nclient-id = \"file\"\n");
+        let path = file.path().to_str().unwrap();
+        let args = parsed(&["--oidc-client-id", "flag", "--config", path]).with_file().unwrap();
+        let oidc = args.into_config().unwrap().oidc.unwrap();
+        assert_eq!((oidc.issuer.as_str(), oidc.client_id.as_str()), ("https://id.example", "flag"));
     }
 
     #[test]
@@ -541,6 +598,8 @@ mod tests {
             address: DEFAULT_LISTEN,
             io: "epoll".into(),
             io_reason: "asked for".into(),
+            pin: "p1n".into(),
+            oidc: None,
             first_start: true,
             join: Some(Secret::new("sbjoin1_a")),
             login: Some(Secret::new("sblogin1_b")),
@@ -549,6 +608,10 @@ mod tests {
         assert!(text.contains("switchback agent --resource ssh=tcp:127.0.0.1:22 --join sbjoin1_a"));
         assert!(text.contains("switchback login sblogin1_b"));
         (serving.join, serving.login) = (None, None);
+        assert!(!in_words(&serving).contains("--oidc"));
+        serving.oidc = Some("https://id.example".into());
+        let text = in_words(&serving);
+        assert!(text.contains("switchback login --oidc https://gate.example:443 --pin p1n"));
         assert!(in_words(&serving).contains("switchback token user NAME"));
     }
 }

@@ -11,16 +11,24 @@ use crate::output::{self, human};
 
 /// List sessions with transport and round-trip times.
 ///
-/// Administrators see all sessions, others their own. RTT is end to end, from client to agent and back; CLIENT-LEG and
-/// AGENT-LEG are the two parts as the gateway measures them, with a `!` at the one that holds the session back
-/// (`switchback session ID` says why). UP is what the client sent, DOWN what it received.
+/// Administrators see all sessions, others their own. RTT is end to end, from client to agent and back. JITTER is the round
+/// trip's mean deviation, LOSS what the UDP path in use loses. UP and DOWN are application bytes a second, from and to the
+/// client. STATE is connecting, active, idle (no byte for a minute), paused (no path, or by somebody), shadowed (somebody
+/// watches) or closing. --wide adds agent, sums, who watches, who paused it, lost sessions that it goes on from, and
+/// CLIENT-LEG and AGENT-LEG: the two parts of the round trip as the gateway measures them, with a `!` at the one that holds
+/// the session back (`switchback session ID` says why).
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   switchback sessions
+  switchback sessions --wide
   watch -n1 switchback sessions
   switchback sessions --json | jq '.[] | {id, rtt: .rtt.end_to_end.smoothed_us}'")]
-pub(crate) struct SessionsArgs {}
+pub(crate) struct SessionsArgs {
+    /// Show all columns, however wide that becomes
+    #[arg(long)]
+    wide: bool,
+}
 
 /// Show every figure of one session, and who is slow.
 ///
@@ -50,28 +58,15 @@ pub(crate) struct KillArgs {
 }
 
 /// Runs `sessions`.
-pub(crate) async fn list(global: &Global) -> Result<(), Fault> {
+pub(crate) async fn list(args: &SessionsArgs, global: &Global) -> Result<(), Fault> {
     let sessions = account::api(global)?.sessions().await?;
     if global.json {
         return output::json(&sessions);
     }
-    let mut table = Table::new(&[
-        Column::Text("ID"),
-        Column::Text("USER"),
-        Column::Text("RESOURCE"),
-        Column::Text("AGENT"),
-        Column::Text("STATE"),
-        Column::Text("TRANSPORT"),
-        Column::Figure("RTT"),
-        Column::Figure("CLIENT-LEG"),
-        Column::Figure("AGENT-LEG"),
-        Column::Figure("UP"),
-        Column::Figure("DOWN"),
-        Column::Figure("CHANNELS"),
-        Column::Figure("AGE"),
-    ]);
+    let columns: Vec<_> = COLUMNS.iter().filter(|column| args.wide || !column.wide).collect();
+    let mut table = Table::new(&columns.iter().map(|column| (column.head)()).collect::<Vec<_>>());
     for session in sessions {
-        table.row(row(session));
+        table.row(columns.iter().map(|column| (column.cell)(&session)));
     }
     table.print("no sessions")
 }
@@ -107,25 +102,95 @@ pub(crate) async fn kill(args: KillArgs, global: &Global) -> Result<(), Fault> {
     output::line(&format!("ended session {id}"))
 }
 
-fn row(session: SessionView) -> [String; 13] {
-    let who = session.slow.who;
-    let client_slow = matches!(who, SlowPart::ClientPath | SlowPart::ClientReceiver);
-    let agent_slow = matches!(who, SlowPart::AgentPath | SlowPart::AgentReceiver);
-    [
-        session.id.0,
-        session.user,
-        session.resource,
-        session.agent,
-        session.state.as_str().into(),
-        session.transport.unwrap_or_else(|| human::UNKNOWN.into()),
-        human::rtt(session.rtt.end_to_end),
-        marked(human::rtt(session.rtt.client_leg), client_slow),
-        marked(human::rtt(session.rtt.agent_leg), agent_slow),
-        human::bytes(session.client_to_target),
-        human::bytes(session.target_to_client),
-        session.channels.to_string(),
-        human::age(session.age_ms),
-    ]
+/// A column of the list.
+struct Shown {
+    head: fn() -> Column,
+    /// Only where there is room for all.
+    wide: bool,
+    cell: fn(&SessionView) -> String,
+}
+
+const fn text(head: fn() -> Column, cell: fn(&SessionView) -> String) -> Shown {
+    Shown { head, wide: false, cell }
+}
+
+const fn wide(head: fn() -> Column, cell: fn(&SessionView) -> String) -> Shown {
+    Shown { head, wide: true, cell }
+}
+
+/// Those that are not wide fit 120 characters with names of usual length.
+const COLUMNS: &[Shown] = &[
+    text(|| Column::Text("ID"), |it| it.id.0.clone()),
+    text(|| Column::Text("USER"), |it| it.user.clone()),
+    text(|| Column::Text("RESOURCE"), |it| it.resource.clone()),
+    wide(|| Column::Text("AGENT"), |it| it.agent.clone()),
+    text(|| Column::Text("STATE"), |it| it.state.as_str().into()),
+    text(
+        || Column::Text("TRANSPORT"),
+        |it| it.transport.clone().unwrap_or_else(|| human::UNKNOWN.into()),
+    ),
+    text(|| Column::Figure("RTT"), |it| human::rtt(it.rtt.end_to_end)),
+    text(|| Column::Figure("JITTER"), jitter),
+    text(|| Column::Figure("LOSS"), loss),
+    wide(
+        || Column::Figure("CLIENT-LEG"),
+        |it| {
+            let slow = matches!(it.slow.who, SlowPart::ClientPath | SlowPart::ClientReceiver);
+            marked(human::rtt(it.rtt.client_leg), slow)
+        },
+    ),
+    wide(
+        || Column::Figure("AGENT-LEG"),
+        |it| {
+            let slow = matches!(it.slow.who, SlowPart::AgentPath | SlowPart::AgentReceiver);
+            marked(human::rtt(it.rtt.agent_leg), slow)
+        },
+    ),
+    text(|| Column::Figure("UP"), |it| rate(it.life.rate_to_target)),
+    text(|| Column::Figure("DOWN"), |it| rate(it.life.rate_to_client)),
+    wide(|| Column::Figure("SENT"), |it| human::bytes(it.client_to_target)),
+    wide(|| Column::Figure("RECEIVED"), |it| human::bytes(it.target_to_client)),
+    wide(|| Column::Figure("CHANNELS"), |it| it.channels.to_string()),
+    text(|| Column::Figure("AGE"), |it| human::age(it.age_ms)),
+    wide(|| Column::Text("WATCHED-BY"), watched_by),
+    wide(|| Column::Text("PAUSED-BY"), paused_by),
+    wide(|| Column::Text("GOES-ON-FROM"), goes_on_from),
+];
+
+fn jitter(session: &SessionView) -> String {
+    session.life.jitter_us.map_or_else(|| human::UNKNOWN.into(), |us| human::micros(us.into()))
+}
+
+fn loss(session: &SessionView) -> String {
+    let percent = |ppm: u32| format!("{:.1} %", f64::from(ppm) / 10_000.0);
+    session.life.loss_ppm.map_or_else(|| human::UNKNOWN.into(), percent)
+}
+
+fn rate(bytes_per_second: u64) -> String {
+    format!("{}/s", human::bytes(bytes_per_second))
+}
+
+fn watched_by(session: &SessionView) -> String {
+    let watchers = session.life.watchers.iter();
+    let names: Vec<_> = watchers
+        .map(|it| if it.control { format!("{} (controls)", it.user) } else { it.user.clone() })
+        .collect();
+    if names.is_empty() { human::UNKNOWN.into() } else { names.join(", ") }
+}
+
+fn paused_by(session: &SessionView) -> String {
+    session.life.paused_by.clone().unwrap_or_else(|| human::UNKNOWN.into())
+}
+
+/// The lost session before, and how many there were; of a watch, what it watches.
+fn goes_on_from(session: &SessionView) -> String {
+    let life = &session.life;
+    match (&life.continues, &life.watches) {
+        (_, Some(watched)) => format!("watches {watched}"),
+        (Some(lost), None) if life.reconnects > 1 => format!("{lost} ({} lost)", life.reconnects),
+        (Some(lost), None) => lost.to_string(),
+        (None, None) => human::UNKNOWN.into(),
+    }
 }
 
 /// The mark of the leg that holds a session back.
@@ -133,7 +198,7 @@ fn marked(figure: String, slow: bool) -> String {
     if slow { format!("!{figure}") } else { figure }
 }
 
-fn facts_of(session: &SessionView) -> [(&'static str, String); 13] {
+fn facts_of(session: &SessionView) -> [(&'static str, String); 19] {
     let transport = session.transport.clone().unwrap_or_else(|| human::UNKNOWN.into());
     [
         ("id", session.id.0.clone()),
@@ -147,6 +212,19 @@ fn facts_of(session: &SessionView) -> [(&'static str, String); 13] {
         ("target to client", human::bytes(session.target_to_client)),
         ("channels", session.channels.to_string()),
         ("resumes", session.resumes.to_string()),
+        (
+            "rates",
+            format!(
+                "{} up, {} down",
+                rate(session.life.rate_to_target),
+                rate(session.life.rate_to_client)
+            ),
+        ),
+        ("jitter, loss", format!("{}, {}", jitter(session), loss(session))),
+        ("idle for", human::age(session.life.idle_ms)),
+        ("watched by", watched_by(session)),
+        ("paused by", paused_by(session)),
+        ("goes on from", goes_on_from(session)),
         ("age", human::age(session.age_ms)),
         ("who is slow", format!("{}: {}", who_in_words(session.slow.who), session.slow.because)),
     ]

@@ -35,6 +35,15 @@ the gateway, over the gateway's own --tuning:
       off                  TCP only
   standby=warm|cold        keep TCP and a relay ready beside UDP (warm, the default), or (cold) dial TCP anew, and ask
                            for a relay, when UDP falls silent: one pause of some RTTs, and no place at the gateway
+  shadow=tcp:HOST:PORT     connect watchers to this service instead of showing what passes (they need --control)
+  shadow-view=tcp:...      the same for a service that only shows, e.g. x11vnc -viewonly
+  title=TEXT               what people see in the feed in place of the name
+  icon=NAME folder=A/B tags=prod+ssh   how the feed shows it, and what policies find it by
+  pool=breadth|depth       of several agents that offer it, the one with the fewest sessions (breadth, the default) or the
+                           most (depth) gets the next
+  max-sessions=N           sessions of it at this agent at once; the rest go to other agents
+  health=use|probe         new sessions go where the service was reached when it was last used (use, the default), or
+                           when the agent last connected to it, every 30s (probe)
   proxy=v2                 send the PROXY protocol's header, so that the service sees the client's address
   congestion=NAME          congestion control, e.g. cubic; in the kernels of both machines
   dscp=NAME|0-63           ef, af11 to af43, cs0 to cs7, le, va, default

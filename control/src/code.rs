@@ -5,6 +5,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 macro_rules! codes {
     ($($variant:ident $text:literal $exit:ident $remedy:literal;)+) => {
@@ -82,12 +85,36 @@ codes! {
     // Signing in, and what one may do.
     TokenInvalid "TOKEN_INVALID" NoPermission "The broker does not know this token; log in again with a fresh login or join string.";
     TokenRevoked "TOKEN_REVOKED" NoPermission "This token was revoked; ask an administrator for a new login or join string.";
+    TokenExpired "TOKEN_EXPIRED" NoPermission "The sign-in has ended; run `switchback login` again.";
+    JoinUsed "JOIN_USED" NoPermission "This join string was used as often as it may be; ask an administrator for another: `switchback token agent NAME` or `switchback token gateway NAME`.";
+    JoinExpired "JOIN_EXPIRED" NoPermission "This join string is too old; ask an administrator for another: `switchback token agent NAME` or `switchback token gateway NAME`.";
+    ProofInvalid "PROOF_INVALID" NoPermission "The proof of the end's key does not fit the request; update both ends to the same version, and remove enrolment.json from the state directory if it was copied.";
+    ClockSkew "CLOCK_SKEW" Temporary "The clocks of this machine and of the broker differ; ends correct themselves by what the broker's shows, but have both set (NTP).";
+    IdTokenInvalid "ID_TOKEN_INVALID" NoPermission "The provider's token was not accepted; sign in again, and if that repeats, compare issuer, client id and claims at both ends.";
+    IdTokenExpired "ID_TOKEN_EXPIRED" NoPermission "The provider's token is over or not valid yet; sign in again, and if it happens at once, compare the clocks of provider and broker.";
+    SigninRefused "SIGNIN_REFUSED" NoPermission "The provider did not sign you in; run `switchback login --oidc` again.";
+    SigninOff "SIGNIN_OFF" Usage "This broker signs nobody in by OIDC: use a login string, or `switchback serve --oidc-issuer URL --oidc-client-id ID`.";
+    UserNameTaken "USER_NAME_TAKEN" NoPermission "Another account has this user name here; ask an administrator, who may allow it by `serve --oidc-users link`.";
+    ProviderUnreachable "PROVIDER_UNREACHABLE" Unavailable "The sign-in provider does not answer as it should; check its URL, its certificate, and that outbound HTTPS to it is allowed.";
     AdminOnly "ADMIN_ONLY" NoPermission "Only an administrator may do this.";
     ResourceUnknown "RESOURCE_UNKNOWN" NoPermission "No such resource in your feed; `switchback resources` lists what you may use.";
     ResourceNotGranted "RESOURCE_NOT_GRANTED" NoPermission "Ask an administrator: `switchback grant add USER RESOURCE`.";
+    PolicyDenied "POLICY_DENIED" NoPermission "A policy does not allow this here and now; `switchback policy explain` tells an administrator which one, and what would.";
+    PolicyConflict "POLICY_CONFLICT" NoPermission "What the policies demand of the transport leaves none; an administrator must mend the policies or the resource.";
+    SessionExpired "SESSION_EXPIRED" NoPermission "A policy limits how long a session lasts; connect again.";
+    PolicyInvalid "POLICY_INVALID" Usage "Mend the policies; `switchback policy check PATH` shows every error with its line and column.";
+    Reauthenticate "REAUTHENTICATE" NoPermission "A policy asks for a younger sign-in; run `switchback login` again.";
+    AuditFull "AUDIT_FULL" Temporary "The broker cannot write its audit records, so it decides nothing new; free its disk.";
     AgentOffline "AGENT_OFFLINE" Temporary "No agent that offers this resource is connected; start it, or wait for it to reconnect.";
-    AgentNameTaken "AGENT_NAME_TAKEN" Usage "Another agent is connected under this name; pass --name with a different one.";
-    AgentNotAllowed "AGENT_NOT_ALLOWED" NoPermission "This join string is for an agent of another name.";
+    AgentDraining "AGENT_DRAINING" Temporary "Every agent that offers this resource takes no new sessions; try again later, or ask for `switchback agents undrain NAME`.";
+    PoolFull "POOL_FULL" Temporary "Every agent that offers this resource serves as many sessions as it may; try again when one ends.";
+    AgentUnknown "AGENT_UNKNOWN" Usage "No such agent; `switchback agents` lists them.";
+    AgentNameTaken "AGENT_NAME_TAKEN" Usage "Another agent has this name; pass --name with a different one, or have an administrator end the other: `switchback token revoke ID`.";
+    AgentNotAllowed "AGENT_NOT_ALLOWED" NoPermission "This join string or enrolment is for an agent of another name.";
+    GatewayNameTaken "GATEWAY_NAME_TAKEN" Usage "Another gateway has this name; pass --name with a different one, or have an administrator end the other: `switchback token revoke ID`.";
+    GatewayNotAllowed "GATEWAY_NOT_ALLOWED" NoPermission "This join string or enrolment is for a gateway of another name.";
+    GatewayLimit "GATEWAY_LIMIT" Usage "A broker has 32 gateways at most, its own included; stop one and wait 90 s.";
+    GatewayUnknown "GATEWAY_UNKNOWN" Usage "No such gateway; `switchback gateways` lists them.";
     SubjectUnknown "SUBJECT_UNKNOWN" Usage "No such user, token or grant; list them first.";
     RateLimited "RATE_LIMITED" Temporary "Too many requests; wait a moment.";
     // Sessions.
@@ -104,6 +131,10 @@ codes! {
     CandidateRefused "CANDIDATE_REFUSED" Data "An address that no peer may be sent to (loopback, multicast, the gateway itself); look for what reports it.";
     PingUnanswered "PING_UNANSWERED" Unavailable "Not one reply came; `switchback sessions` and `switchback explain ID` say where the session stands.";
     UdpUnavailable "UDP_UNAVAILABLE" System "UDP sockets could not be had: pass another --udp-ports range, or --no-udp to do without.";
+    ClientOffline "CLIENT_OFFLINE" Temporary "The session's client has no link to the broker just now; try again when it is back.";
+    ConsentRefused "CONSENT_REFUSED" NoPermission "The session's user does not want to be watched, or cannot be asked; --no-consent-prompt does without where that is permitted.";
+    ConsentUnanswered "CONSENT_UNANSWERED" NoPermission "The session's user did not answer within 30 s; ask again, or with --no-consent-prompt where that is permitted.";
+    ShadowNeedsControl "SHADOW_NEEDS_CONTROL" NoPermission "Watchers of this resource are connected to a service that takes input: use --control, or offer a view-only one with shadow-view=tcp:HOST:PORT.";
     ChannelLimit "CHANNEL_LIMIT" Temporary "This session carries as many connections as it may; close some.";
     // The service behind the agent.
     TargetRefused "TARGET_REFUSED" Unavailable "The service refused the agent's connection; is it running and listening there?";
@@ -118,7 +149,7 @@ codes! {
     // This machine.
     UsageInvalid "USAGE_INVALID" Usage "See --help.";
     ConfigInvalid "CONFIG_INVALID" Usage "Correct the configuration file or flag named above.";
-    InviteInvalid "INVITE_INVALID" Usage "Copy the whole join or login string; it starts with sbjoin1_ or sblogin1_.";
+    InviteInvalid "INVITE_INVALID" Usage "Copy the whole join or login string; it starts with sbjoin1_, sbgate1_ or sblogin1_.";
     NotLoggedIn "NOT_LOGGED_IN" Usage "Run `switchback login STRING`, or set SWITCHBACK_LOGIN.";
     DataDirUnusable "DATA_DIR_UNUSABLE" System "Make the data directory writable for this user, or pass another with --data.";
     DataCorrupt "DATA_CORRUPT" System "Restore the data directory from a backup, or move it away to start anew.";
@@ -156,6 +187,20 @@ impl Code {
         Fault { code: self, detail: detail.into() }
     }
 }
+
+// By hand: the derived schema would not know the symbols, which the macro writes.
+impl PartialSchema for Code {
+    fn schema() -> RefOr<Schema> {
+        let symbols = Self::ALL.iter().map(|code| code.as_str());
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("A symbolic error code."))
+            .enum_values(Some(symbols))
+            .into()
+    }
+}
+
+impl ToSchema for Code {}
 
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 /// Where packets of sessions have to get to, as far as the broker knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Places {
     /// Host name or address of the gateway, as ends dial it.
@@ -20,14 +20,16 @@ pub struct Places {
     pub relay: Option<String>,
     /// UDP ports that the gateway relays on, first and last; absent if it does not.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u16>>, min_items = 2, max_items = 2)]
     pub relay_ports: Option<(u16, u16)>,
     /// Where the agent listens on its managed port, unless the resource's policy hides it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
     pub agent_managed: Vec<SocketAddr>,
 }
 
 /// A rule for a firewall.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FirewallRule {
     /// Whose network: `client`, `agent`, `gateway`; `here`: where the report was made.
     pub at: String,

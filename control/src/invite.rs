@@ -9,6 +9,7 @@ use crate::secret::Secret;
 
 const JOIN_PREFIX: &str = "sbjoin1_";
 const LOGIN_PREFIX: &str = "sblogin1_";
+const GATEWAY_PREFIX: &str = "sbgate1_";
 /// Longest string accepted; an honest one is about 250 characters.
 const INVITE_CHARS_MAX: usize = 4096;
 
@@ -20,6 +21,8 @@ pub enum InviteKind {
     Join,
     /// A user: `switchback login`.
     Login,
+    /// A gateway: `switchback gateway --join`.
+    Gateway,
 }
 
 /// URL, certificate pin and token of a broker.
@@ -44,6 +47,7 @@ impl InviteKind {
         match self {
             Self::Join => JOIN_PREFIX,
             Self::Login => LOGIN_PREFIX,
+            Self::Gateway => GATEWAY_PREFIX,
         }
     }
 
@@ -72,6 +76,12 @@ impl Invite {
                     }
                     (InviteKind::Join, _, true) => {
                         invalid("this is a login string for users, not a join string")
+                    }
+                    (InviteKind::Gateway, ..) => {
+                        invalid("this is no join string for gateways, which begins with sbgate1_")
+                    }
+                    _ if text.starts_with(GATEWAY_PREFIX) => {
+                        invalid("this is a join string for gateways: `switchback gateway --join`")
                     }
                     _ => invalid("the string has no known prefix"),
                 },

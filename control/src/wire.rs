@@ -3,6 +3,9 @@
 //! Agents and clients each hold one WebSocket link to the broker ([`AGENT_LINK`], [`CLIENT_LINK`]) and exchange these
 //! as JSON text messages. Unknown fields are ignored so that a newer peer may add some; an unknown `type` is
 //! [`Code::MessageMalformed`](crate::Code). Times are Unix milliseconds, durations microseconds where the name says so.
+mod gateways;
+mod service;
+mod shadow;
 mod udp;
 
 use std::fmt;
@@ -11,6 +14,16 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use switchback_engine::Tuning;
 
+pub use gateways::{
+    FromGateway, GATEWAY_EVENTS_MAX, GATEWAY_LINK, GATEWAY_METERS_MAX, GATEWAY_PAIRS_MAX,
+    GATEWAYS_MAX, GatewayPlace, GatewayRegister, GatewayRtt, HeldPair, LOCAL_GATEWAY, LegEvent,
+    LegWish, PairFigures, PairName, PairView, Side, ToGateway,
+};
+pub use service::{
+    Balance, FOLDER_DEPTH_MAX, Look, PoolShare, TAGS_MAX, TITLE_CHARS_MAX, TargetHealth,
+    WORD_CHARS_MAX,
+};
+pub use shadow::{SessionNotice, ShadowTarget, ShadowWish};
 pub use udp::{
     AboutSession, CANDIDATES_MAX, Candidate, CandidateKind, IceCredentials, LossCounts, PathLeg,
     PathMove, PathPair, PathReport, REPORT_IGNORED_MAX, REPORT_LEGS_MAX, REPORT_MOVES_MAX,
@@ -35,9 +48,13 @@ pub const FIRST_WORD: &str = "switchback-first-word";
 /// Longest message that travels so: with the rest of the request it fits a head of 16 KiB. A wish for a session with 32
 /// candidates is about 4 KiB.
 pub const FIRST_WORD_BYTES_MAX: usize = 8 * 1024;
+/// Header of a refusal for an assertion's time: what the broker's clock shows, Unix milliseconds.
+pub const BROKER_TIME: &str = "switchback-time";
 
 /// Names a session. Chosen by the broker, stable over all legs and restarts. 12 lower-case base32 characters.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct SessionId(pub String);
 
@@ -74,6 +91,18 @@ pub struct Resource {
     /// What may carry its sessions.
     #[serde(default, skip_serializing_if = "TransportPolicy::is_default")]
     pub transport: TransportPolicy,
+    /// Where watchers are connected, instead of to what the agent tees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowTarget>,
+    /// How it looks in a feed.
+    #[serde(default, skip_serializing_if = "Look::is_default")]
+    pub look: Look,
+    /// What this agent takes of its sessions.
+    #[serde(default, skip_serializing_if = "PoolShare::is_default")]
+    pub pool: PoolShare,
+    /// The agent looks now and then whether its target can be reached, not only once it could not be.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub probe: bool,
 }
 
 impl Resource {
@@ -81,7 +110,9 @@ impl Resource {
     pub fn tcp(name: impl Into<String>, target: impl Into<String>) -> Self {
         let (name, target) = (name.into(), target.into());
         let (tuning, transport) = (Tuning::default(), TransportPolicy::default());
-        Self { name, kind: ResourceKind::Tcp, target, tuning, proxy: None, transport }
+        let (look, pool) = (Look::default(), PoolShare::default());
+        let (kind, proxy, shadow) = (ResourceKind::Tcp, None, None);
+        Self { name, kind, target, tuning, proxy, transport, look, pool, probe: false, shadow }
     }
 
     /// A UDP service at `target`, `HOST:PORT`, with nothing special about it.
@@ -118,7 +149,7 @@ impl ClientAddress {
 }
 
 /// What a resource carries.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResourceKind {
     /// Byte streams: each application connection is a channel.
@@ -198,6 +229,18 @@ pub enum FromAgent {
         /// New ones.
         candidates: Vec<Candidate>,
     },
+    /// How far the gateways are, all that were measured; sent whenever it changed much.
+    Rtts {
+        /// One per gateway.
+        rtts: Vec<GatewayRtt>,
+    },
+    /// Which targets it reaches and how busy its machine is: after `register`, and whenever it changes.
+    Health {
+        /// All that have failed since the agent's start.
+        targets: Vec<TargetHealth>,
+        /// Load of the machine over the last minute, percent of its cores.
+        load_percent: u32,
+    },
     /// Answer to `explain`.
     Paths {
         /// Which.
@@ -213,6 +256,8 @@ pub enum FromAgent {
 pub enum ToAgent {
     /// Answer to `register`.
     Registered,
+    /// The enrolment is to have another key soon; see `POST /v1/enrol/rotate`.
+    Rotate,
     /// The broker refuses the link or a request; after this on an unregistered link it closes.
     Refused {
         /// Symbolic code.
@@ -243,6 +288,11 @@ pub enum ToAgent {
         session: SessionId,
         /// Why.
         code: Code,
+    },
+    /// The gateways there are, whenever that changes; not told while there is only the broker's own.
+    Gateways {
+        /// All of them.
+        gateways: Vec<GatewayPlace>,
     },
     /// What either end may be told.
     #[serde(untagged)]
@@ -277,6 +327,12 @@ pub struct SessionOffer {
     /// Nobody uses it yet: `begun` is due when its client opens a channel, unless the broker says so before.
     #[serde(default, skip_serializing_if = "is_false")]
     pub ready: bool,
+    /// The leg replaces those of its kind that work.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub instead: bool,
+    /// Most bits a second in each direction, if policy limits them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_bits: Option<u64>,
 }
 
 const fn is_false(flag: &bool) -> bool {
@@ -344,6 +400,14 @@ pub enum FromClient {
         /// Where the client can be reached by UDP now; absent if it does without.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         udp: Option<Vec<Candidate>>,
+        /// Which one.
+        #[serde(default, skip_serializing_if = "LegWish::is_default")]
+        wish: LegWish,
+    },
+    /// How far the gateways are, all that were measured; sent whenever it changed much.
+    Rtts {
+        /// One per gateway.
+        rtts: Vec<GatewayRtt>,
     },
     /// A ready session is used from now on.
     Begun {
@@ -383,6 +447,13 @@ pub enum FromClient {
         /// What the client sees.
         paths: Box<PathReport>,
     },
+    /// Answer to `consent_asked`.
+    Consent {
+        /// Names the question.
+        id: u64,
+        /// What the user says.
+        yes: bool,
+    },
 }
 
 /// From the broker to a client.
@@ -412,6 +483,9 @@ pub enum ToClient {
         /// What the resource carries.
         #[serde(default, skip_serializing_if = "ResourceKind::is_tcp")]
         kind: ResourceKind,
+        /// A watch is connected to the resource's shadow target, and sees bytes rather than frames.
+        #[serde(default, skip_serializing_if = "is_false")]
+        shadow_target: bool,
     },
     /// Answer to `leg`.
     Leg {
@@ -439,6 +513,19 @@ pub enum ToClient {
         /// Why.
         code: Code,
     },
+    /// The gateways there are, whenever that changes; not told while there is only the broker's own.
+    Gateways {
+        /// All of them.
+        gateways: Vec<GatewayPlace>,
+    },
+    /// The gateway that carries this session is about to go: ask for a leg `instead`, and leave the old one after that.
+    Relocate {
+        /// Which.
+        session: SessionId,
+    },
+    /// What the user is to be told.
+    #[serde(untagged)]
+    Notice(SessionNotice),
     /// What either end may be told.
     #[serde(untagged)]
     About(AboutSession),
@@ -472,10 +559,19 @@ pub struct SessionReport {
     /// What this end counts about loss.
     #[serde(default, skip_serializing_if = "LossCounts::is_zero")]
     pub loss: LossCounts,
+    /// Mean deviation of the round trip (RTTVAR of RFC 6298), microseconds: the jitter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_us: Option<u32>,
+    /// Packets in a million that the leg in use loses; absent where the transport does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_ppm: Option<u32>,
+    /// Who paused it; agents only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
 }
 
 /// A round-trip time over its recent samples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RttView {
     /// Exponentially smoothed (RFC 6298 weights), microseconds.
     pub smoothed_us: u32,

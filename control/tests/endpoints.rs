@@ -372,14 +372,14 @@ async fn many_sessions_share_one_client_and_one_agent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_with_a_revoked_token_stops_with_that_code() {
+async fn an_agent_whose_enrolment_is_revoked_stops_with_that_code() {
     let world = World::start().await;
     let mut agent = world.agent(1);
     agent.until(|state| state.registered).await;
     let admin = ApiClient::new(world.login.clone());
     let tokens = admin.tokens().await.unwrap();
-    let join = tokens.iter().find(|token| token.name == "*").unwrap();
-    admin.revoke(&join.id).await.unwrap();
+    let end = tokens.iter().find(|token| token.enrolment.is_some()).unwrap();
+    admin.revoke(&end.id, false).await.unwrap();
     let fault = timeout(PATIENCE, agent.task).await.unwrap().unwrap().unwrap_err();
     assert_eq!(fault.code, Code::TokenRevoked);
 }

@@ -139,6 +139,12 @@ fn the_data_directory_is_closed_to_others_and_secrets_stay_out_of_logs() {
             .to_owned();
         assert!(token.len() >= 20 && !logs.contains(&token));
     }
+    let state = fs::read(bed.home().join("agent/enrolment.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    let kept = state["key"].as_str().unwrap();
+    assert!(kept.len() >= 100 && !logs.contains(kept), "no key in a log");
+    // Assertions begin with the same header, whoever signs in.
+    assert!(!logs.contains("eyJ0eXAi") && !logs.contains("eyJhbGci"), "no assertion in a log");
     assert!(
         !logs.contains(".client.switchback") && !logs.contains(".agent.switchback"),
         "no ticket in a log"

@@ -9,11 +9,11 @@ use crate::support::{
 };
 
 /// A steady stream of numbered messages through an echo; fails on any byte lost, doubled or reordered.
-struct Stream(JoinHandle<Duration>);
+pub(crate) struct Stream(JoinHandle<Duration>);
 
 impl Stream {
     /// Runs for `length`; the handle gives the longest silence the application saw.
-    fn start(addr: SocketAddr, length: Duration) -> Self {
+    pub(crate) fn start(addr: SocketAddr, length: Duration) -> Self {
         Self(thread::spawn(move || {
             let stream = TcpStream::connect(addr).unwrap();
             stream.set_nodelay(true).unwrap();
@@ -50,7 +50,7 @@ impl Stream {
         }))
     }
 
-    fn longest_silence(self) -> Duration {
+    pub(crate) fn longest_silence(self) -> Duration {
         self.0.join().expect("the stream stayed whole")
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::notices::Attendant;
 use super::{CLOSE_PATIENCE, ConnectArgs, bind, options, tell, while_told};
 use crate::args::Global;
 use crate::output;
@@ -34,6 +35,7 @@ pub(super) async fn run(
         client = Client::connect_with(invite, options(args, 1)) => client?,
         () = stop.wait() => return Ok(()),
     };
+    let _attending = Attendant::start(client.clone(), args.allow_shadowing, false, global);
     announce_waiting(&args.name, &listener, global)?;
     let demand = OnDemand {
         client: &client,

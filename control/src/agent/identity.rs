@@ -1,4 +1,6 @@
-//! The agent's long-lived key: made on the first run, kept where only the agent can read it.
+//! The key that sessions are proved with: made on the first run, kept where only the agent can read it.
+//!
+//! Clients pin it for as long as a session lives, so it is another than the enrolment's, which changes.
 use std::fs;
 use std::io;
 use std::path::Path;

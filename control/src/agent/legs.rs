@@ -27,6 +27,8 @@ pub(super) struct Purpose {
     pub(super) tls: Arc<ServerConfig>,
     /// Whose options the leg takes on.
     pub(super) target: Arc<Target>,
+    /// The leg takes the place of those that work.
+    pub(super) instead: bool,
 }
 
 /// A warm leg is gone unused.
@@ -98,7 +100,11 @@ async fn finish(stream: TcpStream, purpose: &Purpose) -> Result<(), Fault> {
     let tuned = purpose.target.tuning.apply_to_connection(&stream);
     tuned.map_err(|refused| Code::TuningUnsupported.because(refused.to_string()))?;
     let stream = leg::accept(stream, purpose.tls.clone()).await?;
-    let leg = purpose.session.attach(stream, LegKind::TcpReverse);
+    let leg = if purpose.instead {
+        purpose.session.attach_instead(stream, LegKind::TcpReverse)
+    } else {
+        purpose.session.attach(stream, LegKind::TcpReverse)
+    };
     tracing::debug!(session = %purpose.id, %leg, "leg attached");
     Ok(())
 }

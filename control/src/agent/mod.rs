@@ -4,10 +4,12 @@
 //! run in tasks of their own, each bounded, so that nothing slow holds up anything else. Sessions live on while the
 //! link is down; the next `register` shows their grants, and the reports that follow show all of them.
 
+mod health;
 mod identity;
 mod legs;
 mod pool;
 mod proxy_v2;
+mod rate;
 mod session;
 mod target;
 mod untold;
@@ -23,17 +25,22 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::api::TokenKind;
 use crate::code::{Code, Fault};
 use crate::dial::BrokerAddress;
+use crate::enrol::Enrolment;
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, register_grants};
 use crate::link::{self, Doubt, FirstWord, LinkEvent};
+use crate::shadow::{BACKLOG_DEFAULT, BACKLOG_MAX, BACKLOG_TOTAL, Budget};
+use crate::survey::Survey;
 use crate::udp::reach::Reach;
 use crate::udp::{self, UdpOptions};
 use crate::wire::{
     AGENT_LINK, AboutSession, AgentLeg, FromAgent, LegTicket, PROTOCOL, Resource, SessionId,
     SessionOffer, ToAgent,
 };
+use health::Health;
 use legs::{Purpose, WarmGone};
 use pool::WarmPool;
 use session::{News, SessionOver, Sessions};
@@ -53,7 +60,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// What an agent needs to know.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
-    /// Which broker, and the right to join it.
+    /// Which broker, and the right to join it; without a token if the state directory holds an enrolment.
     pub invite: Invite,
     /// The agent's name.
     pub name: String,
@@ -61,7 +68,7 @@ pub struct AgentConfig {
     pub resources: Vec<Resource>,
     /// Admitted legs kept waiting, see [`WARM_LEGS_DEFAULT`].
     pub warm_legs: u32,
-    /// Directory of the agent's key; made on the first run.
+    /// Directory of the agent's keys and enrolment; made on the first run.
     pub state_dir: PathBuf,
 }
 
@@ -74,6 +81,9 @@ pub struct AgentOptions {
     pub session: SessionConfig,
     /// How UDP is used.
     pub udp: UdpOptions,
+    /// Bytes kept per channel and direction, for watchers to look back at. Default 64 KiB; 0: none. All sessions together
+    /// keep 64 MiB at most.
+    pub shadow_backlog: usize,
     /// Is told of every change of the agent's state.
     pub state: Option<watch::Sender<AgentState>>,
 }
@@ -81,7 +91,7 @@ pub struct AgentOptions {
 impl Default for AgentOptions {
     fn default() -> Self {
         let (session, udp) = (SessionConfig::default(), UdpOptions::default());
-        Self { sessions_max: 8192, session, udp, state: None }
+        Self { sessions_max: 8192, session, udp, shadow_backlog: BACKLOG_DEFAULT, state: None }
     }
 }
 
@@ -111,8 +121,8 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Fau
 /// # Errors
 /// What no retry mends: [`Code::ConfigInvalid`] and [`Code::TuningUnsupported`] for a resource's tuning, here or, from the
 /// start, at the gateway; [`Code::DataDirUnusable`], [`Code::DataCorrupt`], [`Code::InviteInvalid`],
-/// [`Code::BrokerPinMismatch`], [`Code::TokenInvalid`], [`Code::TokenRevoked`], [`Code::AgentNotAllowed`],
-/// [`Code::ProtocolVersion`], and [`Code::AgentNameTaken`] if it was so from the start.
+/// [`Code::BrokerPinMismatch`], [`Code::TokenInvalid`], [`Code::TokenRevoked`], [`Code::JoinUsed`], [`Code::JoinExpired`],
+/// [`Code::AgentNotAllowed`], [`Code::ProtocolVersion`], and [`Code::AgentNameTaken`] if it was so from the start.
 pub async fn run_with(
     config: AgentConfig,
     options: AgentOptions,
@@ -120,43 +130,55 @@ pub async fn run_with(
 ) -> Result<(), Fault> {
     config.resources.iter().try_for_each(probe_tuning)?;
     let home: Arc<str> = BrokerAddress::of(&config.invite)?.host_port().into();
+    let enrolment = Enrolment::open(
+        Some(config.state_dir.clone()),
+        &config.invite,
+        TokenKind::Agent,
+        &config.name,
+    )?;
     let key = identity::load(&config.state_dir)?;
     let reach = Reach::start(&options.udp, &home)?;
     let (news_sender, mut news) = mpsc::channel(EVENTS_MAX);
     let (gone_sender, mut gone) = mpsc::channel(EVENTS_MAX);
-    let AgentOptions { sessions_max, session, udp: _, state } = options;
+    let AgentOptions { sessions_max, session, udp: _, shadow_backlog, state } = options;
+    let backlog = Budget::new(shadow_backlog.min(BACKLOG_MAX), BACKLOG_TOTAL);
     let doubt = Doubt::default();
     let doubted = doubt.clone();
     let sessions = Sessions::new(
         key,
         &config.resources,
         session,
-        (sessions_max, reach.clone()),
+        (sessions_max, reach.clone(), backlog),
         news_sender,
         doubt.clone(),
     );
     let mut network = reach.as_ref().map(Reach::changed);
+    let mut health = Health::start(&config.resources, sessions.faults());
     let mut agent = Agent {
         pool: WarmPool::new(config.warm_legs),
         name: config.name,
         resources: config.resources,
-        home,
         sessions,
         warm: HashMap::new(),
         gone: gone_sender,
         in_flight: Arc::new(Semaphore::new(LEGS_IN_FLIGHT_MAX)),
         link: Link { queue: None, unsaid: VecDeque::new(), reporter: Reporter::default() },
         untold: Untold::default(),
+        survey: Survey::start(home.to_string(), reach.is_some()),
+        home,
         reach,
+        enrolment: enrolment.clone(),
         was_registered: false,
         state: state.unwrap_or_default(),
     };
+    let mut ways = agent.survey.found();
     let link_stop = CancellationToken::new();
     let (sender, mut events) = mpsc::channel(EVENTS_MAX);
-    let (invite, linking) = (config.invite, link_stop.clone());
+    tokio::spawn(enrolment.clone().keep_fresh(link_stop.clone()));
+    let linking = link_stop.clone();
     let link = tokio::spawn(async move {
         let nothing = FirstWord::default();
-        link::run(&invite, AGENT_LINK, sender, doubt, nothing, linking).await
+        link::run(&*enrolment, AGENT_LINK, sender, doubt, nothing, linking).await
     });
     let mut tick = interval(REPORT_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -167,7 +189,8 @@ pub async fn run_with(
         agent.show();
         tokio::select! {
             event = events.recv() => match event.map(|event| agent.handle_link(event)) {
-                Some(Ok(())) => {}
+                Some(Ok(Heed::Registered)) => agent.tell_health(&mut health),
+                Some(Ok(Heed::Nothing)) => {}
                 Some(Err(fault)) => break Err(fault),
                 // The link is over, and says why below.
                 None => break Ok(()),
@@ -178,11 +201,14 @@ pub async fn run_with(
                 News::Over(over) => agent.session_over(over),
                 News::Relayed(session) => agent.tell_relayed(session),
             },
+            Ok(()) = ways.changed() => agent.tell_ways(),
+            () = health.changed() => agent.tell_health(&mut health),
             _ = tick.tick() => agent.report(),
             _ = again.tick(), if agent.has_untold() => agent.tell_untold(),
             () = udp::changed(&mut network) => {
                 // The link may be of an address that is gone.
                 doubted.raise();
+                agent.survey.again();
                 agent.tell_network();
             }
             () = sleep_until(warm_at.unwrap_or_else(Instant::now)), if warm_at.is_some() => {}
@@ -227,12 +253,22 @@ struct Agent {
     link: Link,
     untold: Untold,
     reach: Option<Reach>,
+    enrolment: Arc<Enrolment>,
+    /// How far the gateways are.
+    survey: Survey,
     was_registered: bool,
     state: watch::Sender<AgentState>,
 }
 
+/// What an event of the link asks of the agent's task.
+enum Heed {
+    Nothing,
+    /// A broker that knows nothing yet of this agent's health.
+    Registered,
+}
+
 impl Agent {
-    fn handle_link(&mut self, event: LinkEvent<FromAgent, ToAgent>) -> Result<(), Fault> {
+    fn handle_link(&mut self, event: LinkEvent<FromAgent, ToAgent>) -> Result<Heed, Fault> {
         match event {
             LinkEvent::Up(queue) => {
                 self.link.queue = Some(queue);
@@ -256,10 +292,14 @@ impl Agent {
                     true
                 });
             }
-            LinkEvent::Message(ToAgent::Registered) => self.registered(),
-            LinkEvent::Message(ToAgent::Refused { code, message }) => {
-                return self.refused(code.because(message));
+            LinkEvent::Message(ToAgent::Registered) => {
+                self.registered();
+                return Ok(Heed::Registered);
             }
+            LinkEvent::Message(ToAgent::Refused { code, message }) => {
+                self.refused(code.because(message))?;
+            }
+            LinkEvent::Message(ToAgent::Rotate) => self.enrolment.ask_for_new_key(),
             LinkEvent::Message(ToAgent::WarmTickets { tickets }) => self.warm_up(tickets),
             LinkEvent::Message(ToAgent::Offer { session, leg }) => self.offered(*session, leg),
             LinkEvent::Message(ToAgent::About(about)) => match about {
@@ -268,13 +308,24 @@ impl Agent {
                     self.sessions.add_candidates(&session, candidates);
                 }
                 AboutSession::Relay { session, relay } => self.sessions.renew(&session, relay),
+                AboutSession::Hold { session, held } => self.sessions.hold(&session, held),
+                AboutSession::Policy { session, transport, rate_bits } => {
+                    self.sessions.narrow(&session, transport, rate_bits);
+                }
             },
+            LinkEvent::Message(ToAgent::Gateways { gateways }) => self.survey.set(gateways),
             LinkEvent::Message(ToAgent::Begun { session }) => {
                 self.sessions.begin(&session);
             }
             LinkEvent::Message(ToAgent::End { session, code }) => self.sessions.end(&session, code),
         }
-        Ok(())
+        Ok(Heed::Nothing)
+    }
+
+    fn tell_health(&self, health: &mut Health) {
+        if self.state.borrow().registered {
+            self.link.say(health.told());
+        }
     }
 
     fn register(&mut self) {
@@ -300,6 +351,15 @@ impl Agent {
             true
         });
         self.tell_all_relayed();
+        self.tell_ways();
+    }
+
+    /// The broker hears how far the gateways are.
+    fn tell_ways(&self) {
+        let rtts = self.survey.found().borrow().clone();
+        if !rtts.is_empty() && self.state.borrow().registered {
+            self.link.say(FromAgent::Rtts { rtts });
+        }
     }
 
     fn refused(&mut self, fault: Fault) -> Result<(), Fault> {

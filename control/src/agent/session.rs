@@ -5,21 +5,25 @@ use std::sync::Arc;
 use data_encoding::BASE64URL_NOPAD;
 use rustls::ServerConfig;
 use switchback_shortpath::{
-    MoveCause, Role, SessionConfig, SessionEvent, SessionHandle, SessionKey, server_config,
+    Channel, MoveCause, Role, SessionConfig, SessionEvent, SessionHandle, SessionKey, server_config,
 };
 use tokio::sync::{mpsc, watch};
 
+use crate::agent::health::Faults;
 use crate::agent::legs::Purpose;
+use crate::agent::rate::{Capped, RateCap};
 use crate::agent::target::{self, Target};
 use crate::code::{Code, Fault};
 use crate::link::Doubt;
 use crate::link::report::figures;
 use crate::reason;
+use crate::shadow::frame::{Hello, VERSION};
+use crate::shadow::{self, Budget, Tapped, Tee, unix_micros};
 use crate::udp::reach::Reach;
 use crate::udp::session::{SessionUdp, SessionWatch, Wanted, under};
 use crate::wire::{
     Candidate, ClientAddress, PathReport, PublicKey, RelayAccess, Resource, SealedGrant, SessionId,
-    SessionOffer, SessionPurpose, SessionReport, UdpUse,
+    SessionOffer, SessionPurpose, SessionReport, TransportPolicy, UdpUse,
 };
 
 /// Part of an agent's sessions that may be ready ones: most of its room is for those in use.
@@ -47,6 +51,7 @@ pub(super) enum News {
 pub(super) struct Sessions {
     key: SessionKey,
     targets: HashMap<String, Arc<Target>>,
+    faults: Arc<Faults>,
     config: SessionConfig,
     sessions_max: usize,
     reach: Option<Reach>,
@@ -55,6 +60,7 @@ pub(super) struct Sessions {
     ready: HashSet<SessionId>,
     news: mpsc::Sender<News>,
     doubt: Doubt,
+    backlog: Arc<Budget>,
 }
 
 struct Live {
@@ -65,8 +71,17 @@ struct Live {
     target: Arc<Target>,
     client_address: watch::Sender<Option<ClientAddress>>,
     udp: Arc<SessionUdp>,
+    rate: Arc<RateCap>,
     /// To look for the client by UDP.
     wanted: Wanted,
+    /// What watchers see.
+    tee: Arc<Tee>,
+    since_us: u64,
+    user: String,
+    resource: String,
+    purpose: SessionPurpose,
+    /// Who paused it.
+    held: Option<String>,
 }
 
 impl Sessions {
@@ -74,14 +89,29 @@ impl Sessions {
         key: SessionKey,
         resources: &[Resource],
         config: SessionConfig,
-        (sessions_max, reach): (usize, Option<Reach>),
+        (sessions_max, reach, backlog): (usize, Option<Reach>, Arc<Budget>),
         news: mpsc::Sender<News>,
         doubt: Doubt,
     ) -> Self {
-        let target = |resource: &Resource| (resource.name.clone(), Arc::new(resource.into()));
+        let faults = Arc::<Faults>::default();
+        let target = |resource: &Resource| {
+            (resource.name.clone(), Arc::new(Target::new(resource, faults.clone())))
+        };
         let targets = resources.iter().map(target).collect();
         let (live, ready) = (HashMap::new(), HashSet::new());
-        Self { key, targets, config, sessions_max, reach, live, ready, news, doubt }
+        Self {
+            key,
+            targets,
+            faults,
+            config,
+            sessions_max,
+            reach,
+            live,
+            ready,
+            news,
+            doubt,
+            backlog,
+        }
     }
 
     /// The session of an offer, as its leg must know it; created if it is new.
@@ -103,7 +133,7 @@ impl Sessions {
             if let Some(access) = offer.udp {
                 live.udp.begin(live.wanted.clone(), *access, &live.handle);
             }
-            return Ok(live.purpose(id));
+            return Ok(live.purpose(id, offer.instead));
         }
         if self.live.len() >= self.sessions_max {
             return Err(Code::SessionLimit.because("this agent serves as many as it may"));
@@ -113,7 +143,7 @@ impl Sessions {
             return Err(Code::SessionLimit.because("this agent holds as many ready as it may"));
         }
         let live = self.create(offer)?;
-        let purpose = live.purpose(id.clone());
+        let purpose = live.purpose(id.clone(), false);
         if ready {
             self.ready.insert(id.clone());
         }
@@ -133,10 +163,13 @@ impl Sessions {
             udp: access,
             purpose,
             ready,
+            instead: _,
+            rate_bits,
         } = offer;
         let target = self.targets.get(&resource).ok_or_else(|| {
             Code::ResourceUnknown.because(format!("this agent does not offer `{resource}`"))
         })?;
+        let work = self.work(&purpose, &resource)?;
         let malformed = || Code::MessageMalformed.because("the client's key is malformed");
         let peer_key = BASE64URL_NOPAD.decode(client_key.0.as_bytes()).map_err(|_| malformed())?;
         let tls = server_config(&self.key, &peer_key).map_err(|_| malformed())?;
@@ -155,9 +188,78 @@ impl Sessions {
             tokio::spawn(udp.clone().enforce(SessionWatch(handle.clone())));
         }
         let paths = Paths { udp: udp.clone() };
-        let service = Service { target: target.clone(), client, purpose, ready, paths };
+        let (tee, rate) = (Tee::new(self.backlog.clone()), RateCap::new(rate_bits));
+        let (of, shown, capped) = (target.clone(), tee.clone(), rate.clone());
+        let service = Service { target: of, client, work, tee: shown, rate: capped, ready, paths };
         tokio::spawn(follow(id, events, service, self.news.clone(), self.doubt.clone()));
-        Ok(Live { handle, tls, client_key, grant, target, client_address, udp, wanted })
+        let (since_us, held) = (unix_micros(), None);
+        Ok(Live {
+            handle,
+            tls,
+            client_key,
+            grant,
+            target,
+            client_address,
+            udp,
+            rate,
+            wanted,
+            tee,
+            since_us,
+            user,
+            resource,
+            purpose,
+            held,
+        })
+    }
+
+    /// What channels of a session for this purpose get.
+    fn work(&self, purpose: &SessionPurpose, resource: &str) -> Result<Work, Fault> {
+        let wish = match purpose {
+            SessionPurpose::Use => return Ok(Work::Use),
+            SessionPurpose::Echo => return Ok(Work::Echo),
+            SessionPurpose::Shadow(wish) => wish,
+        };
+        let of_resource =
+            |live: &&Live| live.resource == resource && live.purpose == SessionPurpose::Use;
+        let watched = self.live.get(&wish.session).filter(of_resource);
+        let watched = watched.filter(|_| !self.ready.contains(&wish.session));
+        let watched = watched.ok_or(Code::SessionUnknown)?;
+        if let (Some(target), Some(shadow)) = (watched.target.of_watchers(), &watched.target.shadow)
+        {
+            if !shadow.view_only && !wish.control {
+                return Err(Code::ShadowNeedsControl.into());
+            }
+            return Ok(Work::WatchTarget(Arc::new(target)));
+        }
+        let hello = Hello {
+            version: VERSION,
+            session: wish.session.clone(),
+            user: watched.user.clone(),
+            resource: resource.to_owned(),
+            kind: watched.target.kind(),
+            port: watched.target.port(),
+            since_us: watched.since_us,
+            control: wish.control,
+        };
+        Ok(Work::Watch(watched.tee.clone(), Box::new(hello)))
+    }
+
+    /// Pauses a session, or lets it go on.
+    pub(super) fn hold(&mut self, id: &SessionId, held: Option<String>) {
+        if let Some(live) = self.live.get_mut(id) {
+            let by = held.as_deref().unwrap_or("-");
+            tracing::info!(session = %id, held = held.is_some(), by, "session held");
+            live.tee.hold(held.is_some());
+            live.held = held;
+        }
+    }
+
+    /// A session is over: so is every watch of it. One that sees frames ends when its watcher has the last of them.
+    fn end_watches(&self, watched: &SessionId) {
+        let watches = self.live.values().filter(|live| {
+            live.purpose.shadow().is_some_and(|wish| wish.session == *watched && wish.target)
+        });
+        watches.for_each(|live| live.handle.close(reason::to_wire(Code::SessionClosed)));
     }
 
     /// The client of a session can also be reached here.
@@ -171,6 +273,19 @@ impl Sessions {
     pub(super) fn renew(&self, id: &SessionId, relay: RelayAccess) {
         if let Some(live) = self.live.get(id) {
             live.udp.renew(relay);
+        }
+    }
+
+    /// Policy changed: this may carry the session from now on, at this rate.
+    pub(super) fn narrow(
+        &self,
+        id: &SessionId,
+        transport: TransportPolicy,
+        rate_bits: Option<u64>,
+    ) {
+        if let Some(live) = self.live.get(id) {
+            live.udp.narrow(transport, &live.handle);
+            live.rate.set(rate_bits);
         }
     }
 
@@ -207,6 +322,7 @@ impl Sessions {
         if let Some(live) = self.live.remove(id) {
             tracing::info!(session = %id, %code, "session ended by the broker");
             live.handle.close(reason::to_wire(code));
+            self.end_watches(id);
         }
     }
 
@@ -220,12 +336,19 @@ impl Sessions {
     /// Forgets a session that is over; false if it was forgotten before.
     pub(super) fn forget(&mut self, id: &SessionId) -> bool {
         self.ready.remove(id);
-        self.live.remove(id).is_some()
+        let known = self.live.remove(id).is_some();
+        self.end_watches(id);
+        known
     }
 
     /// Sessions in use.
     pub(super) fn len(&self) -> usize {
         self.live.len() - self.ready.len()
+    }
+
+    /// What its channels learn of the targets.
+    pub(super) fn faults(&self) -> Arc<Faults> {
+        self.faults.clone()
     }
 
     /// The agent's public key.
@@ -242,7 +365,8 @@ impl Sessions {
     pub(super) fn figures(&self) -> impl Iterator<Item = (SessionReport, SealedGrant)> {
         self.in_use().map(|(id, live)| {
             let stats = live.handle.stats();
-            let report = figures(id.clone(), &stats, stats.bytes_received, stats.bytes_sent);
+            let mut report = figures(id.clone(), &stats, stats.bytes_received, stats.bytes_sent);
+            report.held.clone_from(&live.held);
             (report, live.grant.clone())
         })
     }
@@ -253,9 +377,9 @@ impl Sessions {
 }
 
 impl Live {
-    fn purpose(&self, id: SessionId) -> Purpose {
+    fn purpose(&self, id: SessionId, instead: bool) -> Purpose {
         let (tls, target) = (self.tls.clone(), self.target.clone());
-        Purpose { id, session: self.handle.clone(), tls, target }
+        Purpose { id, session: self.handle.clone(), tls, target, instead }
     }
 }
 
@@ -264,11 +388,25 @@ impl Live {
 struct Service {
     target: Arc<Target>,
     client: watch::Receiver<Option<ClientAddress>>,
-    purpose: SessionPurpose,
+    work: Work,
+    tee: Arc<Tee>,
+    rate: Arc<RateCap>,
     /// Its use is yet to be told.
     ready: bool,
     /// Dropped with the rest.
     paths: Paths,
+}
+
+/// What a session's channels get.
+enum Work {
+    /// A connection to the target each.
+    Use,
+    /// Their own bytes back.
+    Echo,
+    /// What another session carries.
+    Watch(Arc<Tee>, Box<Hello>),
+    /// A connection to the target for watchers.
+    WatchTarget(Arc<Target>),
 }
 
 /// A session's UDP, which ends with its events.
@@ -279,6 +417,41 @@ struct Paths {
 impl Drop for Paths {
     fn drop(&mut self) {
         self.udp.end();
+    }
+}
+
+impl Service {
+    /// Gives a channel what it is for, in a task of its own.
+    fn serve(&self, channel: Channel, id: &SessionId) {
+        let id = id.clone();
+        match &self.work {
+            Work::Use => {
+                let (target, client, tap) =
+                    (self.target.clone(), *self.client.borrow(), self.tap());
+                tokio::spawn(async move {
+                    target::serve(channel, &target, &id, client, &tap).await;
+                });
+            }
+            Work::Echo => drop(tokio::spawn(target::echo(channel))),
+            Work::Watch(tee, hello) => {
+                let (hello, pace) = (Hello::clone(hello), self.without_tap());
+                drop(tokio::spawn(shadow::serve(channel, tee.clone(), hello, pace)));
+            }
+            Work::WatchTarget(target) => {
+                let (target, tap) = (target.clone(), self.without_tap());
+                tokio::spawn(async move { target::serve(channel, &target, &id, None, &tap).await });
+            }
+        }
+    }
+
+    /// Of a channel that opens: seen by watchers, and no faster than policy lets it go.
+    fn tap(&self) -> Capped<Tapped> {
+        Capped { tap: self.tee.tap(), rate: self.rate.clone() }
+    }
+
+    /// Of a watcher's channel: seen by nobody, and no faster either.
+    fn without_tap(&self) -> Capped<()> {
+        Capped { tap: (), rate: self.rate.clone() }
     }
 }
 
@@ -305,20 +478,15 @@ async fn follow(
         };
         let Some(event) = event else { break };
         match event {
-            SessionEvent::Incoming(channel) if service.purpose == SessionPurpose::Echo => {
-                tokio::spawn(target::echo(channel));
-            }
             SessionEvent::Incoming(channel) => {
                 if std::mem::take(&mut service.ready) {
                     // The agent is stopping.
                     let _ = news.send(News::Begun(id.clone())).await;
                 }
                 // Bounded by the session's own limit of channels.
-                let (id, target) = (id.clone(), service.target.clone());
-                let client = *service.client.borrow();
-                tokio::spawn(async move { target::serve(channel, &target, &id, client).await });
+                service.serve(channel, &id);
             }
-            SessionEvent::IncomingDatagrams(flow) if service.purpose == SessionPurpose::Echo => {
+            SessionEvent::IncomingDatagrams(flow) if !matches!(service.work, Work::Use) => {
                 flow.reset(reason::to_wire(Code::ChannelLimit));
             }
             SessionEvent::IncomingDatagrams(flow) => {
@@ -328,7 +496,10 @@ async fn follow(
                 }
                 // Bounded by the session's own limit of channels.
                 let (id, target) = (id.clone(), service.target.clone());
-                tokio::spawn(async move { target::serve_datagrams(flow, &target, &id).await });
+                let tap = service.tap();
+                tokio::spawn(
+                    async move { target::serve_datagrams(flow, &target, &id, &tap).await },
+                );
             }
             SessionEvent::Moved { to, cause: MoveCause::Recovered, stall, .. } => {
                 tracing::debug!(session = %id, on = to.label(), stall_us = stall.as_micros(), "session stalled");
@@ -359,6 +530,7 @@ async fn follow(
         }
     }
     tracing::info!(session = %id, %fault, "session over");
+    service.tee.end(&fault.to_string());
     // The agent is stopping.
     let _ = news.send(News::Over(SessionOver { id, code: fault.code })).await;
 }
@@ -384,6 +556,8 @@ pub(super) fn offer(id: &str, client: &SessionKey) -> SessionOffer {
         udp: None,
         purpose: SessionPurpose::Use,
         ready: false,
+        instead: false,
+        rate_bits: None,
     }
 }
 
@@ -398,7 +572,14 @@ mod tests {
         let (sender, over) = mpsc::channel(4);
         let (key, config) = (SessionKey::generate().unwrap(), SessionConfig::default());
         (
-            Sessions::new(key, &resources, config, (sessions_max, None), sender, Doubt::default()),
+            Sessions::new(
+                key,
+                &resources,
+                config,
+                (sessions_max, None, Budget::new(1024, 1024)),
+                sender,
+                Doubt::default(),
+            ),
             over,
         )
     }

@@ -1,19 +1,23 @@
 //! A channel's other end: the connection to the service.
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use switchback_engine::Tuning;
-use switchback_shortpath::{CarryEnd, Channel, DatagramFlow, carry, carry_datagrams};
+use switchback_shortpath::{
+    CarryEnd, Channel, DatagramFlow, Tap, carry_datagrams_with, carry_with,
+};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::agent::health::Faults;
 use crate::agent::proxy_v2;
 use crate::code::{Code, Fault};
 use crate::dial::tcp;
 use crate::reason;
 use crate::udp::flows::{self, FLOW_IDLE};
-use crate::wire::{ClientAddress, ProxyHeader, Resource, ResourceKind, SessionId};
+use crate::wire::{ClientAddress, ProxyHeader, Resource, ResourceKind, SessionId, ShadowTarget};
 
 /// From a channel's opening to the service's accept. Services are near their agent: a lost SYN or two (1 + 2 s) fit,
 /// and a user need not wait longer to learn that nothing answers.
@@ -22,21 +26,43 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A service, and how it is reached.
 #[derive(Debug)]
 pub(super) struct Target {
+    name: String,
     /// `HOST:PORT`.
     address: String,
     pub(super) tuning: Tuning,
     proxy: Option<ProxyHeader>,
     is_udp: bool,
-}
-
-impl From<&Resource> for Target {
-    fn from(resource: &Resource) -> Self {
-        let Resource { target, tuning, proxy, kind, .. } = resource.clone();
-        Self { address: target, tuning, proxy, is_udp: kind == ResourceKind::Udp }
-    }
+    /// Where watchers are connected, if not to what is teed.
+    pub(super) shadow: Option<ShadowTarget>,
+    faults: Arc<Faults>,
 }
 
 impl Target {
+    /// The target of `resource`; connections that fail are told to `faults`.
+    pub(super) fn new(resource: &Resource, faults: Arc<Faults>) -> Self {
+        let Resource { name, target, tuning, proxy, kind, shadow, .. } = resource.clone();
+        let is_udp = kind == ResourceKind::Udp;
+        Self { name, address: target, tuning, proxy, is_udp, shadow, faults }
+    }
+
+    /// The target of watchers of this one, if it has one; tuned alike, and told nothing of its clients.
+    pub(super) fn of_watchers(&self) -> Option<Self> {
+        let address = self.shadow.as_ref()?.target.clone();
+        let tuning = self.tuning.clone();
+        let (name, faults) = (self.name.clone(), Arc::default());
+        Some(Self { name, address, tuning, proxy: None, is_udp: false, shadow: None, faults })
+    }
+
+    pub(super) const fn kind(&self) -> ResourceKind {
+        if self.is_udp { ResourceKind::Udp } else { ResourceKind::Tcp }
+    }
+
+    /// 0 if the address has none.
+    pub(super) fn port(&self) -> u16 {
+        let port = self.address.rsplit_once(':').map(|(_, port)| port.parse());
+        port.and_then(Result::ok).unwrap_or_default()
+    }
+
     /// Connects, and tells the service whose connection it is if it wants to know.
     async fn dial(
         &self,
@@ -59,6 +85,7 @@ pub(super) async fn serve(
     target: &Target,
     session: &SessionId,
     client: Option<ClientAddress>,
+    tap: &impl Tap,
 ) {
     if target.is_udp {
         // A client that takes datagrams for a byte stream.
@@ -76,10 +103,11 @@ pub(super) async fn serve(
         Err(error) => {
             let fault = unreachable(&target.address, &error);
             tracing::warn!(%session, %fault, "target not reached");
+            target.faults.found(&target.name, Some(fault.code));
             return channel.reset(reason::to_wire(fault.code));
         }
     };
-    let outcome = carry(channel, socket).await;
+    let outcome = carry_with(channel, socket, tap).await;
     let (sent, received) = (outcome.bytes_out, outcome.bytes_in);
     match outcome.end {
         CarryEnd::Finished => tracing::debug!(%session, sent, received, "channel finished"),
@@ -93,7 +121,12 @@ pub(super) async fn serve(
 }
 
 /// Connects a flow of datagrams to its service and carries it until it ends or falls idle.
-pub(super) async fn serve_datagrams(flow: DatagramFlow, target: &Target, session: &SessionId) {
+pub(super) async fn serve_datagrams(
+    flow: DatagramFlow,
+    target: &Target,
+    session: &SessionId,
+    tap: &impl Tap,
+) {
     if !target.is_udp {
         // A client that takes a byte stream for datagrams.
         return flow.reset(reason::to_wire(Code::TargetRefused));
@@ -110,7 +143,7 @@ pub(super) async fn serve_datagrams(flow: DatagramFlow, target: &Target, session
             return flow.reset(reason::to_wire(fault.code));
         }
     };
-    let outcome = carry_datagrams(flow, socket, FLOW_IDLE).await;
+    let outcome = carry_datagrams_with(flow, socket, FLOW_IDLE, tap).await;
     let (sent, received, end) = (outcome.bytes_out, outcome.bytes_in, outcome.end);
     tracing::debug!(%session, sent, received, %end, "flow ended");
 }
@@ -126,7 +159,7 @@ pub(super) async fn echo(channel: Channel) {
     writer.finish();
 }
 
-fn unreachable(target: &str, error: &io::Error) -> Fault {
+pub(super) fn unreachable(target: &str, error: &io::Error) -> Fault {
     let code = match error.kind() {
         io::ErrorKind::ConnectionRefused => Code::TargetRefused,
         io::ErrorKind::TimedOut => Code::TargetTimeout,
@@ -183,9 +216,11 @@ mod tests {
                 break channel;
             }
         };
-        let target = Target::from(&Resource::tcp("hanging", address.to_string()));
+        let target = Target::new(&Resource::tcp("hanging", address.to_string()), Arc::default());
         let serving =
-            tokio::spawn(async move { serve(theirs, &target, &SessionId("s".into()), None).await });
+            tokio::spawn(
+                async move { serve(theirs, &target, &SessionId("s".into()), None, &()).await },
+            );
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!serving.is_finished());
         ours.reset(1);

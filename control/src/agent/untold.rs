@@ -82,12 +82,24 @@ mod tests {
     use crate::agent::pool::WarmPool;
     use crate::agent::session::{Sessions, offer};
     use crate::agent::{AgentState, Link};
+    use crate::api::TokenKind;
     use crate::code::Code;
+    use crate::enrol::Enrolment;
+    use crate::invite::{Invite, InviteKind};
     use crate::link::report::Reporter;
     use crate::link::{Doubt, LinkEvent, OUTGOING_MAX};
+    use crate::secret::Secret;
+    use crate::survey::Survey;
     use crate::udp::UdpOptions;
     use crate::udp::reach::Reach;
     use crate::wire::{Candidate, CandidateKind, Resource, ToAgent};
+
+    /// Of nobody, at no broker.
+    fn enrolment() -> Arc<Enrolment> {
+        let (url, pin) = ("https://127.0.0.1:1".into(), "pin".into());
+        let invite = Invite { kind: InviteKind::Join, url, pin, token: Secret::new("t") };
+        Enrolment::open(None, &invite, TokenKind::Agent, "lab").unwrap()
+    }
 
     /// An agent with so many sessions, each with a relay there.
     fn agent(sessions: usize, relayed: Candidate) -> Agent {
@@ -95,7 +107,7 @@ mod tests {
         let options = UdpOptions { port_mapping: false, ..UdpOptions::default() };
         let reach = Reach::start(&options, "127.0.0.1:1").unwrap();
         let (key, config) = (SessionKey::generate().unwrap(), SessionConfig::default());
-        let limits = (sessions, None);
+        let limits = (sessions, None, crate::shadow::Budget::new(0, 0));
         let news = mpsc::channel(1).0;
         let mut live = Sessions::new(key, &resources, config, limits, news, Doubt::default());
         let client = SessionKey::generate().unwrap();
@@ -115,6 +127,8 @@ mod tests {
             link: Link { queue: None, unsaid: VecDeque::new(), reporter: Reporter::default() },
             untold: Untold::default(),
             reach,
+            survey: Survey::start("127.0.0.1:1".into(), false),
+            enrolment: enrolment(),
             was_registered: false,
             state: watch::Sender::new(AgentState::default()),
         }

@@ -1,4 +1,6 @@
 //! The calling side of the broker's HTTP API: one connection, one request at a time, every answer typed.
+mod events;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +15,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+pub use self::events::{EventStream, Told};
 use super::{
-    ErrorBody, ExplainView, GrantView, IssuedToken, NewTestPairs, NewToken, ResourceView,
-    SessionView, TestPair, TokenView, WhoAmI,
+    AgentView, AuditRecord, ErrorBody, EstimateView, ExplainPolicy, ExplainView, GatewayView,
+    GrantView, IssuedToken, NewMessage, NewTestPairs, NewToken, PolicyExplained, PolicyStatus,
+    ResourceView, SessionView, TestPair, TokenView, WhoAmI,
 };
 use crate::code::{Code, Fault};
 use crate::dial::{BrokerAddress, connect_broker};
@@ -58,6 +62,23 @@ impl ApiClient {
         self.get("/v1/resources").await
     }
 
+    /// Every agent that the broker remembers.
+    ///
+    /// # Errors
+    /// The broker's refusal.
+    pub async fn agents(&self) -> Result<Vec<AgentView>, Fault> {
+        self.get("/v1/agents").await
+    }
+
+    /// Has an agent get no new sessions, or some again.
+    ///
+    /// # Errors
+    /// The broker's refusal, [`Code::AgentUnknown`] among them.
+    pub async fn drain(&self, agent: &str, draining: bool) -> Result<(), Fault> {
+        let method = if draining { Method::PUT } else { Method::DELETE };
+        self.send(method, &format!("/v1/agents/{}/drain", segment(agent)), NOTHING).await
+    }
+
     /// Own sessions; all of them for an administrator.
     ///
     /// # Errors
@@ -91,6 +112,49 @@ impl ApiClient {
         self.send(Method::DELETE, &format!("/v1/sessions/{}", segment(&id.0)), NOTHING).await
     }
 
+    /// Every gateway.
+    ///
+    /// # Errors
+    /// The broker's refusal.
+    pub async fn gateways(&self) -> Result<Vec<GatewayView>, Fault> {
+        self.get("/v1/gateways").await
+    }
+
+    /// Has the sessions of a gateway move, or lets some come again. For administrators.
+    ///
+    /// # Errors
+    /// The broker's refusal, [`Code::GatewayUnknown`] among them.
+    pub async fn drain_gateway(&self, name: &str, drain: bool) -> Result<(), Fault> {
+        let method = if drain { Method::PUT } else { Method::DELETE };
+        self.send(method, &format!("/v1/gateways/{}/drain", segment(name)), NOTHING).await
+    }
+
+    /// How far the gateways are from the agents of the feed's resources.
+    ///
+    /// # Errors
+    /// The broker's refusal.
+    pub async fn estimate(&self) -> Result<EstimateView, Fault> {
+        self.get("/v1/estimate").await
+    }
+
+    /// Shows a message to the user of a session.
+    ///
+    /// # Errors
+    /// The broker's refusal, [`Code::ClientOffline`] among them.
+    pub async fn message(&self, id: &SessionId, text: &str) -> Result<(), Fault> {
+        let path = format!("/v1/sessions/{}/message", segment(&id.0));
+        self.send(Method::POST, &path, Some(&NewMessage { text: text.to_owned() })).await
+    }
+
+    /// Pauses a session, or (`held` false) lets it go on.
+    ///
+    /// # Errors
+    /// The broker's refusal, [`Code::AgentOffline`] among them.
+    pub async fn hold(&self, id: &SessionId, held: bool) -> Result<(), Fault> {
+        let verb = if held { "pause" } else { "resume" };
+        self.send(Method::POST, &format!("/v1/sessions/{}/{verb}", segment(&id.0)), NOTHING).await
+    }
+
     /// Every token.
     ///
     /// # Errors
@@ -107,12 +171,13 @@ impl ApiClient {
         read(&self.call(Method::POST, "/v1/tokens", Some(token)).await?)
     }
 
-    /// Revokes a token by its id.
+    /// Revokes a token or an enrolment by its id; of a join string also the enrolments that were made with it, if so wished.
     ///
     /// # Errors
     /// The broker's refusal, [`Code::SubjectUnknown`] among them.
-    pub async fn revoke(&self, id: &str) -> Result<(), Fault> {
-        self.send(Method::DELETE, &format!("/v1/tokens/{}", segment(id)), NOTHING).await
+    pub async fn revoke(&self, id: &str, enrolments: bool) -> Result<(), Fault> {
+        let query = if enrolments { "?enrolments=true" } else { "" };
+        self.send(Method::DELETE, &format!("/v1/tokens/{}{query}", segment(id)), NOTHING).await
     }
 
     /// Every grant.
@@ -147,6 +212,41 @@ impl ApiClient {
         read(&self.call(Method::POST, "/v1/test-pairs", Some(&wanted)).await?)
     }
 
+    /// The policies that hold. For administrators.
+    ///
+    /// # Errors
+    /// The broker's refusal.
+    pub async fn policy(&self) -> Result<PolicyStatus, Fault> {
+        self.get("/v1/policy").await
+    }
+
+    /// What the broker's policies would say. For administrators.
+    ///
+    /// # Errors
+    /// The broker's refusal.
+    pub async fn explain_policy(&self, asked: &ExplainPolicy) -> Result<PolicyExplained, Fault> {
+        read(&self.call(Method::POST, "/v1/policy/explain", Some(asked)).await?)
+    }
+
+    /// The latest decisions, oldest first. For administrators.
+    ///
+    /// # Errors
+    /// The broker's refusal.
+    pub async fn audit(
+        &self,
+        since_ms: u64,
+        user: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<AuditRecord>, Fault> {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.append_pair("since_ms", &since_ms.to_string());
+        query.append_pair("limit", &limit.to_string());
+        if let Some(user) = user {
+            query.append_pair("user", user);
+        }
+        self.get(&format!("/v1/audit?{}", query.finish())).await
+    }
+
     /// `GET /metrics`, Prometheus text. For administrators.
     ///
     /// # Errors
@@ -157,7 +257,23 @@ impl ApiClient {
             .map_err(|_| Code::MessageMalformed.because("the metrics are no UTF-8 text"))
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Fault> {
+    pub(super) async fn post<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, Fault> {
+        read(&self.call(Method::POST, path, Some(body)).await?)
+    }
+
+    pub(super) async fn order(&self, path: &str) -> Result<(), Fault> {
+        self.send(Method::POST, path, NOTHING).await
+    }
+
+    pub(super) async fn order_with<B: Serialize>(&self, path: &str, body: &B) -> Result<(), Fault> {
+        self.send(Method::POST, path, Some(body)).await
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Fault> {
         read(&self.call(Method::GET, path, NOTHING).await?)
     }
 
@@ -193,11 +309,13 @@ impl ApiClient {
             .map_or_else(|| Ok(Vec::new()), serde_json::to_vec)
             .map_err(|error| Code::Internal.because(format!("cannot form a request: {error}")))?;
         let host = BrokerAddress::of(&self.invite)?.host_port();
-        Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, host)
-            .header(AUTHORIZATION, format!("Bearer {}", self.invite.token.reveal()))
+        let mut request = Request::builder().method(method).uri(path).header(HOST, host);
+        // Who has yet to sign in has no token.
+        if !self.invite.token.reveal().is_empty() {
+            let bearer = format!("Bearer {}", self.invite.token.reveal());
+            request = request.header(AUTHORIZATION, bearer);
+        }
+        request
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(content.into()))
             .map_err(|_| Code::InviteInvalid.because("the login string holds no usable token"))
@@ -277,7 +395,7 @@ fn broken(error: &dyn std::fmt::Display) -> Fault {
 }
 
 /// Percent-encodes a path segment (RFC 3986 section 3.3): an id comes from the command line and may hold anything.
-fn segment(text: &str) -> String {
+pub(super) fn segment(text: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~');
     text.bytes()
         .map(|byte| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })

@@ -6,40 +6,70 @@
 //! | method and path | who | answer |
 //! |---|---|---|
 //! | `GET /v1/whoami` | any user | [`WhoAmI`] |
-//! | `GET /v1/resources` | any user | `[ResourceView]`, the feed |
+//! | `GET /v1/resources` | any user | `[ResourceView]`, the feed; with an `ETag`; or as server-sent events |
+//! | `GET /v1/agents` | admin | `[AgentView]` |
+//! | `PUT /v1/agents/{name}/drain` | admin | 204; it gets no new sessions |
+//! | `DELETE /v1/agents/{name}/drain` | admin | 204; it does again |
+//! | `GET /v1/gateways` | any user | `[GatewayView]` |
+//! | `PUT /v1/gateways/{name}/drain` | admin | 204; no new sessions go through it, and its own move away |
+//! | `DELETE /v1/gateways/{name}/drain` | admin | 204; it is used again |
+//! | `GET /v1/estimate` | any user | [`EstimateView`] |
 //! | `GET /v1/sessions` | any user, own sessions; admins, all | `[SessionView]` |
 //! | `GET /v1/sessions/{id}` | owner or admin | [`SessionView`] |
 //! | `GET /v1/sessions/{id}/explain` | owner or admin | [`ExplainView`] |
 //! | `DELETE /v1/sessions/{id}` | owner or admin | 204 |
+//! | `POST /v1/sessions/{id}/message` [`NewMessage`] | owner or admin | 204 |
+//! | `POST /v1/sessions/{id}/pause`, `.../resume` | owner or admin | 204 |
 //! | `GET /v1/tokens` | admin | `[TokenView]` |
 //! | `POST /v1/tokens` [`NewToken`] | admin | [`IssuedToken`] |
-//! | `DELETE /v1/tokens/{id}` | admin | 204 |
+//! | `DELETE /v1/tokens/{id}?enrolments=` | admin | 204 |
 //! | `GET /v1/grants` | admin | `[GrantView]` |
 //! | `PUT /v1/grants` [`GrantView`] | admin | 204 |
 //! | `DELETE /v1/grants` [`GrantView`] | admin | 204 |
 //! | `POST /v1/test-pairs` [`NewTestPairs`] | admin | `[TestPair]` |
+//! | `GET /v1/policy` | admin | [`PolicyStatus`] |
+//! | `POST /v1/policy/explain` [`ExplainPolicy`] | admin | [`PolicyExplained`] |
+//! | `GET /v1/audit?since_ms=&user=&limit=` | admin | `[AuditRecord]`, oldest first |
 //! | `GET /metrics` | admin | Prometheus text |
+//! | `GET /v1/events?after=ID` | any user, of own sessions and links; admins, all | [`EventPage`], or a stream of events |
+//! | `GET /v1/openapi.json` | anyone | the OpenAPI document of all this |
 //! | `GET /healthz` | anyone | `ok` |
+//! | `GET /readyz` | anyone | [`Readiness`] |
+//! | `/v1/signin`, `/v1/signout` | | see [`signin`] |
+//! | `/v1/enrol`, `/v1/enrol/rotate`, `/v1/tokens/{id}/rotate` | | see [`enrol`] |
 pub mod client;
+pub mod enrol;
+mod life;
+mod operations;
+mod policy;
+pub mod signin;
 
+pub use operations::*;
+mod gateways;
+
+pub use gateways::{EstimateView, GatewayState, GatewayView, ResourceWays};
+pub use policy::{AuditRecord, ExplainPolicy, PolicyExplained, PolicyStatus, PolicyText};
 use serde::{Deserialize, Serialize};
+
+pub use life::{NewMessage, SessionLife, Watcher};
 
 use crate::code::{Code, Fault};
 use crate::firewall::{FirewallRule, Places};
 use crate::secret::Secret;
 use crate::wire::{
-    LossCounts, PathLeg, PathReport, ResourceKind, RttView, SessionId, TransportPolicy,
+    Look, LossCounts, PathLeg, PathReport, ResourceKind, RttView, SessionId, TargetHealth,
+    TransportPolicy,
 };
 
 /// Body of every refusal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// The refusal.
     pub error: ErrorDetail,
 }
 
 /// A [`Fault`] with its remedy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorDetail {
     /// Symbolic code.
     pub code: Code,
@@ -57,21 +87,30 @@ impl From<Fault> for ErrorBody {
 }
 
 /// Who the token belongs to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WhoAmI {
     /// User name.
     pub user: String,
     /// Whether the user administers this broker.
     pub admin: bool,
+    /// The OIDC provider that vouches for the user; absent for login strings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// When the sign-in ends unless renewed, Unix milliseconds; absent for login strings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
 }
 
 /// A line of the feed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceView {
     /// Name to connect to.
     pub name: String,
     /// What it carries.
     pub kind: ResourceKind,
+    /// How it looks: title, icon, folder, tags.
+    #[serde(flatten)]
+    pub look: Look,
     /// Whether an agent that offers it is connected now.
     pub online: bool,
     /// Agents that offer it; empty unless the caller is an admin.
@@ -82,19 +121,62 @@ pub struct ResourceView {
     pub transport: Option<TransportPolicy>,
 }
 
+/// An agent as `switchback agents` shows it.
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentView {
+    /// Its name.
+    pub name: String,
+    /// Software version.
+    pub version: String,
+    /// It gets no new sessions.
+    pub draining: bool,
+    /// When it was connected last, Unix milliseconds; to a few minutes.
+    pub seen_ms: u64,
+    /// How it is; absent while it is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub online: Option<AgentOnline>,
+}
+
+/// A connected agent.
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentOnline {
+    /// Since it registered, milliseconds.
+    pub connected_ms: u64,
+    /// Sessions it serves.
+    pub sessions: usize,
+    /// Load of its machine over the last minute, percent of its cores.
+    pub load_percent: u32,
+    /// Round trip of its link, microseconds; absent until the first ping is answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_rtt_us: Option<u64>,
+    /// Whether it reaches what it offers.
+    pub targets: Vec<TargetHealth>,
+}
+
 /// State of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
     /// Granted; its first leg is not up yet.
     Connecting,
     /// A leg carries it.
     Active,
-    /// No leg carries it; it ends unless one does within the resume window.
+    /// No leg carries it, and it ends unless one does within the resume window; or someone paused it, and no byte of its
+    /// passes.
     Paused,
+    /// A leg carries it, but no application byte has moved for a minute.
+    Idle,
+    /// Somebody watches it.
+    Shadowed,
+    /// Its ends said goodbye; the last bytes are on their way.
+    Closing,
 }
 
 impl SessionState {
+    /// Every state.
+    pub const ALL: [Self; 6] =
+        [Self::Connecting, Self::Active, Self::Paused, Self::Idle, Self::Shadowed, Self::Closing];
+
     /// Lower-case name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -102,12 +184,15 @@ impl SessionState {
             Self::Connecting => "connecting",
             Self::Active => "active",
             Self::Paused => "paused",
+            Self::Idle => "idle",
+            Self::Shadowed => "shadowed",
+            Self::Closing => "closing",
         }
     }
 }
 
 /// A session as `switchback sessions` shows it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionView {
     /// Its id.
     pub id: SessionId,
@@ -117,7 +202,7 @@ pub struct SessionView {
     pub resource: String,
     /// Which agent serves it.
     pub agent: String,
-    /// Which gateway carries it.
+    /// Which gateway carries it: its name, or the address of the broker's own.
     pub gateway: String,
     /// State.
     pub state: SessionState,
@@ -147,10 +232,13 @@ pub struct SessionView {
     /// What its ends count about loss: second copies of small writes above all.
     #[serde(default)]
     pub loss: SessionLoss,
+    /// Who watches, who paused it, how much moves, and what it goes on from.
+    #[serde(flatten)]
+    pub life: SessionLife,
 }
 
 /// What the ends of a session count about loss.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionLoss {
     /// About what the client sends.
     pub client: LossCounts,
@@ -159,7 +247,7 @@ pub struct SessionLoss {
 }
 
 /// Why a session takes the way it takes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExplainView {
     /// The session.
     pub session: SessionView,
@@ -178,7 +266,7 @@ pub struct ExplainView {
 }
 
 /// What an end of a session sees.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndView {
     /// Since it said so, in milliseconds.
     pub age_ms: u64,
@@ -187,7 +275,7 @@ pub struct EndView {
 }
 
 /// Round-trip times of a session, each absent until measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRtt {
     /// Gateway to client and back, from TCP_INFO at the gateway.
     pub client_leg: Option<RttView>,
@@ -198,7 +286,7 @@ pub struct SessionRtt {
 }
 
 /// Both legs of a session, each absent until sampled. An active leg is sampled about once a second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SessionLegs {
     /// Between gateway and client.
     pub client: Option<LegView>,
@@ -207,7 +295,7 @@ pub struct SessionLegs {
 }
 
 /// What TCP_INFO at the gateway says about one leg, beside its [`SessionRtt`]. Sending is the gateway's sending on this leg.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LegView {
     /// Mean deviation of the round trip (RTTVAR of RFC 6298), microseconds.
     pub rttvar_us: u32,
@@ -231,7 +319,7 @@ pub struct LegView {
 }
 
 /// How sending on a leg goes. Shares are 0 to 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SendingView {
     /// Bytes sent again since the leg began.
     pub retransmitted_bytes: u64,
@@ -254,7 +342,7 @@ pub struct SendingView {
 }
 
 /// Who is slow, and why we say so.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlowView {
     /// The culprit.
     pub who: SlowPart,
@@ -263,7 +351,7 @@ pub struct SlowView {
 }
 
 /// Which part of a session holds it back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SlowPart {
     /// Not known: no leg was sampled yet.
@@ -285,52 +373,89 @@ pub enum SlowPart {
     Gateway,
 }
 
-/// What a token is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a token or an enrolment is for.
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenKind {
     /// Signs a user in.
     User,
     /// Lets an agent join.
     Agent,
+    /// Lets a gateway on another machine join.
+    Gateway,
+}
+
+impl TokenKind {
+    /// Lower-case name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Agent => "agent",
+            Self::Gateway => "gateway",
+        }
+    }
 }
 
 /// Asks for a token.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewToken {
     /// What for.
     pub kind: TokenKind,
     /// User name, or the only name the agent may use. A user is created if new.
+    #[schema(min_length = 1, max_length = 63, pattern = "^[A-Za-z0-9._@+*-]+$")]
     pub name: String,
     /// Make the user an administrator. Users only.
     #[serde(default)]
     pub admin: bool,
     /// Grant these resources to the user at once; `*` is all. Users only.
     #[serde(default)]
+    #[schema(max_items = 256)]
     pub grants: Vec<String>,
+    /// How many ends may enrol with it; 0 is any number, absent is one. Join strings only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// For how long ends may enrol with it, seconds; 0 is for ever, absent is a day. Join strings only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 315360000)]
+    pub lasts_s: Option<u64>,
+}
+
+impl NewToken {
+    /// By default one enrolment within a day, or a user who is granted nothing.
+    pub fn new(kind: TokenKind, name: impl Into<String>) -> Self {
+        let (admin, grants, uses, lasts_s) = (false, Vec::new(), None, None);
+        Self { kind, name: name.into(), admin, grants, uses, lasts_s }
+    }
 }
 
 /// A new token; its text is shown this once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedToken {
     /// For `token revoke`.
     pub id: String,
     /// What for.
     pub kind: TokenKind,
-    /// User or agent name.
+    /// User, agent or gateway name.
     pub name: String,
     /// The login or join string.
     pub invite: Secret,
+    /// How many ends may enrol with it; absent for any number, and for login strings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// Until when, Unix milliseconds; absent if for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
 }
 
-/// A token as lists show it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A token or an enrolment as lists show it.
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenView {
     /// For `token revoke`.
     pub id: String,
     /// What for.
     pub kind: TokenKind,
-    /// User or agent name; `*` for a join string that any agent may use.
+    /// User, agent or gateway name; `*` for a join string of any name.
     pub name: String,
     /// Whether the user administers this broker.
     pub admin: bool,
@@ -338,10 +463,19 @@ pub struct TokenView {
     pub created_ms: u64,
     /// Unix milliseconds; absent while the token is good.
     pub revoked_ms: Option<u64>,
+    /// When it ends by itself, Unix milliseconds; absent if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+    /// How many more ends may enrol with this join string; absent if any number, and for all else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses_left: Option<u32>,
+    /// It is no string, but an end that enrolled with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolment: Option<enrol::EnrolmentView>,
 }
 
 /// Who may use what.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantView {
     /// User name.
     pub user: String,
@@ -350,16 +484,17 @@ pub struct GrantView {
 }
 
 /// Asks for tickets to test or load the gateway with legs of one's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewTestPairs {
     /// How many, 1 to 1,000.
+    #[schema(minimum = 1, maximum = 1000)]
     pub count: u32,
 }
 
 /// Two legs' opening bytes: dial the gateway twice, send one on each, and the two are joined.
 ///
 /// The gateway forwards the client's opening to the agent's leg, so the agent's end first reads those bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TestPair {
     /// The meeting, 32 hex digits.
     pub pair: String,

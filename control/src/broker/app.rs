@@ -8,12 +8,17 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::TokenKind;
 use crate::broker::admission::TicketAdmission;
+use crate::broker::audit::Audit;
 use crate::broker::config::{Authority, ServeConfig};
 use crate::broker::counters::Counters;
+use crate::broker::enrolment::Enrolments;
 use crate::broker::hub::Hub;
-use crate::broker::limits::{TOKEN_LINKS_MAX, USER_LINKS_MAX};
+use crate::broker::limits::{ENROLMENT_LINKS_MAX, USER_LINKS_MAX};
+use crate::broker::policy::Judge;
 use crate::broker::rate::{FAILED_SIGN_INS, Rates, USER_REQUESTS, source};
+use crate::broker::reload::Reload;
 use crate::broker::shares::Shares;
+use crate::broker::signin::Signins;
 use crate::broker::store::{Issued, Owner, Store};
 use crate::code::{Code, Fault};
 use crate::firewall::Places;
@@ -26,16 +31,22 @@ pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) admission: Arc<TicketAdmission>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) judge: Judge,
+    pub(crate) audit: Arc<Audit>,
     pub(crate) authority: Authority,
     pub(crate) pin: String,
     /// Where its packets are relayed: another server, or ports of this gateway.
     relay: (Option<String>, Option<(u16, u16)>),
     pub(crate) user_requests: Rates<String>,
     pub(crate) failed_sign_ins: Rates<IpAddr>,
+    pub(crate) signins: Signins,
+    pub(crate) enrolments: Enrolments,
     /// Client links by user.
     pub(crate) user_links: Arc<Shares<String>>,
-    /// Agent links by token id.
-    pub(crate) token_links: Arc<Shares<String>>,
+    /// Links of agents and gateways by enrolment.
+    pub(crate) enrolment_links: Arc<Shares<String>>,
+    /// Asked by SIGHUP.
+    pub(crate) reload: Reload,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     pub(crate) started: Instant,
@@ -46,22 +57,28 @@ impl App {
         hub: Arc<Hub>,
         store: Store,
         admission: Arc<TicketAdmission>,
+        judge: Judge,
         authority: Authority,
         pin: String,
         config: &ServeConfig,
     ) -> Self {
         Self {
             counters: hub.counters.clone(),
+            audit: hub.audit.clone(),
             hub,
             store,
             admission,
+            judge,
             authority,
             pin,
             relay: config.relay_places(),
             user_requests: Rates::new(USER_REQUESTS),
             failed_sign_ins: Rates::new(FAILED_SIGN_INS),
+            signins: Signins::default(),
+            enrolments: Enrolments::default(),
             user_links: Shares::new(USER_LINKS_MAX),
-            token_links: Shares::new(TOKEN_LINKS_MAX),
+            enrolment_links: Shares::new(ENROLMENT_LINKS_MAX),
+            reload: Reload::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             started: Instant::now(),
@@ -84,18 +101,30 @@ impl App {
             None => Err(Code::TokenInvalid.because("the request carries no bearer token")),
             Some(token) => self.store.owner(token.trim()).await,
         };
-        let owner = owner.and_then(|owner| match (owner.kind, kind) {
-            (found, wanted) if found == wanted => Ok(owner),
-            (TokenKind::Agent, _) => Err(Code::TokenInvalid.because("this token is for agents")),
-            (TokenKind::User, _) => Err(Code::TokenInvalid.because("this token is for users")),
-        });
-        owner.map_err(|fault| {
-            let is_guess = matches!(fault.code, Code::TokenInvalid | Code::TokenRevoked);
-            if is_guess && !self.failed_sign_ins.take(source(from.ip()), Instant::now()) {
-                return Code::RateLimited.because("too many failed sign-ins from this address");
+        let owner = owner.and_then(|owner| match owner.kind {
+            found if found == kind => Ok(owner),
+            found => {
+                let text = format!("this token is for {}s", found.as_str());
+                Err(Code::TokenInvalid.because(text))
             }
-            fault
-        })
+        });
+        owner.map_err(|fault| self.count_guess(fault, from))
+    }
+
+    /// A failed sign-in's fault, or [`Code::RateLimited`] once its source has failed too often.
+    pub(crate) fn count_guess(&self, fault: Fault, from: SocketAddr) -> Fault {
+        let is_guess = matches!(
+            fault.code,
+            Code::TokenInvalid
+                | Code::TokenRevoked
+                | Code::ProofInvalid
+                | Code::IdTokenInvalid
+                | Code::IdTokenExpired
+        );
+        if is_guess && !self.failed_sign_ins.take(source(from.ip()), Instant::now()) {
+            return Code::RateLimited.because("too many failed sign-ins from this address");
+        }
+        fault
     }
 
     /// Where packets of a session have to get to; `agent_managed`: its agent's managed listeners.
@@ -122,6 +151,7 @@ impl App {
         let kind = match kind {
             TokenKind::User => InviteKind::Login,
             TokenKind::Agent => InviteKind::Join,
+            TokenKind::Gateway => InviteKind::Gateway,
         };
         let (url, pin, token) = (self.authority.url(), self.pin.clone(), issued.token.clone());
         Invite { kind, url, pin, token }.to_text()

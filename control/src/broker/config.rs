@@ -7,8 +7,10 @@ use std::time::Duration;
 use switchback_engine::{IoChoice, Limits, RelayAddress, Tuning, UdpConfig};
 
 use crate::broker::identity::{TlsFiles, is_host};
+use crate::broker::locations::Location;
 use crate::broker::orchestrator::SessionLimits;
 use crate::code::{Code, Fault};
+use crate::oidc::OidcConfig;
 use crate::secret::Secret;
 
 /// Where the ends of sessions relay their UDP (TURN, RFC 8656).
@@ -59,6 +61,12 @@ pub struct ServeConfig {
     /// More addresses to answer STUN on, so that ends can tell what kind of NAT they are behind (RFC 5780): another port,
     /// another address, and both. Default: one of the relay's ports.
     pub stun_alternates: Vec<SocketAddr>,
+    /// The OIDC provider that users may sign in by. Default: none, login strings only.
+    pub oidc: Option<OidcConfig>,
+    /// A Cedar file, or a directory of them, in place of the built-in policies. Default: none.
+    pub policy: Option<PathBuf>,
+    /// Names for networks, for policies. Default: none.
+    pub locations: Vec<Location>,
 }
 
 impl ServeConfig {
@@ -78,6 +86,9 @@ impl ServeConfig {
             relay: Relay::default(),
             turn_ports: None,
             stun_alternates: Vec::new(),
+            oidc: None,
+            policy: None,
+            locations: Vec::new(),
         }
     }
 }
@@ -131,7 +142,7 @@ impl Authority {
         }
     }
 
-    fn parse(text: &str, default_port: u16) -> Option<Self> {
+    pub(crate) fn parse(text: &str, default_port: u16) -> Option<Self> {
         if let Ok(address) = text.parse::<SocketAddr>() {
             return (address.port() > 0)
                 .then(|| Self { host: address.ip().to_string(), port: address.port() });
@@ -160,6 +171,14 @@ impl std::fmt::Display for Authority {
             write!(f, "{}:{}", self.host, self.port)
         }
     }
+}
+
+/// `HOST:PORT` that ends dial, as [`Authority::choose`] has it.
+///
+/// # Errors
+/// [`Code::ConfigInvalid`].
+pub(crate) fn advertised(public: Option<&str>, bound: SocketAddr) -> Result<String, Fault> {
+    Authority::choose(public, bound).map(|chosen| chosen.to_string())
 }
 
 /// An address that others may dial to reach `bound`.

@@ -108,6 +108,10 @@ pub(crate) struct Counters {
     pub(crate) handshakes_failed: Counter,
     /// Links closed because the peer did not drain them.
     pub(crate) links_overrun: Counter,
+    /// Renewed certificates that are used since.
+    pub(crate) certificates_reloaded: Counter,
+    /// Times that the certificate files held nothing usable.
+    pub(crate) certificates_refused: Counter,
     /// Moves of sessions between transports.
     pub(crate) moves: Moves,
     /// What ends of sessions count about loss.

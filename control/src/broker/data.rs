@@ -5,6 +5,7 @@
 //! | `lock` | nothing; locked while a server runs |
 //! | `takeover.sock` | where a new process asks the server for its sockets |
 //! | `broker.db` | users, tokens, agents, resources, grants |
+//! | `audit.jsonl` | decisions, a line each; older ones in `audit.jsonl.1` and on |
 //! | `seal.key` | 32 bytes that seal grants |
 //! | `tls.crt`, `tls.key` | the broker's own certificate and its key, PEM |
 use std::fs::{self, DirBuilder, File, OpenOptions};

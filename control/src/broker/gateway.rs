@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use switchback_engine::{
     Admission, Cause, EngineConfig, ForeignConnection, Gateway, GatewayEvent, Metrics, Network,
-    PairId, StartError, UdpConfig, UdpMetrics, UdpService, UdpSockets, Verdict, bind_listeners,
-    bind_udp,
+    PairId, RelayCredentials, StartError, UdpConfig, UdpMetrics, UdpService, UdpSockets, Verdict,
+    bind_listeners, bind_udp,
 };
 
 use crate::broker::config::ServeConfig;
@@ -233,10 +233,32 @@ pub(crate) fn start(
     foreign: Box<dyn Fn(ForeignConnection) + Send + Sync>,
     hub: &Arc<Hub>,
 ) -> Result<(), Fault> {
-    let Sockets { listeners, stun } = sockets;
     let events = events_to(hub.clone())?;
+    let believer = hub.relay_credentials();
+    start_plane(&hub.data_plane, sockets, config, (admission, foreign, events), believer)
+}
+
+/// What a gateway asks, hands over and tells.
+pub(crate) type Owners = (
+    Arc<dyn Admission>,
+    Box<dyn Fn(ForeignConnection) + Send + Sync>,
+    Arc<dyn Fn(GatewayEvent) + Send + Sync>,
+);
+
+/// Starts relaying. Of `config` it needs nothing that is about a broker.
+///
+/// # Errors
+/// As [`start`].
+pub(crate) fn start_plane(
+    plane: &DataPlane,
+    sockets: Sockets,
+    config: &ServeConfig,
+    (admission, foreign, events): Owners,
+    believer: Arc<dyn RelayCredentials>,
+) -> Result<(), Fault> {
+    let Sockets { listeners, stun } = sockets;
     let gateway = Gateway::start(listeners, engine(config), admission, foreign, events);
-    DataPlane::set(&hub.data_plane.gateway, gateway.map_err(refused)?);
+    DataPlane::set(&plane.gateway, gateway.map_err(refused)?);
     if let Some(socket) = stun {
         let alternate = match &*config.stun_alternates {
             [] => another_port(config).into_iter().collect(),
@@ -244,11 +266,11 @@ pub(crate) fn start(
         };
         let start = |primary| {
             let sockets = UdpSockets { primary: vec![primary], alternate };
-            UdpService::start(sockets, udp(config), hub.relay_credentials())
+            UdpService::start(sockets, udp(config), believer)
         };
         let service = socket.try_clone().and_then(start);
         let service = service.map_err(|error| Code::Internal.because(format!("UDP: {error}")))?;
-        DataPlane::set(&hub.data_plane.stun, Stun { service, socket });
+        DataPlane::set(&plane.stun, Stun { service, socket });
     }
     Ok(())
 }

@@ -9,8 +9,9 @@ use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::CertifiedKey;
 
+use crate::broker::certificate::Certificate;
 use crate::broker::data::{DataDir, read_bounded};
 use crate::code::{Code, Fault};
 
@@ -30,6 +31,8 @@ pub struct TlsFiles {
 #[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) tls: Arc<ServerConfig>,
+    /// What `tls` shows; may be replaced by another of the same key.
+    pub(crate) certificate: Arc<Certificate>,
     /// SHA-256 of the certificate's SubjectPublicKeyInfo, base64url.
     pub(crate) pin: String,
 }
@@ -46,13 +49,7 @@ impl Identity {
         hosts: &[String],
     ) -> Result<Self, Fault> {
         if let Some(files) = files {
-            let read = |path: &PathBuf| {
-                read_bounded(path).map_err(|error| {
-                    Code::CertificateUnusable.because(format!("{}: {error}", path.display()))
-                })
-            };
-            return Self::from_pem(&read(&files.cert)?, &read(&files.key)?)
-                .map_err(|error| Code::CertificateUnusable.because(error));
+            return Self::of_files(files);
         }
         let (certificate, key) = match (data.read(CERTIFICATE_FILE)?, data.read(KEY_FILE)?) {
             (Some(certificate), Some(key)) => (certificate, key),
@@ -65,6 +62,20 @@ impl Identity {
         Self::from_pem(&certificate, &key).map_err(|error| {
             Code::DataCorrupt.because(format!("{CERTIFICATE_FILE} or {KEY_FILE}: {error}"))
         })
+    }
+
+    /// What an operator's files hold.
+    ///
+    /// # Errors
+    /// [`Code::CertificateUnusable`].
+    pub(crate) fn of_files(files: &TlsFiles) -> Result<Self, Fault> {
+        let read = |path: &PathBuf| {
+            read_bounded(path).map_err(|error| {
+                Code::CertificateUnusable.because(format!("{}: {error}", path.display()))
+            })
+        };
+        Self::from_pem(&read(&files.cert)?, &read(&files.key)?)
+            .map_err(|error| Code::CertificateUnusable.because(error))
     }
 
     fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, String> {
@@ -80,19 +91,21 @@ impl Identity {
         let certified = CertifiedKey::from_der(chain, key, &provider)
             .map_err(|error| format!("certificate and key do not fit: {error}"))?;
         let pin = pin(&certified).ok_or("the key's public half cannot be told")?;
-        let tls = server_config(provider, certified).map_err(|error| error.to_string())?;
-        Ok(Self { tls, pin })
+        let certificate = Arc::new(Certificate::new(Arc::new(certified)));
+        let tls =
+            server_config(provider, certificate.clone()).map_err(|error| error.to_string())?;
+        Ok(Self { tls, certificate, pin })
     }
 }
 
 fn server_config(
     provider: Arc<CryptoProvider>,
-    certified: CertifiedKey,
+    certificate: Arc<Certificate>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        .with_cert_resolver(certificate);
     // WebSocket links need HTTP/1.1's upgrade, and nothing here gains from HTTP/2.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))

@@ -1,17 +1,18 @@
 //! Every maximum of the broker that is not a session's, with its reason.
 use std::time::Duration;
 
-/// HTTPS connections at once, links among them. A link costs about 40 KiB, most of it TLS and WebSocket buffers.
-pub(super) const CONNECTIONS_MAX: usize = 8192;
-/// HTTPS connections at once of one source (an IPv4 address, or an IPv6 /64). An eighth of all: a company behind one
+/// HTTPS connections at once, links among them: 10,000 agents, and their users. A link costs about 40 KiB, most of it TLS
+/// and WebSocket buffers.
+pub(super) const CONNECTIONS_MAX: usize = 16_384;
+/// HTTPS connections at once of one source (an IPv4 address, or an IPv6 /64). A sixteenth of all: a company behind one
 /// address fits, with a link for each of its people and machines, and no single source locks the others out.
 pub(super) const SOURCE_CONNECTIONS_MAX: usize = 1024;
 /// Links at once of one user. A link carries any number of sessions, so this is one for each `switchback` command that
 /// runs; links of dead connections linger for up to 45 s.
 pub(super) const USER_LINKS_MAX: usize = 256;
-/// Links at once of agents with one token: a fleet may share a join string, and the broker remembers 4,096 agents.
-/// Half of all connections, so that users still get in.
-pub(super) const TOKEN_LINKS_MAX: usize = 4096;
+/// Links at once of one agent or gateway. One is in use; the others are one that is made beside a silent one, and those of
+/// dead connections, which linger for up to 45 s.
+pub(super) const ENROLMENT_LINKS_MAX: usize = 64;
 /// TLS handshakes at once. The hello has arrived whole, so one costs about 1 ms of CPU and then a round trip of waiting:
 /// 1,024 keep two cores busy for half a second, and slow peers must be many to keep others waiting.
 pub(super) const HANDSHAKES_MAX: usize = 1024;
@@ -70,7 +71,7 @@ pub(super) fn is_name(name: &str) -> bool {
 }
 
 /// Whether `name` may name a user: like an agent's, and also capital letters, `@` and `+`, for mail addresses.
-pub(super) fn is_user_name(name: &str) -> bool {
+pub(crate) fn is_user_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@+".contains(&b))
 }

@@ -2,10 +2,13 @@
 //!
 //! A grant is sealed with AES-256-GCM under a key that stays in the broker's data directory: the ends can neither
 //! read nor change it. The nonce is 96 random bits, good for 2^32 grants per key (NIST SP 800-38D section 8.3).
+use std::net::IpAddr;
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 
+use crate::broker::policy::Rights;
 use crate::secret::Secret;
 use crate::wire::{PublicKey, SealedGrant, SessionId, SessionPurpose};
 
@@ -28,7 +31,7 @@ pub(crate) struct Grant {
     pub(crate) resource: String,
     #[serde(rename = "a")]
     pub(crate) agent: String,
-    /// Id of the token that the agent had joined with.
+    /// The agent's enrolment.
     #[serde(rename = "j")]
     pub(crate) agent_token: String,
     #[serde(rename = "c")]
@@ -40,6 +43,30 @@ pub(crate) struct Grant {
     pub(crate) created_ms: u64,
     #[serde(rename = "p", default, skip_serializing_if = "SessionPurpose::is_default")]
     pub(crate) purpose: SessionPurpose,
+    /// Where its client was when it last asked.
+    #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<IpAddr>,
+    /// Its client asked for UDP as well: policies were asked about that, and later legs are held to it.
+    #[serde(rename = "d", default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) udp: bool,
+    /// What policies let it do.
+    #[serde(rename = "o", default, skip_serializing_if = "Rights::is_none")]
+    pub(crate) rights: Rights,
+    /// Of a watch: whose session it watches.
+    #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) watched: Option<String>,
+}
+
+impl Grant {
+    /// What its client wished, as policies see it.
+    pub(crate) fn transport(&self) -> Option<String> {
+        Some(transport(self.udp).to_owned())
+    }
+}
+
+/// What a client that asks for UDP, or does not, wishes, as policies see it.
+pub(crate) const fn transport(udp: bool) -> &'static str {
+    if udp { "udp" } else { "tcp" }
 }
 
 /// Seals and opens grants.
@@ -108,6 +135,10 @@ mod tests {
             agent_key: PublicKey("a".repeat(59)),
             created_ms: 1_800_000_000_000,
             purpose: SessionPurpose::default(),
+            source: None,
+            udp: true,
+            rights: Rights::default(),
+            watched: None,
         }
     }
 

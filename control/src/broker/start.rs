@@ -5,24 +5,30 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
-use crate::api::TokenKind;
+use crate::api::{EventKind, EventView, TokenKind};
 use crate::broker::admission::TicketAdmission;
 use crate::broker::app::App;
-use crate::broker::clock;
+use crate::broker::audit::Audit;
 use crate::broker::config::{Authority, ServeConfig};
 use crate::broker::counters::Counters;
 use crate::broker::data::{DataDir, DataLock};
 use crate::broker::door::Door;
+use crate::broker::enrolment::{JOIN_LIFE, JOIN_USES, join_end};
+use crate::broker::events::about;
 use crate::broker::gateway::{self, Sockets};
 use crate::broker::http;
 use crate::broker::hub::Hub;
 use crate::broker::identity::Identity;
 use crate::broker::orchestrator::Input;
+use crate::broker::policy::{self, Judge};
 use crate::broker::seal::SealKey;
+use crate::broker::signin::{self, Signins};
 use crate::broker::store::{Database, NewSubject, Store};
 use crate::broker::takeover::{Draining, Giver, Predecessor, Successor};
 use crate::broker::tuning::Tunings;
 use crate::broker::udp::UdpKeys;
+use crate::broker::{certificate, clock};
+use crate::claims::Claims;
 use crate::code::{Code, Fault};
 use crate::secret::Secret;
 use crate::ticket::TicketKey;
@@ -115,18 +121,26 @@ impl Broker {
         sockets: Sockets,
         lock: Arc<DataLock>,
     ) -> Result<Self, Fault> {
-        let Ground { data, local_addr, authority, identity, seal, udp, database } = ground;
+        let Ground { data, local_addr, authority, identity, seal, udp, database, .. } = ground;
+        let (signins, judge) = (ground.signins, ground.judge);
         let store_lock = lock.clone();
         let store = blocking(&config, move |_| Store::open(database, store_lock)).await?;
         let tickets = Arc::new(TicketKey::new(&clock::random()));
         let counters = Arc::new(Counters::default());
         let tunings = Arc::new(Tunings::new(local_addr, config.tuning.clone()));
         let limits = config.session_limits;
-        let hub = Hub::new(limits, seal, udp, tickets.clone(), tunings.clone(), counters);
+        let told = (counters, Arc::new(Audit::new(&data)));
+        let hub = Hub::new(limits, seal, udp, tickets.clone(), tunings.clone(), told);
         let hub = Arc::new(hub);
         let admission = Arc::new(TicketAdmission::new(tickets, tunings));
-        let app = App::new(hub, store, admission.clone(), authority, identity.pin, &config);
+        let mut app =
+            App::new(hub, store, admission.clone(), judge, authority, identity.pin, &config);
+        app.signins = signins;
         let app = Arc::new(app);
+        let watched = config.tls.clone().map(|files| (files, identity.certificate));
+        if let Some((files, used)) = watched {
+            app.tasks.spawn(certificate::watch(app.clone(), files, used));
+        }
         let begun = begin(&app, &config, sockets, identity.tls).await;
         let first_invites = match begun {
             Ok(first_invites) => first_invites,
@@ -137,6 +151,10 @@ impl Broker {
         };
         let giver = Giver::open(&data, config.listen, local_addr);
         let (io, reason) = app.hub.data_plane.backend();
+        app.hub.bus.publish(EventView {
+            detail: Some(format!("version {}", env!("CARGO_PKG_VERSION"))),
+            ..about(EventKind::BrokerStarted)
+        });
         tracing::info!(%local_addr, url = app.authority.url(), io, reason, "broker started");
         Ok(Self { app, config, local_addr, first_invites, giver, lock })
     }
@@ -193,6 +211,12 @@ impl Broker {
         Self::open(config, ground, sockets, lock).await
     }
 
+    /// Has everything that comes from files read anew: SIGHUP's meaning. What cannot be used is logged, and what was before
+    /// is used on.
+    pub fn reload(&self) {
+        self.app.reload.ask();
+    }
+
     /// The address that it listens on.
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
@@ -203,6 +227,18 @@ impl Broker {
     #[must_use]
     pub fn url(&self) -> String {
         self.app.authority.url()
+    }
+
+    /// What clients pin without a string: SHA-256 of the certificate's SubjectPublicKeyInfo, base64url.
+    #[must_use]
+    pub fn pin(&self) -> &str {
+        &self.app.pin
+    }
+
+    /// The OIDC provider that users may sign in by.
+    #[must_use]
+    pub fn oidc_issuer(&self) -> Option<&str> {
+        self.config.oidc.as_ref().map(|oidc| oidc.issuer.as_str())
     }
 
     /// The first join and login strings; only on the very first start with a data directory.
@@ -253,6 +289,8 @@ struct Ground {
     seal: SealKey,
     udp: UdpKeys,
     database: Database,
+    signins: Signins,
+    judge: Judge,
 }
 
 impl Ground {
@@ -264,7 +302,8 @@ impl Ground {
         let key = seal_key(&data)?;
         let (seal, udp) = (SealKey::new(&key), UdpKeys::new(&key, config.relay.clone()));
         let database = Database::open(&data)?;
-        Ok(Self { data, local_addr, authority, identity, seal, udp, database })
+        let (signins, judge) = (Signins::new(config.oidc.clone())?, Judge::new(config)?);
+        Ok(Self { data, local_addr, authority, identity, seal, udp, database, signins, judge })
     }
 
     async fn prepare_blocking(config: &ServeConfig, local_addr: SocketAddr) -> Result<Self, Fault> {
@@ -314,10 +353,14 @@ async fn begin(
         .await?;
     app.tasks.spawn(tick(app.clone()));
     app.tasks.spawn(keep_agents(app.clone()));
+    app.tasks.spawn(signin::end_in_time(app.clone()));
+    app.tasks.spawn(policy::run(app.clone()));
+    let audited = app.clone();
+    app.tasks.spawn(async move { audited.audit.run(&audited.store, &audited.stop).await });
     Ok(first_invites)
 }
 
-/// On the first start: an administrator who may use everything, and a token for agents of any name.
+/// On the first start: an administrator who may use everything, and a join string for one agent of any name.
 async fn first_invites(app: &App) -> Result<Option<FirstInvites>, Fault> {
     let everything = vec!["*".to_owned()];
     let user = NewSubject {
@@ -325,9 +368,19 @@ async fn first_invites(app: &App) -> Result<Option<FirstInvites>, Fault> {
         name: FIRST_USER.into(),
         admin: true,
         grants: everything,
+        claims: Claims::default(),
+        expires_ms: None,
+        uses: None,
     };
-    let agent =
-        NewSubject { kind: TokenKind::Agent, name: "*".into(), admin: false, grants: Vec::new() };
+    let agent = NewSubject {
+        kind: TokenKind::Agent,
+        name: "*".into(),
+        admin: false,
+        grants: Vec::new(),
+        expires_ms: Some(join_end(JOIN_LIFE)),
+        uses: Some(JOIN_USES),
+        ..user.clone()
+    };
     let Some(issued) = app.store.issue_first(vec![user, agent]).await? else { return Ok(None) };
     let [login, join] = issued.as_slice() else {
         return Err(Code::Internal.because("two first tokens were asked for"));
@@ -360,6 +413,9 @@ async fn keep_agents(app: Arc<App>) {
         if let Err(fault) = app.store.keep_agents(app.hub.agents()).await {
             tracing::error!(%fault, "unused agents could not be forgotten");
         }
+        if let Err(fault) = app.store.keep_enrolments(app.hub.enrolments()).await {
+            tracing::error!(%fault, "which ends are connected was not noted");
+        }
     }
 }
 
@@ -375,5 +431,7 @@ async fn stop(app: &Arc<App>) {
 async fn close(app: &Arc<App>) {
     app.stop.cancel();
     Door::close(&app.tasks).await;
+    // What the last requests told.
+    app.audit.flush(&app.store).await;
     app.store.close().await;
 }

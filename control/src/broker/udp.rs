@@ -29,9 +29,14 @@ const ACCOUNT: &[u8] = b"switchback udp 1 account";
 /// Mints credentials.
 pub(crate) struct UdpKeys {
     ice: hmac::Key,
+    keys: RelayKeys,
+    relay: Relay,
+}
+
+/// Mints and believes the credentials of one relay: the broker's own, or another gateway's, which has the same root.
+pub(crate) struct RelayKeys {
     turn: Secret,
     accounts: Accounts,
-    relay: Relay,
 }
 
 /// Writes into a relay's username whose quota counts, so that only who has the key can read it or tell that two names are
@@ -48,17 +53,18 @@ struct Believer {
 impl UdpKeys {
     /// From the broker's own key.
     pub(crate) fn new(root: &[u8; 32], relay: Relay) -> Self {
+        let mut keys = RelayKeys::new(root);
+        if let Relay::Foreign { secret, .. } = &relay {
+            keys.turn = secret.clone();
+        }
         let root = hmac::Key::new(hmac::HMAC_SHA256, root);
-        let turn = match &relay {
-            Relay::Foreign { secret, .. } => secret.clone(),
-            Relay::Own | Relay::Off => {
-                Secret::new(HEXLOWER.encode(hmac::sign(&root, TURN).as_ref()))
-            }
-        };
         let ice = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, ICE).as_ref());
-        let accounts =
-            Accounts(hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, ACCOUNT).as_ref()));
-        Self { ice, turn, accounts, relay }
+        Self { ice, keys, relay }
+    }
+
+    /// Gateways relay, not a server elsewhere.
+    pub(crate) const fn is_own(&self) -> bool {
+        matches!(self.relay, Relay::Own)
     }
 
     /// What one end of a session of `user` is told; `now` in Unix seconds.
@@ -97,20 +103,13 @@ impl UdpKeys {
             Relay::Foreign { address, .. } => Some(address.clone()),
             Relay::Off => return None,
         };
-        let name = relay_user(session, side);
-        let account = self.accounts.veil(&name, self.accounts.of(user));
-        let username = format!("{}:{name}-{}", now + RELAY_TTL, HEXLOWER.encode(&account));
-        let password = Secret::new(relay_password(self.turn.reveal().as_bytes(), &username));
-        Some(RelayAccess { server, username, password })
+        Some(self.keys.access(server, session, user, side, now))
     }
 
     /// What makes this gateway's relay believe the credentials minted here, if it is the one that they are for.
     pub(crate) fn believer(&self) -> Arc<dyn RelayCredentials> {
         match self.relay {
-            Relay::Own => Arc::new(Believer {
-                secret: SharedSecret::new(self.turn.reveal().as_bytes()),
-                accounts: self.accounts.clone(),
-            }),
+            Relay::Own => self.keys.believer(),
             Relay::Foreign { .. } | Relay::Off => Arc::new(NoRelay),
         }
     }
@@ -128,6 +127,41 @@ impl UdpKeys {
         let mut hash = [0; 32];
         hash.copy_from_slice(tag.as_ref());
         hash
+    }
+}
+
+impl RelayKeys {
+    /// From a root that the relay and the broker share.
+    pub(crate) fn new(root: &[u8; 32]) -> Self {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, root);
+        let turn = Secret::new(HEXLOWER.encode(hmac::sign(&root, TURN).as_ref()));
+        let accounts = hmac::sign(&root, ACCOUNT);
+        let accounts = Accounts(hmac::Key::new(hmac::HMAC_SHA256, accounts.as_ref()));
+        Self { turn, accounts }
+    }
+
+    /// The right of one end to use the relay at `server`, or where STUN is; `now` by the relay's clock, Unix seconds.
+    pub(crate) fn access(
+        &self,
+        server: Option<String>,
+        session: &SessionId,
+        user: &str,
+        side: LegSide,
+        now: u64,
+    ) -> RelayAccess {
+        let name = relay_user(session, side);
+        let account = self.accounts.veil(&name, self.accounts.of(user));
+        let username = format!("{}:{name}-{}", now + RELAY_TTL, HEXLOWER.encode(&account));
+        let password = Secret::new(relay_password(self.turn.reveal().as_bytes(), &username));
+        RelayAccess { server, username, password }
+    }
+
+    /// What believes them.
+    pub(crate) fn believer(&self) -> Arc<dyn RelayCredentials> {
+        Arc::new(Believer {
+            secret: SharedSecret::new(self.turn.reveal().as_bytes()),
+            accounts: self.accounts.clone(),
+        })
     }
 }
 

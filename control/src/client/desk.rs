@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use switchback_shortpath::SessionHandle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -17,19 +17,23 @@ use crate::dial::leg::Ahead;
 use crate::invite::Invite;
 use crate::link::report::{REPORT_INTERVAL, Reporter, figures};
 use crate::link::{self, Doubt, FirstWord, LinkEvent, TELL_PAUSE};
+use crate::survey::Survey;
 use crate::udp;
 use crate::udp::reach::Reach;
 use crate::udp::session::SessionUdp;
 use crate::wire::{
-    AboutSession, CLIENT_LINK, Candidate, FromClient, SealedGrant, SessionId, ToClient,
+    AboutSession, CLIENT_LINK, Candidate, FromClient, GatewayRtt, SealedGrant, SessionId,
+    SessionNotice, ToClient,
 };
 
 /// A broker answers in one round trip; a slow one is asked again.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests in flight: a thousand sessions that lost the same gateway ask at once.
 const REQUESTS_MAX: usize = 4096;
 /// Sessions whose candidates came before they were admitted: their grants are being unpacked.
 const EARLY_MAX: usize = 64;
+/// Notices that wait for a slow listener; the oldest go.
+const NOTICES_MAX: usize = 64;
 /// Events of the link that wait for the desk.
 const EVENTS_MAX: usize = 64;
 
@@ -54,6 +58,8 @@ pub(super) struct Live {
     pub(super) end: mpsc::Sender<Ending>,
     /// Its UDP.
     pub(super) udp: Arc<SessionUdp>,
+    /// Has it ask for a leg through another gateway.
+    pub(super) relocate: Arc<Notify>,
     /// Nobody uses it yet, so there is nothing to report.
     pub(super) ready: bool,
 }
@@ -84,6 +90,8 @@ pub(super) struct Desk {
     moves: Mutex<moves::Moves>,
     /// Where the last ticket led, `HOST:PORT`.
     gateway: Mutex<String>,
+    /// What users are to be told.
+    notices: broadcast::Sender<SessionNotice>,
 }
 
 impl Desk {
@@ -103,6 +111,7 @@ impl Desk {
             early: Mutex::default(),
             untold: Mutex::default(),
             moves: Mutex::default(),
+            notices: broadcast::Sender::new(NOTICES_MAX),
         })
     }
 
@@ -145,6 +154,18 @@ impl Desk {
         &self,
         message: impl Fn(u64) -> FromClient + Send + Sync + 'static,
     ) -> Result<ToClient, Fault> {
+        self.ask_within(ANSWER_TIMEOUT, message).await
+    }
+
+    /// As [`Self::ask`], with another patience.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn ask_within(
+        &self,
+        patience: Duration,
+        message: impl Fn(u64) -> FromClient + Send + Sync + 'static,
+    ) -> Result<ToClient, Fault> {
         let unreachable = |detail| Code::BrokerUnreachable.because(detail);
         let (request, mut answer) = self.enlist()?;
         let number = request.number;
@@ -165,7 +186,7 @@ impl Desk {
                 return Err(unreachable("the link to the broker broke"));
             }
         }
-        match timeout(ANSWER_TIMEOUT, answer).await {
+        match timeout(patience, answer).await {
             Ok(answer) => answered(answer),
             Err(_) => Err(unreachable("the broker did not answer in time")),
         }
@@ -245,6 +266,14 @@ impl Desk {
         }
     }
 
+    /// The broker hears how far the gateways are.
+    fn tell_ways(&self, ways: &mut watch::Receiver<Vec<GatewayRtt>>) {
+        let rtts = ways.borrow_and_update().clone();
+        if !rtts.is_empty() {
+            self.tell(FromClient::Rtts { rtts });
+        }
+    }
+
     /// Runs the desk until `stop`, or until the link is over.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken, reach: Option<Reach>) {
         let (sender, mut events) = mpsc::channel(EVENTS_MAX);
@@ -257,6 +286,8 @@ impl Desk {
         let mut again = interval(TELL_PAUSE);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut network = reach.as_ref().map(Reach::changed);
+        let survey = Survey::start(self.home.clone(), reach.is_some());
+        let mut ways = survey.found();
         loop {
             tokio::select! {
                 ended = &mut link => {
@@ -269,8 +300,16 @@ impl Desk {
                     if let (LinkEvent::Up(_), Some(reach)) = (&event, &reach) {
                         reach.locate();
                     }
-                    self.handle(event, &mut reporter);
+                    let up = matches!(event, LinkEvent::Up(_));
+                    match event {
+                        LinkEvent::Message(ToClient::Gateways { gateways }) => survey.set(gateways),
+                        event => self.handle(event, &mut reporter),
+                    }
+                    if up {
+                        self.tell_ways(&mut ways);
+                    }
                 }
+                Ok(()) = ways.changed() => self.tell_ways(&mut ways),
                 _ = tick.tick() => {
                     self.report(&mut reporter);
                     self.tell_moves();
@@ -279,6 +318,7 @@ impl Desk {
                 () = udp::changed(&mut network) => {
                     // The link may be of an address that is gone.
                     self.doubt.raise();
+                    survey.again();
                     self.tell_all();
                 }
             }
@@ -307,9 +347,17 @@ impl Desk {
                     let _ = live.end.try_send(Ending::ByBroker(code));
                 }
             }
+            LinkEvent::Message(ToClient::Relocate { session }) => {
+                if let Some(live) = lock(&self.sessions).get(&session) {
+                    live.relocate.notify_one();
+                }
+            }
+            // It is for the survey.
+            LinkEvent::Message(ToClient::Gateways { .. }) => {}
             LinkEvent::Message(ToClient::Refused { request, code, message }) => {
                 self.answer(request, Err(code.because(message)));
             }
+            LinkEvent::Message(ToClient::Notice(notice)) => self.notice(notice),
             LinkEvent::Message(ToClient::About(about)) => self.told_of(about),
             LinkEvent::Message(answer @ (ToClient::Granted { .. } | ToClient::Leg { .. })) => {
                 let (ToClient::Granted { request, ticket, .. }
@@ -323,11 +371,37 @@ impl Desk {
         }
     }
 
+    /// What users are to be told from now on.
+    pub(super) fn notices(&self) -> broadcast::Receiver<SessionNotice> {
+        self.notices.subscribe()
+    }
+
+    fn notice(&self, notice: SessionNotice) {
+        // Where nobody listens, nobody agrees.
+        if let Err(broadcast::error::SendError(SessionNotice::ConsentAsked { id, .. })) =
+            self.notices.send(notice)
+        {
+            self.consent(id, false);
+        }
+    }
+
+    /// The answer to a question for consent.
+    pub(super) fn consent(&self, id: u64, yes: bool) {
+        self.tell(FromClient::Consent { id, yes });
+    }
+
     fn told_of(&self, about: AboutSession) {
         match about {
+            // For agents.
+            AboutSession::Hold { .. } => {}
             AboutSession::Explain { session } => self.explain(session),
             AboutSession::Candidates { session, candidates } => {
                 self.add_candidates(session, candidates);
+            }
+            AboutSession::Policy { session, transport, .. } => {
+                if let Some(live) = lock(&self.sessions).get(&session) {
+                    live.udp.narrow(transport, &live.handle);
+                }
             }
             AboutSession::Relay { session, relay } => {
                 if let Some(live) = lock(&self.sessions).get(&session) {

@@ -2,13 +2,13 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::ClientConfig;
 use switchback_shortpath::{LegId, LegKind, MoveCause, SessionEvent, SessionHandle, Wide};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::DropGuard;
@@ -19,10 +19,15 @@ use crate::code::{Code, Fault};
 use crate::dial::leg::{self, Ahead};
 use crate::reason;
 use crate::udp::session::{SessionUdp, Wanted};
-use crate::wire::{FromClient, LegTicket, SealedGrant, SessionId, Standby, ToClient, UdpAccess};
+use crate::wire::{
+    FromClient, LegTicket, LegWish, SealedGrant, SessionId, Standby, ToClient, UdpAccess,
+};
 
 /// From our close to the session layer's last word: it gives its own CLOSE 2 s.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A leg whose place is taken is let go after so long, once nothing is on its way: by then the other end has left it too.
+const LEAVE_AFTER: Duration = Duration::from_secs(2);
 
 /// A session without standby lets its TCP legs go after so long on UDP: what fails at once does so before.
 const COLD_AFTER: Duration = Duration::from_secs(5);
@@ -54,9 +59,49 @@ pub(super) struct Keeper {
     pub(super) wanted: Wanted,
     /// When legs that are not needed are let go, in a session without standby.
     pub(super) cold_at: Option<Instant>,
+    /// The broker wants it to leave its gateway.
+    pub(super) relocate: Arc<Notify>,
+    pub(super) moving: Moving,
 }
 
-type Attempt = Pin<Box<dyn Future<Output = Result<TlsStream<Wide<TcpStream>>, Fault>> + Send>>;
+/// From which gateway to which.
+#[derive(Debug, Default)]
+pub(super) struct Moving {
+    /// The gateway of the newest leg, as its ticket had it, or of an attempt that failed since.
+    via: String,
+    /// The gateway of the attempt that runs, once there is a ticket.
+    tried: Arc<Mutex<Option<String>>>,
+    /// It failed: the next leg shall go another way.
+    failed: bool,
+    /// The next leg takes the place of those that work.
+    instead: bool,
+    /// Legs whose place is taken, and when to let go of them.
+    left: BTreeSet<LegId>,
+    leave_at: Option<Instant>,
+}
+
+impl Moving {
+    /// What to ask for.
+    fn wish(&self) -> LegWish {
+        LegWish { not_via: self.failed.then(|| self.via.clone()), instead: self.instead }
+    }
+
+    /// An attempt failed: if it had come as far as to a gateway, that is the one to avoid.
+    fn attempt_failed(&mut self) {
+        if let Some(tried) = self.tried.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            (self.via, self.failed) = (tried, true);
+        }
+    }
+}
+
+/// A leg, and the gateway it leads through.
+struct Made {
+    stream: TlsStream<Wide<TcpStream>>,
+    via: String,
+    instead: bool,
+}
+
+type Attempt = Pin<Box<dyn Future<Output = Result<Made, Fault>> + Send>>;
 
 /// What ended the loop, and whom to tell.
 struct End {
@@ -112,6 +157,11 @@ impl Keeper {
                 }
                 () = at(wake) => {}
                 () = at(self.cold_at) => self.let_go(),
+                () = at(self.moving.leave_at) => self.leave(),
+                () = self.relocate.notified() => {
+                    tracing::info!(session = %self.id, "its gateway is about to go, asking for another leg");
+                    self.moving.instead = plan.replace(Instant::now());
+                }
             }
         };
         self.end(end, events).await;
@@ -176,11 +226,14 @@ impl Keeper {
 
     /// A session may lose a leg before it ever carried anything, or have another under way already.
     fn lost(&mut self, leg: LegId, plan: &mut LegPlan) {
+        self.moving.left.remove(&leg);
         if self.is_spare(leg) || (!self.legs.contains(&leg) && self.handle.stats().leg.is_some()) {
             return;
         }
         let newest = self.legs.last() == Some(&leg);
         self.legs.remove(&leg);
+        // What broke was as a rule the gateway.
+        self.moving.failed |= newest;
         if self.legs.is_empty() && self.handle.stats().leg.is_none() {
             plan.down(Instant::now(), rand::random());
         } else if newest {
@@ -190,10 +243,17 @@ impl Keeper {
     }
 
     /// Gives a new leg to the session, or notes why there is none.
-    fn settle(&mut self, made: Result<TlsStream<Wide<TcpStream>>, Fault>, plan: &mut LegPlan) {
+    fn settle(&mut self, made: Result<Made, Fault>, plan: &mut LegPlan) {
         match made {
-            Ok(stream) => {
-                let leg = self.handle.attach(stream, LegKind::TcpReverse);
+            Ok(Made { stream, via, instead }) => {
+                let leg = if instead {
+                    self.moving.left.append(&mut self.legs);
+                    self.moving.leave_at = Some(Instant::now() + LEAVE_AFTER);
+                    self.handle.attach_instead(stream, LegKind::TcpReverse)
+                } else {
+                    self.handle.attach(stream, LegKind::TcpReverse)
+                };
+                (self.moving.via, self.moving.failed, self.moving.instead) = (via, false, false);
                 tracing::debug!(session = %self.id, %leg, "leg attached");
                 self.legs.insert(leg);
                 if let Some(carrier) = self.handle.stats().leg {
@@ -204,6 +264,7 @@ impl Keeper {
             }
             Err(fault) => {
                 tracing::debug!(session = %self.id, code = %fault.code, detail = fault.detail, "no leg");
+                self.moving.attempt_failed();
                 plan.failed(Instant::now(), rand::random(), fault);
             }
         }
@@ -222,23 +283,37 @@ impl Keeper {
         self.cold_at = (!self.legs.is_empty()).then(|| Instant::now() + COLD_AFTER);
     }
 
+    /// Lets go of legs whose place is taken; those that still have something on their way are looked at again.
+    fn leave(&mut self) {
+        let handle = &self.handle;
+        self.moving.left.retain(|leg| !handle.let_go(*leg));
+        self.moving.leave_at = (!self.moving.left.is_empty()).then(|| Instant::now() + LEAVE_AFTER);
+    }
+
     fn attempt(&self, first: Option<(LegTicket, Ahead)>) -> Attempt {
         let (desk, grant, tls) = (self.desk.clone(), self.grant.clone(), self.tls.clone());
         let (udp, wanted, session) = (self.udp.clone(), self.wanted.clone(), self.handle.clone());
         let carried = matches!(*self.phase.borrow(), Phase::Up);
+        let wish = self.moving.wish();
+        let (instead, tried) = (wish.instead, self.moving.tried.clone());
         Box::pin(async move {
             let (ticket, ahead) = match first {
                 Some(first) => first,
                 None => {
                     let ahead = desk.dial_ahead();
-                    let (ticket, access) = ask_ticket(&desk, grant, udp.clone()).await?;
+                    let (ticket, access) = ask_ticket(&desk, grant, udp.clone(), wish).await?;
                     if let Some(access) = access {
                         udp.begin(wanted, *access, &session);
                     }
                     (ticket, ahead)
                 }
             };
-            let connecting = leg::connect(&ticket, desk.home(), tls, Some(ahead));
+            let via = ticket.gateway.clone().unwrap_or_default();
+            *tried.lock().unwrap_or_else(PoisonError::into_inner) = Some(via.clone());
+            let connecting = async {
+                let stream = leg::connect(&ticket, desk.home(), tls, Some(ahead)).await?;
+                Ok(Made { stream, via, instead })
+            };
             if !carried {
                 return connecting.await;
             }
@@ -273,10 +348,11 @@ async fn ask_ticket(
     desk: &Desk,
     grant: SealedGrant,
     udp: Arc<SessionUdp>,
+    wish: LegWish,
 ) -> Result<Answer, Fault> {
     let leg = move |request| {
-        let (grant, udp) = (grant.clone(), udp.candidates());
-        FromClient::Leg { request, grant, udp }
+        let (grant, udp, wish) = (grant.clone(), udp.candidates(), wish.clone());
+        FromClient::Leg { request, grant, udp, wish }
     };
     match desk.ask(leg).await? {
         ToClient::Leg { ticket, udp, .. } => Ok((ticket, udp)),
@@ -291,7 +367,7 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
-async fn next(attempt: &mut Option<Attempt>) -> Result<TlsStream<Wide<TcpStream>>, Fault> {
+async fn next(attempt: &mut Option<Attempt>) -> Result<Made, Fault> {
     match attempt {
         Some(attempt) => attempt.await,
         None => std::future::pending().await,

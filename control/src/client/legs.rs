@@ -70,6 +70,16 @@ impl LegPlan {
         }
     }
 
+    /// The leg that works is to be replaced. False if another is wanted anyway, for a worse reason.
+    pub(super) fn replace(&mut self, now: Instant) -> bool {
+        if self.need != Need::Nothing || self.dialling {
+            return false;
+        }
+        self.need = Need::Spare;
+        self.not_before = now;
+        true
+    }
+
     /// No leg carries the session.
     pub(super) fn down(&mut self, now: Instant, dice: f64) {
         if self.need == Need::Nothing {

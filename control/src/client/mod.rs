@@ -11,6 +11,8 @@ pub mod local;
 pub mod profile;
 mod ready;
 mod session;
+mod shadow;
+pub mod signin;
 mod stdio;
 #[cfg(test)]
 mod tests;
@@ -21,12 +23,13 @@ use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
 use switchback_shortpath::{Role, SessionHandle, SessionKey, client_config};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use echo::{EchoSender, PROBE_BYTES_MAX, PROBE_BYTES_MIN, echo};
 pub use session::{ClientSession, SessionFigures};
+pub use shadow::{Injector, Watching, watch};
 pub use switchback_shortpath::{Redundancy, SessionConfig};
 
 use crate::code::{Code, Fault};
@@ -41,7 +44,7 @@ use crate::wire::{
     SessionPurpose, ToClient, TransportPolicy, UdpAccess, UdpUse,
 };
 use desk::{Desk, LinkState, Live};
-use keeper::{Keeper, Phase};
+use keeper::{Keeper, Moving, Phase};
 use ready::Shelf;
 
 /// Pauses between requests for a session that is refused for now.
@@ -106,11 +109,14 @@ impl Client {
     ///
     /// # Errors
     /// [`Code::InviteInvalid`], [`Code::UdpUnavailable`].
+    ///
+    /// The sign-in is renewed for as long as the client lives, if [`signin::load`] knows it.
     pub fn begin(invite: Invite, options: ClientOptions) -> Result<Self, Fault> {
         let home = BrokerAddress::of(&invite)?.host_port();
         let reach = Reach::start(&options.udp, &home)?;
         let stop = CancellationToken::new();
         let guard = Arc::new(stop.clone().drop_guard());
+        tokio::spawn(signin::keep(invite.clone(), stop.clone()));
         let desk = Desk::new(invite, home);
         tokio::spawn(desk.clone().run(stop, reach.clone()));
         let shelf = Arc::new(Shelf::new(options.ready_max));
@@ -170,7 +176,8 @@ impl Client {
         purpose: SessionPurpose,
         ready: bool,
     ) -> Result<ClientSession, Fault> {
-        let start_by = Instant::now() + self.options.start_within;
+        let asked = purpose.shadow().map_or(Duration::ZERO, |_| shadow::CONSENT_PATIENCE);
+        let start_by = Instant::now() + self.options.start_within + asked;
         let key =
             SessionKey::generate().map_err(|error| Code::Internal.because(error.to_string()))?;
         let granted = self.ask(resource, &key, (purpose, ready), start_by).await?;
@@ -187,20 +194,22 @@ impl Client {
         start_by: Instant,
     ) -> Result<(Granted, Ahead), Fault> {
         let key = PublicKey(BASE64URL_NOPAD.encode(&key.public()));
+        let patience = desk::ANSWER_TIMEOUT
+            + purpose.shadow().map_or(Duration::ZERO, |_| shadow::CONSENT_PATIENCE);
         let mut backoff = Backoff::new(OPEN_BACKOFF_FIRST, OPEN_BACKOFF_CAP);
         loop {
             let (resource, key, reach) = (resource.to_owned(), key.clone(), self.reach.clone());
             let told = Arc::new(Mutex::new(None));
-            let telling = told.clone();
+            let (telling, purpose) = (told.clone(), purpose.clone());
             let open = move |request| {
                 tracing::debug!("session asked for");
                 let udp = reach.as_ref().map(Reach::candidates);
                 telling.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&udp);
-                let (resource, key) = (resource.clone(), key.clone());
+                let (resource, key, purpose) = (resource.clone(), key.clone(), purpose.clone());
                 FromClient::Open { request, protocol: PROTOCOL, resource, key, udp, purpose, ready }
             };
             let ahead = self.desk.dial_ahead();
-            let answer = timeout_at(start_by, self.desk.ask(open)).await;
+            let answer = timeout_at(start_by, self.desk.ask_within(patience, open)).await;
             let fault = match answer.unwrap_or_else(|_| Err(last_fault(&self.desk.link()))) {
                 Ok(answer) => {
                     let told = told.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -223,8 +232,18 @@ impl Client {
         ready: bool,
         start_by: Instant,
     ) -> Result<ClientSession, Fault> {
-        let Granted { id, agent, agent_key, grant, ticket, transport, udp: access, kind, told } =
-            granted;
+        let Granted {
+            id,
+            agent,
+            agent_key,
+            grant,
+            ticket,
+            transport,
+            udp: access,
+            kind,
+            shadow_target,
+            told,
+        } = granted;
         let malformed = || Code::MessageMalformed.because("the agent's key is malformed");
         let peer_key = BASE64URL_NOPAD.decode(agent_key.0.as_bytes()).map_err(|_| malformed())?;
         let tls = client_config(key, &peer_key).map_err(|_| malformed())?;
@@ -241,11 +260,13 @@ impl Client {
         if transport.udp == UdpUse::Require {
             tokio::spawn(udp.clone().enforce(SessionWatch(handle.clone())));
         }
+        let relocate = Arc::new(Notify::new());
         let live = Live {
             handle: handle.clone(),
             grant: grant.clone(),
             end: orders.clone(),
             udp: udp.clone(),
+            relocate: relocate.clone(),
             ready,
         };
         self.desk.admit(id.clone(), live);
@@ -267,9 +288,11 @@ impl Client {
             udp: udp.clone(),
             wanted,
             cold_at: None,
+            relocate,
+            moving: Moving::default(),
         };
         tokio::spawn(keeper.run((ticket, ahead), start_by, events, ordered));
-        let held = session::Held { id, agent, kind, handle, udp };
+        let held = session::Held { id, agent, kind, shadow_target, handle, udp };
         Ok(ClientSession::new(held, phases, orders, self.guard.clone()))
     }
 }
@@ -284,6 +307,7 @@ struct Granted {
     transport: TransportPolicy,
     udp: Option<Box<UdpAccess>>,
     kind: ResourceKind,
+    shadow_target: bool,
     /// Where the agent was told that this client is.
     told: Option<Vec<Candidate>>,
 }
@@ -300,8 +324,20 @@ impl Granted {
                 transport,
                 udp,
                 kind,
+                shadow_target,
                 ..
-            } => Ok(Self { id, agent, agent_key, grant, ticket, transport, udp, kind, told }),
+            } => Ok(Self {
+                id,
+                agent,
+                agent_key,
+                grant,
+                ticket,
+                transport,
+                udp,
+                kind,
+                shadow_target,
+                told,
+            }),
             _ => Err(Code::MessageMalformed.because("the broker answered another question")),
         }
     }

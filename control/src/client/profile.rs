@@ -31,6 +31,11 @@ pub fn load(explicit: Option<&str>) -> Result<Invite, Fault> {
 /// # Errors
 /// [`Code::DataDirUnusable`].
 pub fn save(invite: &Invite) -> Result<PathBuf, Fault> {
+    super::signin::remove()?;
+    save_beside_signin(invite)
+}
+
+pub(super) fn save_beside_signin(invite: &Invite) -> Result<PathBuf, Fault> {
     let path = path()?;
     save_to(&path, invite).map_err(|error| unusable(&path, &error))?;
     Ok(path)
@@ -41,6 +46,7 @@ pub fn save(invite: &Invite) -> Result<PathBuf, Fault> {
 /// # Errors
 /// [`Code::DataDirUnusable`].
 pub fn remove() -> Result<bool, Fault> {
+    super::signin::remove()?;
     let path = path()?;
     match fs::remove_file(&path) {
         Ok(()) => Ok(true),

@@ -65,6 +65,7 @@ pub(super) struct Held {
     pub(super) id: SessionId,
     pub(super) agent: String,
     pub(super) kind: ResourceKind,
+    pub(super) shadow_target: bool,
     pub(super) handle: SessionHandle,
     pub(super) udp: Arc<SessionUdp>,
 }
@@ -96,6 +97,12 @@ impl ClientSession {
     #[must_use]
     pub fn kind(&self) -> ResourceKind {
         self.0.held.kind
+    }
+
+    /// Whether this watch is connected to the resource's shadow target: its channels carry that service's bytes.
+    #[must_use]
+    pub fn sees_target(&self) -> bool {
+        self.0.held.shadow_target
     }
 
     /// What may carry it.

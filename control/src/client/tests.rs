@@ -76,6 +76,7 @@ impl OtherSide {
             transport: TransportPolicy::default(),
             udp,
             kind: ResourceKind::Tcp,
+            shadow_target: false,
         };
         for message in before {
             side.link.send(message).await;

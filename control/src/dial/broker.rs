@@ -63,13 +63,25 @@ impl BrokerAddress {
 /// [`Code::InviteInvalid`], [`Code::BrokerUnreachable`], [`Code::BrokerPinMismatch`], or the gateway's refusal
 /// where it turns the connection away.
 pub async fn connect_broker(invite: &Invite) -> Result<BrokerStream, Fault> {
+    let host_port = BrokerAddress::of(invite)?.host_port();
+    secure(invite, tcp::connect(&host_port, CONNECT_TIMEOUT)).await
+}
+
+/// As [`connect_broker`], over a connection that the caller makes: from an address of its choice, say.
+///
+/// # Errors
+/// As [`connect_broker`].
+pub async fn secure(
+    invite: &Invite,
+    connecting: impl Future<Output = io::Result<TcpStream>>,
+) -> Result<BrokerStream, Fault> {
     let address = BrokerAddress::of(invite)?;
     let config = Arc::new(pin::client_config(&invite.pin)?);
     let name = ServerName::try_from(address.host.clone())
         .map_err(|_| Code::InviteInvalid.because("the string's host name is malformed"))?;
     let host_port = address.host_port();
     let opened = timeout(CONNECT_TIMEOUT, async {
-        let stream = tcp::connect(&host_port, CONNECT_TIMEOUT).await?;
+        let stream = connecting.await?;
         tcp::give_up_on_silence(&stream)?;
         TlsConnector::from(config).connect(name, stream).await
     });

@@ -10,4 +10,4 @@ mod pin;
 pub mod tcp;
 
 pub use backoff::Backoff;
-pub use broker::{BrokerAddress, BrokerStream, connect_broker};
+pub use broker::{BrokerAddress, BrokerStream, connect_broker, secure};

@@ -15,12 +15,19 @@ use rustls::{
 };
 
 use crate::code::{Code, Fault};
+use crate::oidc::http::{system_roots, web_config};
 
-/// TLS 1.3 towards a broker with this pin, SHA-256 of its SubjectPublicKeyInfo in base64url.
+/// TLS towards a broker with this pin, SHA-256 of its SubjectPublicKeyInfo in base64url. Without one, its certificate must be
+/// one that this machine trusts, for its name.
 ///
 /// # Errors
 /// [`Code::InviteInvalid`] if the pin is no SHA-256 in base64url.
 pub(super) fn client_config(pin: &str) -> Result<ClientConfig, Fault> {
+    if pin.is_empty() {
+        let mut config = web_config(system_roots())?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        return Ok(config);
+    }
     let pin = BASE64URL_NOPAD
         .decode(pin.as_bytes())
         .ok()

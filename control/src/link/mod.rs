@@ -6,6 +6,7 @@
 #[cfg(test)]
 pub(crate) mod fake_broker;
 mod first;
+mod pass;
 pub mod report;
 mod socket;
 #[cfg(test)]
@@ -22,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::code::{Code, Fault};
 use crate::dial::{self, Backoff};
-use crate::invite::Invite;
 pub use first::FirstWord;
+pub use pass::Pass;
 
 /// Pauses between attempts: quick after a broker restart, gentle on a broker that thousands have lost. The cap is what
 /// a session may have to wait for its way back after a long outage.
@@ -68,13 +69,13 @@ impl Doubt {
     }
 }
 
-/// Keeps a link to `path` at the invitation's broker until `stop`, or until the owner drops the events' receiver. What waits
+/// Keeps a link to `path` at the pass's broker until `stop`, or until the owner drops the events' receiver. What waits
 /// in `first` travels with each request for a link until a broker takes it.
 ///
 /// # Errors
 /// The fault that no retry will mend, see [`is_final`]; [`Code::BrokerPinMismatch`] only if no link was ever up.
 pub async fn run<Out, In>(
-    invite: &Invite,
+    pass: &impl Pass,
     path: &'static str,
     events: mpsc::Sender<LinkEvent<Out, In>>,
     doubt: Doubt,
@@ -93,14 +94,15 @@ where
     loop {
         let started = Instant::now();
         let Ended { fault, next, up } = tokio::select! {
-            ended = attempt((invite, path), &events, &doubt, &first, &stop, spare.take()) => ended,
+            ended = attempt((pass, path), &events, &doubt, &first, &stop, spare.take()) => ended,
             () = events.closed() => return Ok(()),
         };
         if stop.is_cancelled() {
             return Ok(());
         }
         was_up |= up;
-        if is_final(fault.code) && !(was_up && may_be_interception(fault.code)) {
+        let never = is_final(fault.code) || pass.is_hopeless(fault.code);
+        if never && !(was_up && may_be_interception(fault.code)) {
             return Err(fault);
         }
         if started.elapsed() >= GOOD_LINK {
@@ -135,6 +137,7 @@ pub fn is_final(code: Code) -> bool {
         Code::BrokerPinMismatch
             | Code::TokenInvalid
             | Code::TokenRevoked
+            | Code::TokenExpired
             | Code::InviteInvalid
             | Code::ProtocolVersion
     )
@@ -167,16 +170,36 @@ struct Made {
     took: Duration,
 }
 
-/// Makes a link, and says the first word with it.
+/// Makes a link, and says the first word with it. What a refusal shows how to mend is mended.
 async fn open<Out: Serialize>(
-    (invite, path): (&Invite, &'static str),
+    (pass, path): (&impl Pass, &'static str),
     first: &FirstWord<Out>,
 ) -> Result<Made, Fault> {
+    let mut mends_left = pass::MENDS_MAX;
+    loop {
+        match open_once((pass, path), first).await {
+            Err(fault) if mends_left > 0 && pass.mend(fault.code) => mends_left -= 1,
+            opened => {
+                if opened.is_ok() {
+                    pass.accepted();
+                }
+                return opened;
+            }
+        }
+    }
+}
+
+async fn open_once<Out: Serialize>(
+    (pass, path): (&impl Pass, &'static str),
+    first: &FirstWord<Out>,
+) -> Result<Made, Fault> {
+    let invite = pass.invite().await?;
     let began = Instant::now();
-    let stream = dial::connect_broker(invite).await?;
+    let stream = dial::connect_broker(&invite).await?;
     let leaving = first.leave();
     let word = leaving.as_ref().map(|leaving| leaving.header.clone());
-    let (socket, taken) = socket::upgrade(stream, invite, path, word).await?;
+    let heard_time = |ms| pass.heard_time(ms);
+    let (socket, taken) = socket::upgrade(stream, &invite, path, word, heard_time).await?;
     if let Some(leaving) = leaving.filter(|_| taken) {
         first.said(&leaving);
     }
@@ -184,7 +207,7 @@ async fn open<Out: Serialize>(
 }
 
 async fn attempt<Out: Serialize, In: DeserializeOwned>(
-    to: (&Invite, &'static str),
+    to: (&impl Pass, &'static str),
     events: &mpsc::Sender<LinkEvent<Out, In>>,
     doubt: &Doubt,
     first: &FirstWord<Out>,

@@ -74,7 +74,16 @@ pub fn figures(
             black_holes: stats.black_holes,
             datagrams_dropped: stats.datagrams_dropped,
         },
+        jitter_us: stats.rtt.map(|rtt| rtt.variation_us),
+        loss_ppm: loss_ppm(stats),
+        held: None,
     }
+}
+
+/// What the leg in use loses: TCP does not tell.
+fn loss_ppm(stats: &SessionStats) -> Option<u32> {
+    let carries = |leg: &&LegStats| leg.state == LegState::Selected && leg.kind.is_udp();
+    stats.legs.iter().find(carries).map(|leg| leg.loss_ppm)
 }
 
 /// The legs of a session as messages carry them.
@@ -142,6 +151,9 @@ mod tests {
                 black_holes: u64::MAX,
                 datagrams_dropped: u64::MAX,
             },
+            jitter_us: Some(u32::MAX),
+            loss_ppm: Some(u32::MAX),
+            held: Some("u".repeat(63)),
         };
         (report, Secret::new("g".repeat(800)))
     }

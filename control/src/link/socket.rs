@@ -29,7 +29,7 @@ use crate::api::ErrorBody;
 use crate::code::{Code, Fault};
 use crate::dial::{BrokerAddress, BrokerStream};
 use crate::invite::Invite;
-use crate::wire::{FIRST_WORD, MESSAGE_BYTES_MAX};
+use crate::wire::{BROKER_TIME, FIRST_WORD, MESSAGE_BYTES_MAX};
 
 /// From the request to the switch of protocols.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,14 +55,16 @@ const BUFFER_BYTES: usize = 4096;
 
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// Turns an HTTPS connection into a WebSocket (RFC 6455 section 4.1), and says whether the broker took the first word.
+/// Turns an HTTPS connection into a WebSocket (RFC 6455 section 4.1), and says whether the broker took the first word. If it
+/// refuses with its time, that is told to `heard_time`.
 pub(super) async fn upgrade(
     stream: BrokerStream,
     invite: &Invite,
     path: &'static str,
     word: Option<HeaderValue>,
+    heard_time: impl Fn(u64),
 ) -> Result<(Socket, bool), Fault> {
-    timeout(UPGRADE_TIMEOUT, ask_upgrade(stream, invite, path, word))
+    timeout(UPGRADE_TIMEOUT, ask_upgrade(stream, invite, path, word, heard_time))
         .await
         .unwrap_or_else(|_| Err(unreachable("no answer to the link's request")))
 }
@@ -72,6 +74,7 @@ async fn ask_upgrade(
     invite: &Invite,
     path: &str,
     word: Option<HeaderValue>,
+    heard_time: impl Fn(u64),
 ) -> Result<(Socket, bool), Fault> {
     let key = generate_key();
     let mut request = request(invite, path, &key)?;
@@ -84,6 +87,8 @@ async fn ask_upgrade(
     let response = sender.send_request(request).await.map_err(broken);
     let response = response.inspect_err(|_| connection.abort())?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let time = response.headers().get(BROKER_TIME).and_then(|time| time.to_str().ok());
+        time.and_then(|time| time.parse().ok()).into_iter().for_each(heard_time);
         let fault = refusal(response).await;
         connection.abort();
         return Err(fault);

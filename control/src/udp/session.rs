@@ -39,7 +39,7 @@ pub const PAUSED: &str = "paused";
 /// What an end knows and does about a session's UDP.
 #[derive(Debug)]
 pub(crate) struct SessionUdp {
-    transport: TransportPolicy,
+    transport: Mutex<TransportPolicy>,
     reach: Option<Reach>,
     started: Instant,
     search: Mutex<Search>,
@@ -79,12 +79,31 @@ impl SessionUdp {
         let (moves, search) = (broadcast::Sender::new(MOVES_WAITING), Mutex::default());
         let (started, relayed) = (Instant::now(), watch::Sender::new(None));
         let (paused, pauses) = (Mutex::default(), Mutex::default());
+        let transport = Mutex::new(transport);
         Arc::new(Self { transport, reach, started, search, moves, paused, pauses, relayed })
     }
 
     /// What may carry the session.
-    pub(crate) const fn transport(&self) -> TransportPolicy {
-        self.transport
+    pub(crate) fn transport(&self) -> TransportPolicy {
+        *lock(&self.transport)
+    }
+
+    /// Policy changed: this may carry the session from now on. Ways that are closed to it end at once; a relay in place of a
+    /// direct path is looked for with the session's next leg.
+    pub(crate) fn narrow(self: &Arc<Self>, transport: TransportPolicy, session: &SessionHandle) {
+        let before = std::mem::replace(&mut *lock(&self.transport), transport).udp;
+        if before == transport.udp {
+            return;
+        }
+        session.allow_only(&allowed(transport.udp));
+        if transport.udp == UdpUse::Require {
+            tokio::spawn(self.clone().enforce(SessionWatch(session.clone())));
+            return;
+        }
+        let mut search = lock(&self.search);
+        if matches!(*search, Search::Running(_)) {
+            *search = Search::None;
+        }
     }
 
     /// Every move from now on, and every pause: a move to [`PAUSED`] and one back.
@@ -105,7 +124,7 @@ impl SessionUdp {
         session: &SessionHandle,
     ) {
         let Some(reach) = &self.reach else { return };
-        if self.transport.udp == UdpUse::Off {
+        if self.transport().udp == UdpUse::Off {
             return;
         }
         let mut search = lock(&self.search);
@@ -115,7 +134,7 @@ impl SessionUdp {
         }
         let Wanted { role, key, peer_key, dscp } = wanted;
         let who = Identity { role, key: &key, peer_key, dscp };
-        match reach.connect(who, access, self.transport, session) {
+        match reach.connect(who, access, self.transport(), session) {
             Ok(shortpath) => {
                 let (this, relayed) = (self.clone(), shortpath.relayed());
                 *search = Search::Running(shortpath);
@@ -239,7 +258,7 @@ impl SessionUdp {
             Search::Running(shortpath) => Some(shortpath.view()),
             _ => None,
         };
-        let may_tell = |kind| self.transport.allows(kind);
+        let may_tell = |kind| self.transport().allows(kind);
         let pairs = view.as_ref().map(|view| pairs(view, may_tell)).unwrap_or_default();
         let local = view.iter().flat_map(|view| &view.local);
         let local = local.filter(|it| may_tell(it.kind)).take(CANDIDATES_MAX);
@@ -259,7 +278,7 @@ impl SessionUdp {
     }
 
     fn reasons(&self, view: Option<&ShortpathView>, unused: Option<&'static str>) -> Vec<String> {
-        let own = match (self.transport.udp, &self.reach) {
+        let own = match (self.transport().udp, &self.reach) {
             (UdpUse::Off, _) => Some("policy_no_udp"),
             (_, None) => Some("udp_disabled"),
             (UdpUse::RelayOnly, Some(_)) => Some("policy_relay_only"),
@@ -345,18 +364,24 @@ fn why_unused(legs: &[Seen], left: Option<MoveCause>) -> Option<&'static str> {
 
 /// A session's configuration under its policy: what may not carry it only stands by.
 pub(crate) fn under(transport: TransportPolicy, config: &SessionConfig) -> SessionConfig {
-    let allowed = |kind: &LegKind| match transport.udp {
-        UdpUse::Prefer => true,
-        UdpUse::Require => is_direct(*kind),
-        UdpUse::RelayOnly => !is_direct(*kind),
-        UdpUse::Off => *kind == LegKind::TcpReverse,
-    };
-    let allowed = config.allowed.iter().copied().filter(allowed).collect();
+    let may = allowed(transport.udp);
+    let allowed = config.allowed.iter().copied().filter(|kind| may.contains(kind)).collect();
     let suspect_after = match transport.standby {
         Standby::Warm => config.suspect_after,
         Standby::Cold => config.suspect_after.min(COLD_SUSPECT_AFTER),
     };
     SessionConfig { allowed, suspect_after, ..config.clone() }
+}
+
+/// Kinds of legs that may carry a session.
+fn allowed(udp: UdpUse) -> Vec<LegKind> {
+    let allowed = |kind: &LegKind| match udp {
+        UdpUse::Prefer => true,
+        UdpUse::Require => is_direct(*kind),
+        UdpUse::RelayOnly => !is_direct(*kind),
+        UdpUse::Off => *kind == LegKind::TcpReverse,
+    };
+    LegKind::ALL.into_iter().filter(allowed).collect()
 }
 
 /// The pairs as they are told; `may_tell`: which kinds of our addresses the other end may know.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use switchback_shortpath::path::{Candidate, CandidateKind, IceCredentials};
 
 use crate::secret::Secret;
-use crate::wire::SessionId;
+use crate::wire::{SessionId, ShadowWish};
 
 /// Candidates of one end that are kept and passed on; as many addresses as an end with a dozen interfaces has.
 pub const CANDIDATES_MAX: usize = 32;
@@ -61,15 +61,33 @@ pub enum AboutSession {
         /// In place of the one before.
         relay: RelayAccess,
     },
+    /// Policy changed: this may carry the session from now on.
+    Policy {
+        /// Which session.
+        session: SessionId,
+        /// What may carry it; never more than before.
+        transport: TransportPolicy,
+        /// Most bits a second in each direction.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rate_bits: Option<u64>,
+    },
     /// Asks for `paths`.
     Explain {
         /// Which session.
         session: SessionId,
     },
+    /// To the agent: no application byte passes from now on, or all do again.
+    Hold {
+        /// Which session.
+        session: SessionId,
+        /// By whom; absent: let go.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held: Option<String>,
+    },
 }
 
 /// What may carry a resource's sessions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TransportPolicy {
     /// How UDP is used.
@@ -97,7 +115,7 @@ impl TransportPolicy {
 }
 
 /// How a resource uses UDP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UdpUse {
     /// Whatever is best: direct, relayed or TCP.
@@ -132,7 +150,7 @@ impl UdpUse {
 }
 
 /// Whether a session keeps TCP beside UDP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Standby {
     /// It does: a session whose UDP dies goes on within a round trip or two.
@@ -160,7 +178,7 @@ impl Standby {
 }
 
 /// What a session is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionPurpose {
     /// To use the resource.
@@ -168,6 +186,8 @@ pub enum SessionPurpose {
     Use,
     /// To measure the way to its agent, which sends back what it gets; the service behind is left alone.
     Echo,
+    /// To watch another session at its agent.
+    Shadow(ShadowWish),
 }
 
 impl SessionPurpose {
@@ -176,10 +196,19 @@ impl SessionPurpose {
     pub fn is_default(&self) -> bool {
         *self == Self::Use
     }
+
+    /// What is to be watched, if that is what it is for.
+    #[must_use]
+    pub const fn shadow(&self) -> Option<&ShadowWish> {
+        match self {
+            Self::Shadow(wish) => Some(wish),
+            Self::Use | Self::Echo => None,
+        }
+    }
 }
 
 /// A session went over to another transport; with one and the same before and after, it waited for its own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathMove {
     /// Since the session began at the end that tells, in milliseconds.
     pub at_ms: u64,
@@ -198,7 +227,7 @@ pub struct PathMove {
 }
 
 /// One end's view of a session's paths.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PathReport {
     /// Every leg that is attached.
@@ -231,7 +260,7 @@ pub const REPORT_IGNORED_MAX: usize = 32;
 pub const REPORT_MOVES_MAX: usize = 32;
 
 /// A leg as an end sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathLeg {
     /// Transport label.
     pub transport: String,
@@ -243,7 +272,7 @@ pub struct PathLeg {
 }
 
 /// What an end of a session counts about loss, since the session began at that end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LossCounts {
     /// Second copies of frames that it sent: of small writes while a path is lossy or little known, and of what a silent
@@ -283,7 +312,7 @@ impl LossCounts {
 }
 
 /// A candidate pair as an end sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathPair {
     /// Transport label of what it would carry.
     pub transport: String,

@@ -29,9 +29,9 @@ impl Far {
         let mut agent = world.agent(2);
         agent.until(|state| state.registered && state.warm_legs == 2).await;
         world.join.url = near;
-        // Their tickets and hellos are still under way.
+        // It has enrolled on one, has its link on another, and tickets and hellos of the two others are still under way.
         let waiting = agents_way.clone();
-        until(|| waiting.connections() == 3).await;
+        until(|| waiting.connections() == 4).await;
         sleep(ONE_WAY * 8).await;
         let way = FarAway::to(world.listen, ONE_WAY).await;
         let mut login = world.login.clone();
@@ -172,12 +172,7 @@ async fn a_ready_session_goes_with_its_right_and_with_its_agent() {
     agent.until(|state| state.registered).await;
     let admin = ApiClient::new(world.login.clone());
     let grant = GrantView { user: "ada".into(), resource: "echo".into() };
-    let wish = NewToken {
-        kind: TokenKind::User,
-        name: "ada".into(),
-        admin: false,
-        grants: vec!["echo".into()],
-    };
+    let wish = NewToken { grants: vec!["echo".into()], ..NewToken::new(TokenKind::User, "ada") };
     let issued = admin.issue(&wish).await.unwrap();
     let login = Invite::parse(issued.invite.reveal(), InviteKind::Login).unwrap();
     let client = Client::connect(login).await.unwrap();

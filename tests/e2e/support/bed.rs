@@ -114,6 +114,12 @@ impl Bed {
         });
     }
 
+    /// The agent, which was told to end or does so by itself; its exit status and what it said.
+    pub(crate) fn ended_agent(&mut self) -> (i32, String) {
+        let mut agent = self.agent.take().expect("the agent runs");
+        (agent.wait(Duration::from_secs(10)), agent.stderr())
+    }
+
     pub(crate) fn kill_agent(&mut self) {
         self.agent.take().expect("the agent runs").kill();
     }
@@ -129,8 +135,15 @@ impl Bed {
 
     /// Starts the server again on the same port and data directory.
     pub(crate) fn restart_server(&mut self) {
+        self.restart_server_with(&[]);
+    }
+
+    /// The same, with these arguments more.
+    pub(crate) fn restart_server_with(&mut self, args: &[&str]) {
         let listen = self.addr.to_string();
-        let mut server = start_server(self.home.path(), self.io, &listen, self.public.as_deref());
+        let public = self.public.as_deref();
+        let mut command = server_command(self.home.path(), self.io, &listen, public);
+        let mut server = Process::start(command.args(args));
         let ready = server.first_json();
         assert!(ready["login"].is_null(), "only the first start prints a login string");
         self.server = Some(server);

@@ -46,17 +46,30 @@ pub(crate) fn sha256(path: &Path) -> String {
 /// The path of a program, or `None` after printing that the test is skipped. In CI as root, where scripts/test installs
 /// them all, a missing one fails the test.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .chain([PathBuf::from("/usr/sbin")])
-        .map(|dir| dir.join(name))
-        .find(|candidate| candidate.is_file());
+    let found = find(name);
     if found.is_none() {
         let ci = std::env::var("CI").is_ok_and(|value| value == "true");
         assert!(!(ci && rustix::process::geteuid().is_root()), "`{name}` is not installed");
         println!("SKIPPED: `{name}` is not installed (scripts/test installs it when run as root)");
     }
     found
+}
+
+/// The path of a program that scripts/test does not install, for a check that is welcome and not needed.
+pub(crate) fn optional_program(name: &str) -> Option<PathBuf> {
+    let found = find(name);
+    if found.is_none() {
+        println!("SKIPPED: `{name}` is not installed, which is optional");
+    }
+    found
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|dir| dir.join(name))
+        .find(|candidate| candidate.is_file())
 }
 
 /// A deterministic, incompressible byte stream: the same seed gives the same bytes.

@@ -25,6 +25,8 @@ pub(crate) fn switchback_at(program: &Path, home: &Path) -> Command {
         .env("HOME", home)
         .env("XDG_CONFIG_HOME", home.join("config"))
         .env("XDG_STATE_HOME", home.join("state"))
+        // As root, an agent's would be under /var/lib, and that of all tests.
+        .env("SWITCHBACK_STATE", home.join("agent"))
         .env("RUST_LOG", "debug");
     command
 }
@@ -58,6 +60,12 @@ impl Output {
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
             .find_map(|value| value["error"]["code"].as_str().map(str::to_owned))
             .unwrap_or_else(|| panic!("no refusal in {self:?}"))
+    }
+
+    /// The JSON lines on stderr, as they are.
+    pub(crate) fn stderr_json(&self) -> Vec<Value> {
+        let lines = self.stderr.lines();
+        lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     pub(crate) fn ok(self) -> Self {
@@ -118,6 +126,11 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// All of standard output so far.
+    pub(crate) fn stdout(&self) -> String {
+        self.stdout.lock().unwrap().clone()
     }
 
     pub(crate) fn stderr(&self) -> String {

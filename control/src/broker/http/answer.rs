@@ -1,14 +1,16 @@
 //! Refusals as HTTP answers, and JSON bodies read within limits.
 use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request, WebSocketUpgrade};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 
 use crate::api::ErrorBody;
+use crate::broker::clock;
 use crate::broker::limits::BODY_BYTES_MAX;
-use crate::code::{Code, Fault};
+use crate::code::{Code, Exit, Fault};
+use crate::wire::BROKER_TIME;
 
 /// Travels with a refusal's response, to be counted.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +39,9 @@ impl IntoResponse for Refused {
             tracing::error!(fault = %self.0, "request failed");
         }
         let mut response = (status(code), Json(ErrorBody::from(self.0))).into_response();
+        if code == Code::ClockSkew {
+            response.headers_mut().insert(BROKER_TIME, HeaderValue::from(clock::unix_ms()));
+        }
         response.extensions_mut().insert(Told(code));
         response
     }
@@ -45,18 +50,28 @@ impl IntoResponse for Refused {
 /// The HTTP status that fits a code.
 pub(crate) const fn status(code: Code) -> StatusCode {
     match code {
-        Code::TokenInvalid | Code::TokenRevoked => StatusCode::UNAUTHORIZED,
-        Code::AdminOnly | Code::AgentNotAllowed | Code::ResourceNotGranted => StatusCode::FORBIDDEN,
-        Code::NotFound | Code::SessionUnknown | Code::SubjectUnknown | Code::ResourceUnknown => {
-            StatusCode::NOT_FOUND
-        }
-        Code::MessageMalformed | Code::UsageInvalid | Code::ProtocolVersion => {
-            StatusCode::BAD_REQUEST
-        }
+        Code::TokenInvalid
+        | Code::TokenRevoked
+        | Code::TokenExpired
+        | Code::ClockSkew
+        | Code::IdTokenInvalid
+        | Code::IdTokenExpired => StatusCode::UNAUTHORIZED,
+        Code::NotFound
+        | Code::AgentUnknown
+        | Code::GatewayUnknown
+        | Code::SessionUnknown
+        | Code::SubjectUnknown
+        | Code::ResourceUnknown
+        | Code::SigninOff => StatusCode::NOT_FOUND,
+        Code::AgentNameTaken | Code::GatewayNameTaken => StatusCode::CONFLICT,
         Code::MessageTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::RateLimited => StatusCode::TOO_MANY_REQUESTS,
-        Code::SessionLimit | Code::AgentOffline => StatusCode::SERVICE_UNAVAILABLE,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => match code.exit() {
+            Exit::NoPermission => StatusCode::FORBIDDEN,
+            Exit::Usage | Exit::Data => StatusCode::BAD_REQUEST,
+            Exit::Temporary | Exit::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Exit::Internal | Exit::System => StatusCode::INTERNAL_SERVER_ERROR,
+        },
     }
 }
 
@@ -69,6 +84,19 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
         let id = Path::<String>::from_request_parts(parts, state).await;
         id.map(|Path(id)| Self(id)).map_err(|_| Code::NotFound.into())
+    }
+}
+
+/// What stands after the `?`.
+pub(super) struct Query<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        let query = axum::extract::Query::<T>::from_request_parts(parts, state).await;
+        let query = query.map_err(|error| Code::MessageMalformed.because(error.body_text()))?;
+        Ok(Self(query.0))
     }
 }
 

@@ -6,18 +6,28 @@ use switchback_engine::{
 };
 
 use crate::api::{LegView, SendingView, SessionLegs, SlowPart, SlowView};
-use crate::wire::RttView;
+use crate::wire::{PairView, RttView};
 
-pub(super) const fn rtt_view(rtt: RttFigures) -> RttView {
+/// Figures of a pair as the API shows them, whichever gateway they are from.
+pub(crate) fn pair_view(figures: &PairFigures) -> PairView {
+    PairView {
+        client_rtt: figures.client.map(|leg| rtt_view(leg.rtt)),
+        agent_rtt: figures.agent.map(|leg| rtt_view(leg.rtt)),
+        legs: legs_view(figures),
+        slow: slow_view(figures),
+    }
+}
+
+const fn rtt_view(rtt: RttFigures) -> RttView {
     let RttFigures { smoothed_us, min_us, p50_us, p99_us, var_us: _ } = rtt;
     RttView { smoothed_us, min_us, p50_us, p99_us }
 }
 
-pub(super) fn legs_view(figures: &PairFigures) -> SessionLegs {
+fn legs_view(figures: &PairFigures) -> SessionLegs {
     SessionLegs { client: figures.client.map(leg_view), agent: figures.agent.map(leg_view) }
 }
 
-pub(super) fn slow_view(figures: &PairFigures) -> SlowView {
+fn slow_view(figures: &PairFigures) -> SlowView {
     let finding = figures.who_is_slow();
     SlowView { who: part(finding.slow), because: reason(finding.slow, finding.because) }
 }

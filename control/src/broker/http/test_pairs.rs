@@ -15,6 +15,9 @@ use crate::broker::limits::TEST_PAIRS_MAX;
 use crate::code::Code;
 use crate::secret::Secret;
 
+/// Tickets for pairs that carry no session, to test or load the gateway with legs of one's own.
+#[utoipa::path(post, path = "/v1/test-pairs", tag = "operations", security(("bearer" = ["admin"])), request_body = NewTestPairs,
+    responses((status = 200, description = "Both legs' opening bytes of each pair.", body = Vec<TestPair>)))]
 pub(super) async fn make(
     State(app): State<Arc<App>>,
     _: Admin,

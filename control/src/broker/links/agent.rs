@@ -1,5 +1,6 @@
 //! An agent's link: it registers, then asks for warm legs, reports and says goodbye to sessions.
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::State;
@@ -12,28 +13,32 @@ use super::{Peer, hear, limited, run, udp};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::door::Visitor;
+use crate::broker::enrolment;
 use crate::broker::http::{AgentCaller, Refused, Upgrade};
 use crate::broker::limits::{
     KEY_CHARS_MAX, REGISTER_DEADLINE, RESOURCES_MAX, TARGET_CHARS_MAX, is_label, is_name,
 };
-use crate::broker::links::reports::{Shown, judge_all};
+use crate::broker::links::reports::judge_all;
 use crate::broker::orchestrator::{Input, LinkId, Output, Registration, WARM_LEGS_MAX};
+use crate::broker::policy::Judged;
 use crate::broker::rate::{Bucket, LINK_MESSAGES};
 use crate::broker::seal::Grant;
 use crate::broker::store::{AgentRecord, Owner};
 use crate::code::{Code, Fault};
-use crate::wire::{FromAgent, PROTOCOL, PublicKey, Resource, SealedGrant, SessionId};
+use crate::wire::{AGENT_LINK, FromAgent, PROTOCOL, PublicKey, Resource, SealedGrant, SessionId};
 
+/// An agent's link.
+#[utoipa::path(get, path = AGENT_LINK, tag = "links", security(("bearer" = ["agent"])),
+    responses((status = 101, description = "A WebSocket follows, see `wire.rs`.")))]
 pub(in crate::broker) async fn open(
     State(app): State<Arc<App>>,
     Extension(visitor): Extension<Visitor>,
     AgentCaller(owner): AgentCaller,
     Upgrade(upgrade): Upgrade,
 ) -> Result<Response, Refused> {
-    let share = app.token_links.take(owner.token.clone());
-    let share = share.ok_or_else(|| {
-        Code::RateLimited.because("the agents with this join string hold as many links as they may")
-    })?;
+    let share = app.enrolment_links.take(owner.token.clone());
+    let share = share
+        .ok_or_else(|| Code::RateLimited.because("this agent holds as many links as it may"))?;
     let tasks = app.tasks.clone();
     Ok(limited(upgrade).on_upgrade(move |socket| {
         tasks.track_future(async move {
@@ -98,6 +103,10 @@ impl Peer for Agent {
     fn introduction_due(&self) -> Option<Instant> {
         self.due
     }
+
+    fn answered(&mut self, rtt: Duration) {
+        self.app.hub.apply(Input::LinkRtt { link: self.link, rtt });
+    }
 }
 
 impl Agent {
@@ -118,8 +127,9 @@ impl Agent {
             }
             (FromAgent::Report { sessions }, true) => {
                 let end = |session, code| Output::EndAtAgent { link, session, code };
-                super::reports::take_in(&self.app, link, sessions, end).await;
+                super::reports::take_in(&self.app, link, None, sessions, end).await;
             }
+            (FromAgent::Rtts { rtts }, true) => self.app.hub.apply(Input::Rtts { link, rtts }),
             (FromAgent::Begun { session }, true) => {
                 self.app.hub.apply(Input::Begun { link, session });
             }
@@ -133,6 +143,10 @@ impl Agent {
             (FromAgent::Candidates { session, candidates }, true) => {
                 let candidates = udp::admit(&self.app, link, &self.visitor, candidates);
                 self.app.hub.apply(Input::Candidates { link, session, candidates });
+            }
+            (FromAgent::Health { targets, load_percent }, true) => {
+                let targets = targets.into_iter().take(RESOURCES_MAX).collect();
+                self.app.hub.apply(Input::Health { link, targets, load_percent });
             }
             (FromAgent::Paths { session, paths }, true) => {
                 let paths = Box::new(udp::bounded(*paths));
@@ -152,7 +166,7 @@ impl Agent {
             return Err(Code::ProtocolVersion.because(detail));
         }
         check(&name, &version, &key, &resources)?;
-        if self.owner.name != "*" && self.owner.name != name {
+        if self.owner.name != name {
             return Err(Code::AgentNotAllowed.into());
         }
         resources.iter_mut().try_for_each(|resource| self.app.hub.tunings.judge(resource))?;
@@ -173,6 +187,7 @@ impl Agent {
                 token: self.owner.token.clone(),
                 resources: record.resources.clone(),
                 sessions: good,
+                draining: self.app.store.is_draining(&name).await?,
             };
             if self.app.hub.apply_if(rights, Input::AgentUp { link, registration }) {
                 break bad;
@@ -191,6 +206,7 @@ impl Agent {
         let peer = self.visitor.address;
         tracing::info!(agent = name, link = link.0, %peer, version, resources, "agent registered");
         self.name = Some(name);
+        enrolment::remind(&self.app, &self.owner.token).await;
         Ok(())
     }
 }
@@ -201,7 +217,7 @@ async fn judge_held(
     sessions: Vec<SealedGrant>,
 ) -> Result<(Vec<Grant>, Vec<(SessionId, Code)>), Fault> {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
-    for Shown { grant, verdict } in judge_all(app, sessions).await? {
+    for Judged { grant, verdict, .. } in judge_all(app, sessions, None).await? {
         match verdict {
             Ok(()) => good.push(grant),
             Err(code) => bad.push((grant.session, code)),
@@ -228,9 +244,10 @@ fn check(name: &str, version: &str, key: &PublicKey, resources: &[Resource]) -> 
         is_name(&resource.name)
             && resource.target.len() <= TARGET_CHARS_MAX
             && resource.target.bytes().all(|b| b.is_ascii_graphic())
+            && resource.look.check().is_ok()
     };
     if !resources.iter().all(is_good) {
-        return malformed("a resource's name or target is not as it must be");
+        return malformed("a resource's name, target or look is not as it must be");
     }
     Ok(())
 }

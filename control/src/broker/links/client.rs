@@ -1,4 +1,5 @@
 //! A client's link: it asks for sessions and legs, reports, and says goodbye to sessions.
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -11,25 +12,33 @@ use switchback_engine::PairId;
 use tokio::time::Instant;
 
 use super::agent::is_key;
-use super::reports::{Shown, judge_all, take_in};
+use super::reports::{judge_all, take_in};
 use super::{Peer, hear, limited, run, udp};
+use crate::api::AuditRecord;
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::door::Visitor;
 use crate::broker::http::{Caller, Refused, Upgrade};
 use crate::broker::limits::is_name;
 use crate::broker::orchestrator::{Input, LinkId, Output, Wish};
+use crate::broker::policy::{Judged, Rights, SessionFacts, record};
 use crate::broker::rate::{Bucket, LINK_MESSAGES};
+use crate::broker::seal::transport;
+use crate::broker::shadow::{Watch, may_shadow};
 use crate::broker::store::Owner;
 use crate::code::{Code, Fault};
+use crate::policy::Decision;
 use crate::wire::{
-    Candidate, ClientAddress, FIRST_WORD, FromClient, PROTOCOL, PublicKey, SealedGrant, SessionId,
-    SessionPurpose,
+    CLIENT_LINK, Candidate, ClientAddress, FIRST_WORD, FromClient, LegWish, PROTOCOL, PublicKey,
+    SealedGrant, SessionId, SessionPurpose, ShadowWish,
 };
 
 /// Characters of a session id: 60 random bits.
-const SESSION_CHARS: usize = 12;
+pub(super) const SESSION_CHARS: usize = 12;
 
+/// A client's link.
+#[utoipa::path(get, path = CLIENT_LINK, tag = "links", security(("bearer" = ["user"])),
+    responses((status = 101, description = "A WebSocket follows, see `wire.rs`.")))]
 pub(in crate::broker) async fn open(
     State(app): State<Arc<App>>,
     Extension(visitor): Extension<Visitor>,
@@ -96,6 +105,31 @@ struct Asked {
     ready: bool,
 }
 
+impl Asked {
+    /// As policies see it.
+    const fn transport(&self) -> &'static str {
+        transport(self.udp.is_some())
+    }
+
+    /// What was asked for, once it is granted.
+    fn wish(&self, session: SessionId, source: IpAddr, rights: Rights) -> Wish {
+        Wish {
+            request: self.request,
+            resource: self.resource.clone(),
+            client_key: self.key.clone(),
+            ready: self.ready,
+            session,
+            pair: PairId(clock::random()),
+            created_ms: clock::unix_ms(),
+            udp: self.udp.clone(),
+            purpose: self.purpose.clone(),
+            consent: false,
+            source: Some(source),
+            rights,
+        }
+    }
+}
+
 struct Client {
     app: Arc<App>,
     /// Also holds the connection's room.
@@ -129,11 +163,15 @@ impl Client {
         match message {
             FromClient::Open { request, protocol, resource, key, udp, purpose, ready } => {
                 let asked = Asked { request, resource, key, udp: self.admit(udp), purpose, ready };
-                let answer = self.open(protocol, asked).await;
+                let answer = match asked.purpose.shadow().cloned() {
+                    Some(wish) => self.shadow(protocol, asked, wish).await,
+                    None => self.open(protocol, asked).await,
+                };
                 self.answer(request, answer);
             }
-            FromClient::Leg { request, grant, udp } => {
-                let asked = self.leg(request, grant, self.admit(udp)).await;
+            FromClient::Rtts { rtts } => self.app.hub.apply(Input::Rtts { link, rtts }),
+            FromClient::Leg { request, grant, udp, wish } => {
+                let asked = self.leg(request, grant, self.admit(udp), wish).await;
                 self.answer(request, asked);
             }
             FromClient::Candidates { session, candidates } => {
@@ -152,7 +190,11 @@ impl Client {
             }
             FromClient::Report { sessions } => {
                 let end = |session, code| Output::EndAtClient { link, session, code };
-                take_in(&self.app, link, sessions, end).await;
+                let source = Some(self.visitor.address.ip());
+                take_in(&self.app, link, source, sessions, end).await;
+            }
+            FromClient::Consent { id, yes } => {
+                self.app.hub.apply(Input::Consent { link, id, yes });
             }
             FromClient::Begun { session } => {
                 self.app.hub.apply(Input::Begun { link, session });
@@ -177,52 +219,92 @@ impl Client {
     }
 
     async fn open(&self, protocol: u32, asked: Asked) -> Result<(), Fault> {
-        let Asked { request, resource, key: client_key, udp, purpose, ready } = asked;
         self.app.charge(&self.owner.name)?;
-        if protocol != PROTOCOL {
-            let detail = format!("the client speaks version {protocol}, this broker {PROTOCOL}");
-            return Err(Code::ProtocolVersion.because(detail));
+        check_open(protocol, &asked.key)?;
+        if !is_name(&asked.resource) {
+            return Err(Code::ResourceUnknown.into());
         }
-        if !is_key(&client_key) {
-            return Err(Code::MessageMalformed.because("the key is no base64url of a public key"));
-        }
+        let source = self.visitor.address.ip();
+        let transport = asked.transport();
         loop {
-            let rights = self.app.hub.rights();
-            self.check_access(&resource).await?;
-            let wish = Wish {
-                request,
-                resource: resource.clone(),
-                client_key: client_key.clone(),
-                ready,
-                session: SessionId(clock::random_name(SESSION_CHARS)),
-                pair: PairId(clock::random()),
-                created_ms: clock::unix_ms(),
-                udp: udp.clone(),
-                purpose,
+            let known = self.app.hub.rights();
+            let place = self.app.audit.place()?;
+            let resource = &asked.resource;
+            let judged = self.app.may_connect(&self.owner, source, resource, transport).await;
+            let session = SessionId(clock::random_name(SESSION_CHARS));
+            let told = |decision: &Decision| AuditRecord {
+                correlation: session.0.clone(),
+                ..record(&self.owner.name, "connect", resource, decision, Some(source))
             };
-            if self.app.hub.apply_if(rights, Input::Open { link: self.link, wish }) {
+            let (rights, decision) = match judged {
+                Ok(judged) => judged,
+                Err((fault, decision)) => {
+                    let code = Some(fault.code);
+                    let told = AuditRecord { allowed: false, code, ..told(&decision) };
+                    self.app.audit.tell_refusal(told);
+                    return Err(fault);
+                }
+            };
+            let record = told(&decision);
+            let wish = asked.wish(session, source, rights);
+            if self.app.hub.apply_if(known, Input::Open { link: self.link, wish }) {
+                place.record(record);
                 return Ok(());
             }
         }
     }
 
-    /// A resource that is not granted looks like none, so that nobody learns names by guessing; the counters and the log
-    /// know the difference.
-    async fn check_access(&self, resource: &str) -> Result<(), Fault> {
-        let unknown = || Err(Code::ResourceUnknown.into());
-        if !is_name(resource) {
-            return unknown();
+    async fn shadow(&self, protocol: u32, asked: Asked, shadow: ShadowWish) -> Result<(), Fault> {
+        self.app.charge(&self.owner.name)?;
+        check_open(protocol, &asked.key)?;
+        let source = self.visitor.address.ip();
+        let how = Watch::of(&shadow);
+        loop {
+            let known = self.app.hub.rights();
+            let place = self.app.audit.place()?;
+            let (found, _) = self.app.hub.session(&shadow.session).ok_or(Code::SessionUnknown)?;
+            let session = &shadow.session;
+            let (user, resource) = (&*found.user, &*found.resource);
+            let facts = SessionFacts { session: &session.0, user, resource };
+            let judged = may_shadow(&self.app, &self.owner, source, &facts, how).await?;
+            let (terms, decision) = judged;
+            let (by, action) = (&self.owner.name, how.action().as_str());
+            let record = AuditRecord {
+                correlation: session.0.clone(),
+                detail: Some(format!("a session of {user}")),
+                ..record(by, action, resource, &decision, Some(source))
+            };
+            let terms = match terms {
+                Ok(terms) => terms,
+                Err(code) => {
+                    tracing::info!(%session, user = by, ?how, %code, "watching refused");
+                    let told = AuditRecord { allowed: false, code: Some(code), ..record };
+                    self.app.audit.tell_refusal(told);
+                    return Err(code.into());
+                }
+            };
+            if found.life.watches.is_some() {
+                return Err(Code::UsageInvalid.because("a watch cannot be watched"));
+            }
+            let target = self.app.hub.shadow_target(session);
+            if target == Some(false) && how == Watch::View {
+                return Err(Code::ShadowNeedsControl.into());
+            }
+            let no_prompt = shadow.no_prompt && terms.may_skip_consent;
+            let shadow = ShadowWish { target: target.is_some(), no_prompt, ..shadow.clone() };
+            let watch = SessionId(clock::random_name(SESSION_CHARS));
+            let wish = Wish {
+                resource: found.resource,
+                ready: false,
+                purpose: SessionPurpose::Shadow(shadow),
+                consent: !no_prompt,
+                ..asked.wish(watch, source, terms.rights)
+            };
+            if self.app.hub.apply_if(known, Input::Open { link: self.link, wish }) {
+                place.record(record);
+                return Ok(());
+            }
         }
-        let access = self.app.store.access(&self.owner.name, resource).await?;
-        if access.granted && access.exists {
-            return Ok(());
-        }
-        if access.exists {
-            self.app.counters.faults.add(Code::ResourceNotGranted);
-            let code = Code::ResourceNotGranted;
-            tracing::info!(user = self.owner.name, resource, %code, "session refused");
-        }
-        unknown()
     }
 
     async fn leg(
@@ -230,20 +312,37 @@ impl Client {
         request: u64,
         sealed: SealedGrant,
         udp: Option<Vec<Candidate>>,
+        wish: LegWish,
     ) -> Result<(), Fault> {
         self.app.charge(&self.owner.name)?;
         loop {
             let rights = self.app.hub.rights();
-            let shown = judge_all(&self.app, vec![sealed.clone()]).await?;
-            let Some(Shown { grant, verdict }) = shown.into_iter().next() else {
+            let source = Some(self.visitor.address.ip());
+            let shown = judge_all(&self.app, vec![sealed.clone()], source).await?;
+            let Some(Judged { grant, decision, verdict }) = shown.into_iter().next() else {
                 return Err(Code::GrantInvalid.because("the broker did not make this grant"));
             };
-            verdict?;
+            if let Err(code) = verdict {
+                self.app.condemn(self.link, &grant, &decision, code);
+                return Err(code.into());
+            }
             let (link, pair) = (self.link, PairId(clock::random()));
-            let input = Input::Leg { link, request, grant, pair, udp: udp.clone() };
+            let (udp, wish) = (udp.clone(), wish.clone());
+            let input = Input::Leg { link, request, grant, pair, udp, wish };
             if self.app.hub.apply_if(rights, input) {
                 return Ok(());
             }
         }
     }
+}
+
+fn check_open(protocol: u32, key: &PublicKey) -> Result<(), Fault> {
+    if protocol != PROTOCOL {
+        let detail = format!("the client speaks version {protocol}, this broker {PROTOCOL}");
+        return Err(Code::ProtocolVersion.because(detail));
+    }
+    if !is_key(key) {
+        return Err(Code::MessageMalformed.because("the key is no base64url of a public key"));
+    }
+    Ok(())
 }

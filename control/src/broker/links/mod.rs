@@ -6,6 +6,7 @@
 
 pub(super) mod agent;
 pub(super) mod client;
+pub(super) mod gateway;
 mod reports;
 mod udp;
 
@@ -37,11 +38,24 @@ trait Peer: Send {
 
     /// When the peer must have introduced itself; `None` once it has.
     fn introduction_due(&self) -> Option<Instant>;
+
+    /// A ping was answered after this.
+    fn answered(&mut self, _rtt: Duration) {}
 }
+
+/// A link begins with all that its ends have to say; its round trip is measured once that has passed.
+const FIRST_PING_AFTER: Duration = Duration::from_secs(5);
+/// Bytes of a link's buffers; larger messages grow them for a while. The library's own 128 KiB each would be most of what an
+/// idle link costs, and messages are small.
+const BUFFER_BYTES: usize = 4096;
 
 /// Prepares a WebSocket with our limits.
 fn limited(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
-    upgrade.max_message_size(LINK_READ_MAX).max_frame_size(LINK_READ_MAX)
+    upgrade
+        .max_message_size(LINK_READ_MAX)
+        .max_frame_size(LINK_READ_MAX)
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
 }
 
 /// A message of the protocol, if its sender keeps to its rate.
@@ -71,9 +85,10 @@ async fn run(
     peer: &mut impl Peer,
     stop: &CancellationToken,
 ) {
-    let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+    let mut ping = interval_at(Instant::now() + FIRST_PING_AFTER, PING_EVERY);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard_at = Instant::now();
+    let mut pinged_at = None;
     loop {
         let introduction = peer.introduction_due();
         let due = introduction.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
@@ -94,12 +109,17 @@ async fn run(
             }
             Event::Outgoing(Some(Outgoing::Close)) => return farewell(socket).await,
             Event::PingDue => {
+                pinged_at = Some(Instant::now());
                 if !sent(&mut socket, Message::Ping(bytes::Bytes::new())).await {
                     return;
                 }
             }
             Event::Incoming(Some(Ok(message))) => {
                 heard_at = Instant::now();
+                if matches!(message, Message::Pong(_)) {
+                    let rtt = pinged_at.take().map(|at: Instant| at.elapsed());
+                    rtt.into_iter().for_each(|rtt| peer.answered(rtt));
+                }
                 heard(peer, message).await;
             }
             Event::Incoming(Some(Err(error))) if is_too_long(&error) => peer.refuse(too_large()),

@@ -1,6 +1,7 @@
 //! `/metrics`: everything that is counted, for Prometheus.
 
 mod paths;
+mod policy;
 mod text;
 
 use std::sync::Arc;
@@ -20,12 +21,16 @@ use crate::broker::http::Admin;
 /// The page's media type, with the version of the format.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// What Prometheus scrapes.
+#[utoipa::path(get, path = "/metrics", tag = "operations", security(("bearer" = ["admin"])), responses(
+    (status = 200, description = "Prometheus text, version 0.0.4.", body = String, content_type = "text/plain")))]
 pub(in crate::broker) async fn page(State(app): State<Arc<App>>, _: Admin) -> Response {
     let mut page = Page::default();
     process(&mut page, &app);
     refusals(&mut page, &app);
     sessions(&mut page, &app);
     paths::write(&mut page, &app);
+    policy::write(&mut page, &app);
     if let Some(metrics) = app.hub.data_plane.metrics() {
         gateway(&mut page, &metrics);
         workers(&mut page, &metrics);
@@ -52,6 +57,10 @@ fn process(page: &mut Page, app: &App) {
         "How far the wall clock was set since the start; tickets do not follow it.",
         clock::wall_clock_set_by(),
     );
+    let about = "Times that the certificate files changed, by what became of it.";
+    page.family("switchback_certificate_reloads_total", "counter", about)
+        .sample(&[("result", "used")], app.counters.certificates_reloaded.get())
+        .sample(&[("result", "refused")], app.counters.certificates_refused.get());
 }
 
 /// Codes never seen are left out; a code's series starts at its first occurrence.
@@ -112,7 +121,7 @@ fn refusals(page: &mut Page, app: &App) {
 fn sessions(page: &mut Page, app: &App) {
     let sessions = app.hub.sessions(None);
     page.family("switchback_sessions", "gauge", "Sessions now, by state.");
-    for state in [SessionState::Connecting, SessionState::Active, SessionState::Paused] {
+    for state in SessionState::ALL {
         let count = sessions.iter().filter(|(session, _)| session.state == state).count();
         page.sample(&[("state", state.as_str())], count);
     }
@@ -128,6 +137,19 @@ fn sessions(page: &mut Page, app: &App) {
     page.family("switchback_links", "gauge", "Links to the broker now, by kind.")
         .sample(&[("kind", "agent")], connected.agents)
         .sample(&[("kind", "client")], connected.clients);
+    let gateways = app.hub.gateways();
+    page.family("switchback_gateway_up", "gauge", "Gateways by name: 1 if it takes sessions.");
+    for it in &gateways {
+        page.sample(&[("gateway", &*it.name)], u8::from(it.link && !it.draining));
+    }
+    page.family(
+        "switchback_gateway_pairs_known",
+        "gauge",
+        "Pairs at each gateway, met or about to, as the broker knows them.",
+    );
+    for it in &gateways {
+        page.sample(&[("gateway", &*it.name)], it.pairs);
+    }
     let warm = connected.warm_legs;
     page.single("switchback_warm_legs", "gauge", "Agents' legs waiting to be used.", warm);
 }

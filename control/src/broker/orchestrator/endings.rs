@@ -33,8 +33,30 @@ impl Orchestrator {
     }
 
     pub(super) fn token_revoked(&mut self, now: Instant, token: &str) {
+        self.forget_asked();
+        self.token_ended(now, token, Code::TokenRevoked);
+    }
+
+    pub(super) fn token_expired(&mut self, now: Instant, token: &str) {
+        self.token_ended(now, token, Code::TokenExpired);
+    }
+
+    /// The links that know the old sign-in end; the ends make new ones, and their sessions notice nothing.
+    pub(super) fn signin_changed(&mut self, now: Instant, token: &str) {
+        for link in self.clients_with(token) {
+            self.out.push(Output::Close { link });
+            self.client_down(now, link);
+        }
+    }
+
+    fn clients_with(&self, token: &str) -> Vec<LinkId> {
+        let of_token = self.clients.iter().filter(|(_, client)| client.token == token);
+        of_token.map(|(link, _)| *link).collect()
+    }
+
+    fn token_ended(&mut self, now: Instant, token: &str, code: Code) {
         let agents = self.agents.with_token(token);
-        self.kill_where(now, Code::TokenRevoked, |this, session| {
+        self.kill_where(now, code, |this, session| {
             let by_link = session.client.and_then(|link| this.clients.get(&link));
             let served_by = this.agents.by_name(&session.grant.agent);
             session.grant.token == token
@@ -43,14 +65,12 @@ impl Orchestrator {
                 || served_by.is_some_and(|(link, _)| agents.contains(&link))
         });
         for link in agents {
-            self.out.push(Output::RefuseAgent { link, fault: Code::TokenRevoked.into() });
+            self.out.push(Output::RefuseAgent { link, fault: code.into() });
             self.out.push(Output::Close { link });
             self.agent_down(now, link);
         }
-        let of_token = self.clients.iter().filter(|(_, client)| client.token == token);
-        let clients: Vec<LinkId> = of_token.map(|(link, _)| *link).collect();
-        for link in clients {
-            let fault = Code::TokenRevoked.into();
+        for link in self.clients_with(token) {
+            let fault = code.into();
             self.out.push(Output::RefuseClient { link, request: 0, fault });
             self.out.push(Output::Close { link });
             self.client_down(now, link);
@@ -58,10 +78,13 @@ impl Orchestrator {
     }
 
     pub(super) fn grants_changed(&mut self, now: Instant, user: &str, resources: &[String]) {
+        self.forget_asked();
         let allowed =
             |name: &str| resources.iter().any(|granted| granted == "*" || granted == name);
         self.kill_where(now, Code::ResourceNotGranted, |_, session| {
-            session.grant.user == user && !allowed(&session.grant.resource)
+            // Watching is another right than use.
+            let uses = session.grant.purpose.shadow().is_none();
+            uses && session.grant.user == user && !allowed(&session.grant.resource)
         });
     }
 

@@ -1,30 +1,38 @@
 //! What the orchestrator is told, and what it wants done.
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use switchback_engine::{LegSide, PairId, Tuning};
 
+use super::gateways::{GatewayId, GatewayUp};
+use crate::broker::policy::Rights;
 use crate::broker::seal::Grant;
+use crate::broker::shadow::Audit;
 use crate::code::{Code, Fault};
 use crate::wire::{
-    Candidate, ClientAddress, LossCounts, PathMove, PathReport, PublicKey, Resource, ResourceKind,
-    SessionId, SessionPurpose, SessionReport, TransportPolicy,
+    Candidate, ClientAddress, GatewayPlace, GatewayRtt, LegWish, LossCounts, PathMove, PathReport,
+    PublicKey, Resource, ResourceKind, SessionId, SessionNotice, SessionPurpose, SessionReport,
+    TargetHealth, TransportPolicy,
 };
 
 /// One link, of an agent or a client, while it lasts. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct LinkId(pub(crate) u64);
 
-/// An agent whose token and message were found good.
+/// An agent whose assertion and message were found good.
 #[derive(Clone, Debug)]
 pub(crate) struct Registration {
     pub(crate) name: String,
     pub(crate) key: PublicKey,
-    /// Id of the token it joined with.
+    /// Its enrolment.
     pub(crate) token: String,
     /// What it offers, found to be as it must be.
     pub(crate) resources: Vec<Resource>,
     /// Sessions it still holds whose grants were found good.
     pub(crate) sessions: Vec<Grant>,
+    /// It is to get no new sessions.
+    pub(crate) draining: bool,
 }
 
 /// A report, with the session's grant if it came along and was found good.
@@ -49,6 +57,12 @@ pub(crate) struct Wish {
     /// Where the client is by UDP, found honest; `None` if it does without.
     pub(crate) udp: Option<Vec<Candidate>>,
     pub(crate) purpose: SessionPurpose,
+    /// The user of the session to be watched is to be asked first.
+    pub(crate) consent: bool,
+    /// Where the client's link comes from.
+    pub(crate) source: Option<IpAddr>,
+    /// What policies let the session do.
+    pub(crate) rights: Rights,
 }
 
 /// Something that happened.
@@ -82,6 +96,34 @@ pub(crate) enum Input {
         pair: PairId,
         /// As in [`Wish`].
         udp: Option<Vec<Candidate>>,
+        wish: LegWish,
+    },
+    /// A gateway has a link from now on.
+    GatewayUp {
+        up: GatewayUp,
+    },
+    GatewayDown {
+        gateway: GatewayId,
+    },
+    /// What it holds: pair, session if it knows, and whether the legs have met; `last`: that was all.
+    GatewayHolds {
+        gateway: GatewayId,
+        held: Vec<(PairId, Option<SessionId>, bool)>,
+        last: bool,
+    },
+    /// Its sessions shall move, or may come again.
+    GatewayDrains {
+        gateway: GatewayId,
+        drain: bool,
+    },
+    GatewayLoad {
+        gateway: GatewayId,
+        pairs: usize,
+    },
+    /// From either end.
+    Rtts {
+        link: LinkId,
+        rtts: Vec<GatewayRtt>,
     },
     /// Where an agent is by UDP now, found honest.
     Network {
@@ -115,6 +157,22 @@ pub(crate) enum Input {
         session: SessionId,
         paths: Box<PathReport>,
     },
+    /// How an agent finds its targets and its machine, within bounds.
+    Health {
+        link: LinkId,
+        targets: Vec<TargetHealth>,
+        load_percent: u32,
+    },
+    /// A ping of a link was answered after this.
+    LinkRtt {
+        link: LinkId,
+        rtt: Duration,
+    },
+    /// An agent is to get no new sessions, or is to get some again.
+    Drain {
+        agent: String,
+        draining: bool,
+    },
     /// An agent asks for as many warm legs as there are unused `pairs`.
     Warm {
         link: LinkId,
@@ -124,6 +182,24 @@ pub(crate) enum Input {
     Reports {
         link: LinkId,
         reports: Vec<Reported>,
+    },
+    /// A user's answer to `consent_asked`.
+    Consent {
+        link: LinkId,
+        id: u64,
+        yes: bool,
+    },
+    /// Pause a session, or let it go on.
+    Hold {
+        session: SessionId,
+        by: String,
+        held: bool,
+    },
+    /// Tell the user of a session something.
+    Message {
+        session: SessionId,
+        from: String,
+        text: String,
     },
     /// A ready session is used: from the client as it takes it, from the agent at the first channel.
     Begun {
@@ -140,7 +216,28 @@ pub(crate) enum Input {
         session: SessionId,
         code: Code,
     },
+    /// An end showed a grant that does not hold any more.
+    Condemned {
+        link: LinkId,
+        grant: Box<Grant>,
+        code: Code,
+    },
+    /// A live session was judged anew: what it may do from now on, or why it ends.
+    Judged {
+        session: SessionId,
+        verdict: Result<Rights, Code>,
+    },
     TokenRevoked {
+        token: String,
+    },
+    /// A sign-in was not renewed in time.
+    TokenExpired {
+        token: String,
+    },
+    /// Someone may have a right less, and nobody knows yet which.
+    RightsChanged,
+    /// What is known of a sign-in has changed: its links shall be made anew, which ends nothing.
+    SigninChanged {
         token: String,
     },
     /// `user` may now use these resources only; `*` is all.
@@ -166,6 +263,22 @@ pub(crate) enum Input {
     Tick,
 }
 
+impl Input {
+    /// Whether afterwards another resource may be online, or someone's feed be another one.
+    pub(crate) const fn may_change_feeds(&self) -> bool {
+        matches!(
+            self,
+            Self::AgentUp { .. }
+                | Self::AgentDown { .. }
+                | Self::GrantsChanged { .. }
+                | Self::TokenRevoked { .. }
+                | Self::TokenExpired { .. }
+                | Self::SigninChanged { .. }
+                | Self::RightsChanged
+        )
+    }
+}
+
 /// How the agent's leg comes about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum How {
@@ -183,8 +296,12 @@ pub(crate) enum Notice {
         /// Whose quota counts there.
         user: String,
     },
+    /// This may carry the session from now on, at this rate.
+    Policy { transport: TransportPolicy, rate_bits: Option<u64> },
     /// Say what you see.
     Explain,
+    /// Hold all bytes back by this one's word, or let them go.
+    Hold(Option<String>),
 }
 
 /// Something to be done, in order.
@@ -209,6 +326,8 @@ pub(crate) enum Output {
         udp: Option<Vec<Candidate>>,
         /// The agent is to say when it begins.
         ready: bool,
+        /// The leg replaces those that work.
+        instead: bool,
     },
     /// The client's leg of this pair, whose ticket comes next, brings this for both legs.
     Tune {
@@ -242,6 +361,7 @@ pub(crate) enum Output {
     },
     /// Count a move; `first_direct`: the session had no direct path before.
     Moved {
+        grant: Box<Grant>,
         moved: Box<PathMove>,
         first_direct: bool,
     },
@@ -285,10 +405,35 @@ pub(crate) enum Output {
     EndPair {
         pair: PairId,
     },
+    /// The same at this gateway, for one that is not known here.
+    EndPairAt {
+        gateway: GatewayId,
+        pair: PairId,
+    },
+    /// The client is to ask for a leg through another gateway.
+    Relocate {
+        link: LinkId,
+        session: SessionId,
+    },
+    GatewaysAtClient {
+        link: LinkId,
+        gateways: Vec<GatewayPlace>,
+    },
+    GatewaysAtAgent {
+        link: LinkId,
+        gateways: Vec<GatewayPlace>,
+    },
     /// Neither end may use the relay any more.
     EndRelay {
         session: SessionId,
     },
+    /// Tell a client's user.
+    Notify {
+        link: LinkId,
+        notice: SessionNotice,
+    },
+    /// Keep a record.
+    Audit(Audit),
     /// A session begins to be used, for the log.
     Began {
         grant: Box<Grant>,
@@ -296,6 +441,7 @@ pub(crate) enum Output {
     /// The registry forgot a session that had begun, for the log.
     SessionOver {
         session: SessionId,
+        grant: Box<Grant>,
         code: Code,
     },
 }

@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 use switchback_engine::{LegSide, PairId};
 
 use super::Orchestrator;
+use super::gateways::GatewayId;
 use super::io::{How, LinkId, Output};
 use super::sessions::{LEGS_MAX, Leg, Session};
 use crate::broker::seal::Grant;
 use crate::code::Code;
 use crate::ticket::{DIAL_PATIENCE, TICKET_TTL};
-use crate::wire::{Candidate, SessionId};
+use crate::wire::{Candidate, LegWish, SessionId};
 
 /// A pair that has not started this long after its tickets were minted never will: each leg may arrive at the last
 /// moment of its ticket and then wait out its patience. 5 s for the event to reach us.
@@ -24,6 +25,8 @@ pub(super) struct Pair {
     purpose: Purpose,
     /// When it entered its present state.
     since: Instant,
+    /// Where its legs meet.
+    pub(super) gateway: GatewayId,
 }
 
 #[derive(Debug)]
@@ -43,6 +46,33 @@ impl Pair {
             Purpose::Warm { .. } => None,
         }
     }
+
+    /// One that a broker before this one made, and that carries this session.
+    pub(super) fn adopted(gateway: GatewayId, session: SessionId, now: Instant) -> Self {
+        let purpose = Purpose::Leg { session, warm: false, live: true };
+        Self { purpose, since: now, gateway }
+    }
+
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+
+    pub(super) const fn is_warm(&self) -> bool {
+        matches!(self.purpose, Purpose::Warm { .. })
+    }
+
+    /// Its legs have met.
+    pub(super) const fn is_live(&self) -> bool {
+        matches!(
+            self.purpose,
+            Purpose::Leg { live: true, .. } | Purpose::Draining { started: true, .. }
+        )
+    }
+
+    /// The gateway has spoken of it.
+    pub(super) const fn was_there(&self) -> bool {
+        self.is_live() || matches!(self.purpose, Purpose::Warm { waiting: true, .. })
+    }
 }
 
 impl Orchestrator {
@@ -54,15 +84,21 @@ impl Orchestrator {
         grant: &Grant,
         fresh: PairId,
         udp: Option<Vec<Candidate>>,
+        wish: &LegWish,
     ) -> PairId {
-        let warm = self.agents.get_mut(agent).and_then(super::agents::Agent::take_warm);
+        let client = self.sessions.get(&grant.session).and_then(|session| session.client);
+        let gateway = self.choose_gateway(client, agent, wish.not_via.as_deref());
+        let pairs = &self.pairs;
+        let there = |pair: PairId| pairs.get(&pair).is_some_and(|pair| pair.gateway == gateway);
+        let warm = self.agents.get_mut(agent).and_then(|agent| agent.take_warm(there));
         let (pair, how) = warm.map_or((fresh, How::Dial), |pair| (pair, How::Warm));
         let session = grant.session.clone();
         let purpose = Purpose::Leg { session, warm: how == How::Warm, live: false };
-        self.pairs.insert(pair, Pair { purpose, since: now });
+        self.pairs.insert(pair, Pair { purpose, since: now, gateway: gateway.clone() });
         self.tune(agent, grant, pair);
-        self.tell_offer(agent, grant, pair, how, udp);
+        self.tell_offer(agent, grant, pair, how, (udp, wish.instead));
         let surplus = self.sessions.get_mut(&grant.session).and_then(|session| {
+            session.gateway = Some(gateway);
             session.legs.push(Leg { pair, live: false });
             (session.legs.len() > LEGS_MAX).then(|| session.legs.remove(0))
         });
@@ -86,10 +122,11 @@ impl Orchestrator {
         grant: &Grant,
         pair: PairId,
         how: How,
-        udp: Option<Vec<Candidate>>,
+        (udp, instead): (Option<Vec<Candidate>>, bool),
     ) {
         let service = self.agents.get(agent).and_then(|agent| agent.service(&grant.resource));
         let transport = service.map(|service| service.transport).unwrap_or_default();
+        let transport = super::rights::narrowed(transport, &grant.rights);
         let client_address = service.filter(|service| service.told_client).and_then(|_| {
             let client = self.sessions.get(&grant.session)?.client?;
             self.clients.get(&client)?.address
@@ -105,10 +142,12 @@ impl Orchestrator {
             transport,
             udp,
             ready,
+            instead,
         });
     }
 
     pub(super) fn warm(&mut self, now: Instant, link: LinkId, mut pairs: Vec<PairId>) {
+        let gateway = self.choose_gateway(None, link, None);
         let Some(agent) = self.agents.get_mut(link) else { return };
         pairs.truncate(agent.warm_room());
         if pairs.is_empty() {
@@ -119,7 +158,7 @@ impl Orchestrator {
         for &pair in &pairs {
             agent.warm_asked(pair);
             let purpose = Purpose::Warm { agent: link, waiting: false };
-            self.pairs.insert(pair, Pair { purpose, since: now });
+            self.pairs.insert(pair, Pair { purpose, since: now, gateway: gateway.clone() });
         }
         self.out.push(Output::WarmTickets { link, pairs });
     }
@@ -172,7 +211,7 @@ impl Orchestrator {
             Some((link, _)) => {
                 let grant = session.grant.clone();
                 // What it was told of UDP with the first offer still holds.
-                self.tell_offer(link, &grant, pair, How::Dial, None);
+                self.tell_offer(link, &grant, pair, How::Dial, (None, false));
             }
             None => {
                 session.leg_ended(pair, now);
@@ -185,9 +224,12 @@ impl Orchestrator {
         let Some(known) = self.pairs.get_mut(&pair) else { return };
         match &mut known.purpose {
             Purpose::Leg { session, live, .. } => {
-                *live = true;
-                known.since = now;
+                // A gateway whose link was down says it again.
+                if !std::mem::replace(live, true) {
+                    known.since = now;
+                }
                 if let Some(session) = self.sessions.get_mut(session) {
+                    session.gateway = Some(known.gateway.clone());
                     session.leg_started(pair, now);
                 }
             }
@@ -202,12 +244,26 @@ impl Orchestrator {
         self.forget_leg(now, pair);
     }
 
+    /// The pair, or the leg that waits for it, is no more, and the gateway cannot say so.
+    pub(super) fn lose(&mut self, now: Instant, pair: PairId) {
+        if let Some(Pair { purpose: Purpose::Warm { agent, .. }, .. }) = self.pairs.get(&pair)
+            && let Some(agent) = self.agents.get_mut(*agent)
+        {
+            agent.warm_gone(pair);
+        }
+        self.forget_leg(now, pair);
+    }
+
     fn forget_leg(&mut self, now: Instant, pair: PairId) {
         let Some(known) = self.pairs.remove(&pair) else { return };
-        if let Purpose::Leg { session, .. } = known.purpose
-            && let Some(session) = self.sessions.get_mut(&session)
-        {
-            session.leg_ended(pair, now);
+        match known.purpose {
+            Purpose::Leg { session, .. } => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.leg_ended(pair, now);
+                }
+            }
+            Purpose::Draining { session, .. } => self.sessions.closed_leg(&session),
+            Purpose::Warm { .. } => {}
         }
     }
 
@@ -223,7 +279,8 @@ impl Orchestrator {
             && let Purpose::Leg { session, live, .. } = &known.purpose
         {
             let purpose = Purpose::Draining { session: session.clone(), started: *live };
-            *known = Pair { purpose, since: now };
+            known.purpose = purpose;
+            known.since = now;
         }
     }
 
@@ -237,6 +294,7 @@ impl Orchestrator {
     /// Forgets a session whose ends said goodbye; its live legs may deliver what is under way.
     pub(super) fn drain_session(&mut self, now: Instant, id: &SessionId, code: Code) {
         let Some(session) = self.sessions.remove(id) else { return };
+        self.sessions.note_closing(&session, now);
         for leg in &session.legs {
             if leg.live {
                 self.drain(now, leg.pair);
@@ -250,19 +308,27 @@ impl Orchestrator {
     fn bury(&mut self, now: Instant, session: &Session, code: Code) {
         self.sessions.bury(session.grant.session.clone(), code, now);
         self.out.push(Output::EndRelay { session: session.grant.session.clone() });
-        self.say_over(session, code);
+        self.say_over(now, session, code);
     }
 
     /// One that never began was never heard of either.
-    fn say_over(&mut self, session: &Session, code: Code) {
+    fn say_over(&mut self, now: Instant, session: &Session, code: Code) {
+        let grant = &session.grant;
+        if grant.purpose.is_default() && !session.ready {
+            self.last_agents.remember(now, &grant.user, &grant.resource, &grant.agent);
+        }
         if !session.ready {
-            self.out.push(Output::SessionOver { session: session.grant.session.clone(), code });
+            self.life_over(now, session, code);
+            let grant = Box::new(session.grant.clone());
+            let session = grant.session.clone();
+            self.out.push(Output::SessionOver { session, grant, code });
         }
     }
 
     pub(super) fn tick(&mut self, now: Instant) {
         self.sessions.forget_old_tombstones(now);
         self.expire_pairs(now);
+        self.tend_gateways(now);
         self.tell_networks(now);
         self.renew_relays(now);
         // No tombstone: an end that comes back after all may still show its grant. Nor is its relay taken away: it may be all
@@ -270,8 +336,9 @@ impl Orchestrator {
         for id in self.sessions.ids_where(|session| session.is_lost(now)) {
             let Some(session) = self.sessions.remove(&id) else { continue };
             session.legs.iter().for_each(|leg| self.cut(now, leg.pair));
-            self.say_over(&session, Code::SessionLost);
+            self.say_over(now, &session, Code::SessionLost);
         }
+        self.shadow_tick(now);
         self.end_old_ready(now);
     }
 
@@ -292,12 +359,7 @@ impl Orchestrator {
         let due = self.pairs.iter().filter(|(_, pair)| is_due(pair));
         let due: Vec<PairId> = due.map(|(pair, _)| *pair).collect();
         for pair in due {
-            if let Some(Pair { purpose: Purpose::Warm { agent, .. }, .. }) = self.pairs.get(&pair)
-                && let Some(agent) = self.agents.get_mut(*agent)
-            {
-                agent.warm_gone(pair);
-            }
-            self.forget_leg(now, pair);
+            self.lose(now, pair);
             self.out.push(Output::EndPair { pair });
         }
     }

@@ -11,12 +11,23 @@
 
 mod agents;
 mod endings;
+mod gateways;
+#[cfg(test)]
+mod gateways_tests;
 mod io;
 mod legs;
+mod life;
+mod pool;
+#[cfg(test)]
+mod pool_tests;
 #[cfg(test)]
 mod random_tests;
 mod ready;
+mod rights;
 mod sessions;
+mod shadow;
+#[cfg(test)]
+mod shadow_tests;
 #[cfg(test)]
 mod special_tests;
 #[cfg(test)]
@@ -32,17 +43,22 @@ use std::time::Instant;
 
 use switchback_engine::{LegSide, PairId};
 
-pub(crate) use agents::WARM_LEGS_MAX;
+pub(crate) use agents::{AgentSnapshot, WARM_LEGS_MAX};
+pub(crate) use gateways::{GatewayId, GatewaySnapshot, GatewayUp};
 pub(crate) use io::{How, Input, LinkId, Notice, Output, Registration, Reported, Wish};
 pub(crate) use sessions::Snapshot;
 pub(crate) use udp::Explained;
 
 use self::agents::Agents;
-use self::legs::Pair;
+use self::gateways::{Gateways, Pairs};
+use self::pool::{LastAgents, Member};
 use self::sessions::{Session, Sessions};
+use self::shadow::Shadows;
 use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
-use crate::wire::{Candidate, ClientAddress, SessionId, TransportPolicy, UdpUse};
+use crate::wire::{
+    Candidate, ClientAddress, GatewayRtt, LegWish, SessionId, TransportPolicy, UdpUse,
+};
 
 /// How many sessions are granted.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +81,8 @@ struct Client {
     user: String,
     token: String,
     address: Option<ClientAddress>,
+    /// How far the gateways are from it.
+    rtts: Vec<GatewayRtt>,
     /// Some of its candidates were.
     refused: bool,
 }
@@ -82,29 +100,46 @@ pub(crate) struct Orchestrator {
     clients: HashMap<LinkId, Client>,
     agents: Agents,
     sessions: Sessions,
-    pairs: HashMap<PairId, Pair>,
+    pairs: Pairs,
+    gateways: Gateways,
+    shadows: Shadows,
+    last_agents: LastAgents,
     out: Vec<Output>,
 }
 
 impl Orchestrator {
     pub(crate) fn new(limits: SessionLimits) -> Self {
-        let (clients, pairs) = (HashMap::new(), HashMap::new());
+        let (clients, pairs) = (HashMap::new(), Pairs::default());
         let (agents, sessions) = (Agents::default(), Sessions::default());
-        Self { limits, clients, agents, sessions, pairs, out: Vec::new() }
+        let gateways = Gateways::new(limits.total_max);
+        let (shadows, last_agents) = (Shadows::default(), LastAgents::default());
+        let out = Vec::new();
+        Self { limits, clients, agents, sessions, pairs, gateways, shadows, last_agents, out }
     }
 
     /// Takes in one thing that happened, and says what to do about it.
     pub(crate) fn handle(&mut self, now: Instant, input: Input) -> Vec<Output> {
         match input {
             Input::ClientUp { link, user, token, address } => {
-                self.clients.insert(link, Client { user, token, address, refused: false });
+                self.client_up(
+                    link,
+                    Client { user, token, address, rtts: Vec::new(), refused: false },
+                );
             }
             Input::ClientDown { link } => self.client_down(now, link),
             Input::AgentUp { link, registration } => self.agent_up(now, link, registration),
             Input::AgentDown { link } => self.agent_down(now, link),
             Input::Open { link, wish } => self.open(now, link, wish),
-            Input::Leg { link, request, grant, pair, udp } => {
-                let answer = self.another_leg(now, link, &grant, pair, udp);
+            Input::GatewayUp { up } => self.gateway_up(up),
+            Input::GatewayDown { gateway } => self.gateway_down(now, &gateway),
+            Input::GatewayHolds { gateway, held, last } => {
+                self.gateway_holds(now, &gateway, held, last);
+            }
+            Input::GatewayDrains { gateway, drain } => self.gateway_drains(now, &gateway, drain),
+            Input::GatewayLoad { gateway, pairs } => self.gateway_load(&gateway, pairs),
+            Input::Rtts { link, rtts } => self.rtts(link, rtts),
+            Input::Leg { link, request, grant, pair, udp, wish } => {
+                let answer = self.another_leg(now, link, &grant, (pair, wish), udp);
                 self.out.push(match answer {
                     Ok((pair, udp)) => {
                         let grant = Box::new(grant);
@@ -123,14 +158,27 @@ impl Orchestrator {
             }
             Input::Explain { session } => self.explain(&session),
             Input::Paths { link, session, paths } => self.paths(now, link, &session, paths),
+            Input::Health { link, targets, load_percent } => {
+                self.agents.health(link, &targets, load_percent);
+            }
+            Input::LinkRtt { link, rtt } => self.agents.measured(link, rtt),
+            Input::Drain { agent, draining } => self.agents.drain(&agent, draining),
             Input::Warm { link, pairs } => self.warm(now, link, pairs),
             Input::Reports { link, reports } => {
                 reports.into_iter().for_each(|reported| self.report(now, link, reported));
             }
             Input::Begun { link, session } => self.begun(now, link, &session),
+            Input::Consent { link, id, yes } => self.consent(now, link, id, yes),
+            Input::Hold { session, by, held } => self.hold(&session, by, held),
+            Input::Message { session, from, text } => self.message(&session, from, text),
             Input::Ended { link, session, code } => self.ended(now, link, &session, code),
             Input::Kill { session, code } => self.kill(now, &session, code),
+            Input::Condemned { link, grant, code } => self.condemned(now, link, &grant, code),
+            Input::Judged { session, verdict } => self.judged(now, &session, verdict),
             Input::TokenRevoked { token } => self.token_revoked(now, &token),
+            Input::TokenExpired { token } => self.token_expired(now, &token),
+            Input::RightsChanged => self.forget_asked(),
+            Input::SigninChanged { token } => self.signin_changed(now, &token),
             Input::GrantsChanged { user, resources } => self.grants_changed(now, &user, &resources),
             Input::LegWaiting { pair, side } => self.leg_waiting(pair, side),
             Input::LegGone { pair, side } => self.leg_gone(now, pair, side),
@@ -145,7 +193,7 @@ impl Orchestrator {
 
     pub(crate) fn session(&self, id: &SessionId, now: Instant) -> Option<Snapshot> {
         let session = self.sessions.get(id).filter(|session| !session.ready)?;
-        Some(session.snapshot(now))
+        Some(self.snapshot_of(session, now))
     }
 
     /// Every session, or those of one user.
@@ -153,7 +201,8 @@ impl Orchestrator {
         let wanted = |session: &&Session| {
             !session.ready && user.is_none_or(|user| session.grant.user == user)
         };
-        self.sessions.iter().filter(wanted).map(|session| session.snapshot(now)).collect()
+        let live = self.sessions.iter().filter(wanted).map(|it| self.snapshot_of(it, now));
+        live.chain(self.sessions.closing(user)).collect()
     }
 
     /// What may carry sessions of `resource` at `agent`, if it is connected.
@@ -161,9 +210,35 @@ impl Orchestrator {
         self.agents.service(agent, resource).map(|service| service.transport)
     }
 
+    /// How the agent of this name is, if it is connected.
+    pub(crate) fn agent_state(&self, name: &str, now: Instant) -> Option<AgentSnapshot> {
+        let (_, agent) = self.agents.by_name(name)?;
+        Some(agent.snapshot(self.sessions.of_agent(name), now))
+    }
+
+    /// Links of the agent with this enrolment.
+    pub(crate) fn agents_with(&self, enrolment: &str) -> Vec<LinkId> {
+        self.agents.with_token(enrolment)
+    }
+
+    /// Enrolments of the agents connected now.
+    pub(crate) fn agent_enrolments(&self) -> impl Iterator<Item = &str> {
+        self.agents.iter().map(|agent| &*agent.token)
+    }
+
     /// Names of the agents connected now.
     pub(crate) fn agents(&self) -> impl Iterator<Item = &str> {
         self.agents.iter().map(|agent| agent.name.as_str())
+    }
+
+    /// The user of a client's link.
+    pub(crate) fn client_of(&self, link: LinkId) -> Option<&str> {
+        self.clients.get(&link).map(|client| client.user.as_str())
+    }
+
+    /// The agent of a link.
+    pub(crate) fn agent_of(&self, link: LinkId) -> Option<&str> {
+        self.agents.get(link).map(|agent| agent.name.as_str())
     }
 
     pub(crate) fn is_registered(&self, link: LinkId) -> bool {
@@ -175,6 +250,11 @@ impl Orchestrator {
         self.pairs.get(&pair)?.session().cloned()
     }
 
+    /// The gateway that a session's last leg went through.
+    pub(crate) fn gateway_of_session(&self, id: &SessionId) -> Option<&GatewayId> {
+        self.sessions.get(id)?.gateway.as_ref()
+    }
+
     /// Agents connected, clients connected, warm legs waiting.
     pub(crate) fn links(&self) -> (usize, usize, usize) {
         let waiting = self.agents.iter().map(agents::Agent::waiting_legs).sum();
@@ -183,13 +263,25 @@ impl Orchestrator {
 
     // --- links ---
 
+    fn client_up(&mut self, link: LinkId, mut client: Client) {
+        if let Some(address) = client.address {
+            client.rtts = self.gateways.remembered(&client.user, address.client.ip());
+        }
+        self.clients.insert(link, client);
+        if let Some(gateways) = self.gateways.places() {
+            self.out.push(Output::GatewaysAtClient { link, gateways });
+        }
+    }
+
     fn client_down(&mut self, now: Instant, link: LinkId) {
-        if self.clients.remove(&link).is_none() {
-            return;
+        let Some(client) = self.clients.remove(&link) else { return };
+        if let Some(address) = client.address.filter(|_| !client.rtts.is_empty()) {
+            self.gateways.remember(&client.user, address.client.ip(), client.rtts);
         }
         for session in self.sessions.iter_mut().filter(|session| session.client == Some(link)) {
             session.client_gone();
         }
+        self.asked_link_down(link);
         self.end_ready_without_client(now);
     }
 
@@ -208,6 +300,9 @@ impl Orchestrator {
         let grants = std::mem::take(&mut registration.sessions);
         self.agents.insert(now, link, registration);
         self.out.push(Output::Registered { link });
+        if let Some(gateways) = self.gateways.places() {
+            self.out.push(Output::GatewaysAtAgent { link, gateways });
+        }
         for grant in grants {
             self.known_again(now, link, &End::Agent, &grant);
         }
@@ -226,17 +321,22 @@ impl Orchestrator {
     // --- sessions ---
 
     fn open(&mut self, now: Instant, link: LinkId, wish: Wish) {
+        let Some(wish) = self.consent_first(now, link, wish) else { return };
         let Wish { request, pair, ready, .. } = wish;
         match self.grant(now, link, wish) {
             Ok((agent, grant, udp::Peering { transport, candidates })) => {
                 let (client, udp) = candidates.unzip();
-                let pair = self.offer(now, agent, &grant, pair, client);
+                let pair = self.offer(now, agent, &grant, pair, client, &LegWish::default());
                 let service = self.agents.service(&grant.agent, &grant.resource);
                 let kind = service.map(|service| service.kind).unwrap_or_default();
                 let grant = Box::new(grant);
                 let began = (!ready).then(|| Output::Began { grant: grant.clone() });
+                let id = grant.session.clone();
                 self.out.push(Output::Granted { link, request, grant, pair, transport, udp, kind });
                 self.out.extend(began);
+                if !ready {
+                    self.life_began(now, &id);
+                }
             }
             Err(fault) => self.out.push(Output::RefuseClient { link, request, fault }),
         }
@@ -254,14 +354,19 @@ impl Orchestrator {
         if self.sessions.get(&wish.session).is_some() {
             return Err(Code::Internal.because("two sessions of one id"));
         }
-        let served = |agent: &str| self.sessions.of_agent(agent);
-        let (agent_link, agent) =
-            self.agents.pick(&wish.resource, served).ok_or(Code::AgentOffline)?;
-        let peering = self.peering(agent_link, &wish.resource, wish.udp);
+        let (agent_link, agent) = self.agent_for(now, &user, &wish)?;
+        let offered = agent.service(&wish.resource).map(|it| it.transport).unwrap_or_default();
+        if wish.rights.obligations.narrow(offered).is_none() {
+            return Err(Code::PolicyConflict.into());
+        }
+        let udp = wish.udp.is_some();
+        let peering = self.peering(agent_link, &wish.resource, &wish.rights, wish.udp);
         if peering.transport.udp == UdpUse::Require && peering.candidates.is_none() {
             return Err(Code::DirectRequired.into());
         }
+        let watched = wish.purpose.shadow().and_then(|shadow| self.sessions.get(&shadow.session));
         let grant = Grant {
+            watched: watched.map(|watched| watched.grant.user.clone()),
             session: wish.session,
             user,
             token,
@@ -272,10 +377,32 @@ impl Orchestrator {
             agent_key: agent.key.clone(),
             created_ms: wish.created_ms,
             purpose: wish.purpose,
+            source: wish.source,
+            udp,
+            rights: wish.rights,
         };
         let session = Session::new(grant.clone(), Some(link), false, now);
         self.sessions.insert(if wish.ready { session.held_ready() } else { session });
         Ok((agent_link, grant, peering))
+    }
+
+    fn members(&self, now: Instant, user: &str, resource: &str) -> Vec<Member> {
+        let last = self.last_agents.of(now, user, resource);
+        let member = |(link, agent): (LinkId, &agents::Agent)| {
+            let service = agent.service(resource)?;
+            Some(Member {
+                link,
+                sessions: self.sessions.of_agent(&agent.name),
+                share: (self.sessions.of_service(&agent.name, resource), service.pool.sessions_max),
+                balance: service.pool.balance,
+                draining: agent.draining,
+                healthy: service.fault.is_none(),
+                known_to_user: last == Some(agent.name.as_str()),
+                load_percent: agent.load_percent,
+                rtt: agent.link_rtt,
+            })
+        };
+        self.agents.that_offer(resource).filter_map(member).collect()
     }
 
     fn check_room(&self, user: &str) -> Result<(), Fault> {
@@ -293,7 +420,7 @@ impl Orchestrator {
         now: Instant,
         link: LinkId,
         grant: &Grant,
-        pair: PairId,
+        (pair, wish): (PairId, LegWish),
         udp: Option<Vec<Candidate>>,
     ) -> Result<(PairId, Option<Vec<Candidate>>), Fault> {
         let client = self.clients.get(&link).ok_or(Code::TokenInvalid)?;
@@ -305,14 +432,36 @@ impl Orchestrator {
         }
         if self.sessions.get(&grant.session).is_none() {
             self.check_room(&grant.user)?;
+            if grant.purpose.shadow().is_some() {
+                let detail =
+                    "the agent has not shown this watch; it was asked for once, and may be over";
+                return Err(Code::AgentOffline.because(detail));
+            }
         }
         self.known_again(now, link, &End::Client, grant);
-        let (agent_link, agent) = self.agents.by_name(&grant.agent).ok_or(Code::AgentOffline)?;
+        let grant = &self.bound(grant)?;
+        let found = self.agents.by_name(&grant.agent);
+        let (agent_link, agent) = found.ok_or_else(|| self.offline(now, grant))?;
         if agent.key != grant.agent_key {
             return Err(Code::GrantInvalid.because("the agent has a new key since"));
         }
-        let (client, udp) = self.peering(agent_link, &grant.resource, udp).candidates.unzip();
-        Ok((self.offer(now, agent_link, grant, pair, client), udp))
+        let udp = udp.filter(|_| grant.udp);
+        let peering = self.peering(agent_link, &grant.resource, &grant.rights, udp);
+        let (client, udp) = peering.candidates.unzip();
+        Ok((self.offer(now, agent_link, grant, pair, client, &wish), udp))
+    }
+
+    /// Why a session's agent does not answer, and where to instead.
+    fn offline(&self, now: Instant, grant: &Grant) -> Fault {
+        let others = self.members(now, &grant.user, &grant.resource);
+        let other = pool::choose(&others).ok().and_then(|link| self.agents.get(link));
+        Code::AgentOffline.because(match other {
+            Some(other) => format!(
+                "agent {} is not connected; a new session would be served by {}",
+                grant.agent, other.name
+            ),
+            None => format!("agent {} is not connected", grant.agent),
+        })
     }
 
     /// An end shows a session's grant: the registry learns of the session if it did not know, and that the end lives.
@@ -325,11 +474,16 @@ impl Orchestrator {
             return;
         }
         if self.sessions.get(&grant.session).is_none() {
-            if self.check_room(&grant.user).is_err() {
+            // Consent was given to one watch, which lives at its agent. What a client kept of it revives nothing.
+            let over = grant.purpose.shadow().is_some() && matches!(end, End::Client);
+            if over || self.check_room(&grant.user).is_err() {
                 return;
             }
             self.sessions.insert(Session::new(grant.clone(), None, true, now));
+            self.claim(now, &grant.session);
         }
+        self.judged(now, &grant.session, Ok(grant.rights));
+        self.tell_policy_again(end, &grant.session);
         if let Some(session) = self.sessions.get_mut(&grant.session) {
             session.hear(now);
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::io::{LinkId, Output};
 use super::sessions::Session;
 use super::{End, Orchestrator};
+use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
 use crate::wire::SessionId;
 
@@ -38,7 +39,7 @@ impl Orchestrator {
         else {
             return;
         };
-        match self.check_room(&grant.user) {
+        match self.check_room(&grant.user).and_then(|()| self.check_place(&grant)) {
             Ok(()) => {
                 self.sessions.begin(id, now);
                 let agent = self.agents.by_name(&grant.agent).map(|(agent, _)| agent);
@@ -46,9 +47,24 @@ impl Orchestrator {
                     self.out.push(Output::BegunAtAgent { link, session: id.clone() });
                 }
                 self.out.push(Output::Began { grant: Box::new(grant) });
+                self.life_began(now, id);
             }
             Err(fault) => self.kill(now, id, fault.code),
         }
+    }
+
+    /// Others may have begun since it was made ready.
+    fn check_place(&self, grant: &Grant) -> Result<(), Fault> {
+        let (agent, resource) = (&grant.agent, &grant.resource);
+        let found = self.agents.by_name(agent);
+        let places = found.and_then(|(_, agent)| agent.service(resource)?.pool.sessions_max);
+        let taken = self.sessions.of_service(agent, resource);
+        if grant.purpose.is_default()
+            && places.is_some_and(|places| taken as u64 >= u64::from(places))
+        {
+            return Err(Code::PoolFull.into());
+        }
+        Ok(())
     }
 
     /// Without its client's link a ready session will not be used.

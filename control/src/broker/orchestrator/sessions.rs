@@ -1,12 +1,16 @@
 //! The registry of sessions: who, what, where, how it goes, and which ended recently.
+use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use switchback_engine::PairId;
 
+use super::gateways::GatewayId;
 use super::io::LinkId;
+use super::life::Life;
 use super::udp::UdpState;
-use crate::api::SessionState;
+use crate::api::{SessionLife, SessionState};
 use crate::broker::seal::Grant;
 use crate::code::Code;
 use crate::wire::{LossCounts, PathLeg, RttView, SessionId, SessionReport};
@@ -54,6 +58,11 @@ pub(super) struct Session {
     from_client: Option<Heard>,
     from_agent: Option<Heard>,
     pub(super) udp: UdpState,
+    /// Where its last leg went: its relay is there too.
+    pub(super) gateway: Option<GatewayId>,
+    /// When its client was told to ask for another leg, as its gateway drains.
+    pub(super) told_to_move: Option<Instant>,
+    pub(super) life: Life,
 }
 
 /// What the API shows of a session, without the figures that only the gateway has.
@@ -77,6 +86,9 @@ pub(crate) struct Snapshot {
     pub(crate) loss: [LossCounts; 2],
     /// The pair that carries it, if any.
     pub(crate) pair: Option<PairId>,
+    /// The gateway that its last leg went through.
+    pub(crate) gateway: Option<GatewayId>,
+    pub(crate) life: SessionLife,
 }
 
 impl Session {
@@ -100,6 +112,9 @@ impl Session {
             from_client,
             from_agent,
             udp,
+            gateway: None,
+            told_to_move: None,
+            life: Life::new(now),
         }
     }
 
@@ -126,6 +141,7 @@ impl Session {
     ) -> LossCounts {
         self.hear(now);
         self.was_carried |= report.transport.is_some();
+        self.life.report(&report, by_client, now);
         let counts = report.loss;
         let end = if by_client { &mut self.from_client } else { &mut self.from_agent };
         let before = end.replace(Heard { report, at: now });
@@ -217,6 +233,13 @@ impl Session {
             resumes: ends().map(|report| report.resumes).max().unwrap_or(0),
             loss: [client, agent].map(|end| end.map(|report| report.loss).unwrap_or_default()),
             pair: self.legs.iter().rev().find(|leg| leg.live).map(|leg| leg.pair),
+            gateway: self.gateway.clone(),
+            life: SessionLife {
+                watches: self.grant.purpose.shadow().map(|shadow| shadow.session.clone()),
+                jitter_us: ends().find_map(|report| report.jitter_us),
+                loss_ppm: ends().filter_map(|report| report.loss_ppm).max(),
+                ..self.life.view(now)
+            },
         }
     }
 }
@@ -227,10 +250,16 @@ pub(super) struct Sessions {
     table: HashMap<SessionId, Session>,
     by_user: HashMap<String, usize>,
     by_agent: HashMap<String, usize>,
+    /// By agent and resource.
+    by_service: HashMap<(String, String), usize>,
     ready_by_user: HashMap<String, usize>,
     ready: usize,
     tombstones: HashMap<SessionId, Code>,
     tombstone_order: VecDeque<(Instant, SessionId)>,
+    /// Watches by the session they watch.
+    watches: HashMap<SessionId, Vec<SessionId>>,
+    /// Sessions whose ends said goodbye, and how many pairs of theirs still deliver.
+    closing: HashMap<SessionId, (Snapshot, usize)>,
 }
 
 impl Sessions {
@@ -238,7 +267,13 @@ impl Sessions {
         let by_user = if session.ready { &mut self.ready_by_user } else { &mut self.by_user };
         *by_user.entry(session.grant.user.clone()).or_default() += 1;
         self.ready += usize::from(session.ready);
-        *self.by_agent.entry(session.grant.agent.clone()).or_default() += 1;
+        if takes_place(&session) {
+            self.take_place(&session.grant.agent, &session.grant.resource);
+        }
+        if let Some(shadow) = session.grant.purpose.shadow() {
+            let watches = self.watches.entry(shadow.session.clone()).or_default();
+            watches.push(session.grant.session.clone());
+        }
         let replaced = self.table.insert(session.grant.session.clone(), session);
         debug_assert!(replaced.is_none(), "session ids are unique");
     }
@@ -251,8 +286,61 @@ impl Sessions {
         } else {
             decrement(&mut self.by_user, &session.grant.user);
         }
-        decrement(&mut self.by_agent, &session.grant.agent);
+        if takes_place(&session) {
+            decrement(&mut self.by_agent, &session.grant.agent);
+            decrement(&mut self.by_service, &service_of(&session));
+        }
+        if let Some(shadow) = session.grant.purpose.shadow()
+            && let Some(watches) = self.watches.get_mut(&shadow.session)
+        {
+            watches.retain(|watch| watch != id);
+            if watches.is_empty() {
+                self.watches.remove(&shadow.session);
+            }
+        }
         Some(session)
+    }
+
+    fn take_place(&mut self, agent: &str, resource: &str) {
+        *self.by_agent.entry(agent.to_owned()).or_default() += 1;
+        *self.by_service.entry((agent.to_owned(), resource.to_owned())).or_default() += 1;
+    }
+
+    /// Watches of a session.
+    pub(super) fn watchers_of(&self, id: &SessionId) -> &[SessionId] {
+        self.watches.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every watch, and what it watches.
+    pub(super) fn watches(&self) -> impl Iterator<Item = (SessionId, SessionId)> {
+        let pairs = self.watches.iter();
+        pairs.flat_map(|(of, by)| by.iter().map(move |watch| (watch.clone(), of.clone())))
+    }
+
+    /// A session, just removed, whose legs still deliver.
+    pub(super) fn note_closing(&mut self, session: &Session, now: Instant) {
+        if session.is_live() && !session.ready {
+            let mut snapshot = session.snapshot(now);
+            snapshot.state = SessionState::Closing;
+            let legs = session.legs.len();
+            self.closing.insert(session.grant.session.clone(), (snapshot, legs));
+        }
+    }
+
+    /// One of its legs has ended.
+    pub(super) fn closed_leg(&mut self, id: &SessionId) {
+        if let Some((_, legs)) = self.closing.get_mut(id) {
+            *legs = legs.saturating_sub(1);
+            if *legs == 0 {
+                self.closing.remove(id);
+            }
+        }
+    }
+
+    /// Sessions that are closing, or those of one user.
+    pub(super) fn closing(&self, user: Option<&str>) -> impl Iterator<Item = Snapshot> {
+        let all = self.closing.values().map(|(snapshot, _)| snapshot);
+        all.filter(move |it| user.is_none_or(|user| it.user == user)).cloned()
     }
 
     /// Remembers that the session ended with `code`, so that its grant revives nothing.
@@ -298,6 +386,12 @@ impl Sessions {
         self.by_agent.get(agent).copied().unwrap_or(0)
     }
 
+    /// Sessions of `resource` at `agent`.
+    pub(super) fn of_service(&self, agent: &str, resource: &str) -> usize {
+        let key = (agent.to_owned(), resource.to_owned());
+        self.by_service.get(&key).copied().unwrap_or(0)
+    }
+
     /// Ready ones of this user.
     pub(super) fn ready_of_user(&self, user: &str) -> usize {
         self.ready_by_user.get(user).copied().unwrap_or(0)
@@ -323,6 +417,8 @@ impl Sessions {
         self.ready -= 1;
         decrement(&mut self.ready_by_user, &session.grant.user);
         *self.by_user.entry(session.grant.user.clone()).or_default() += 1;
+        let (agent, resource) = (session.grant.agent.clone(), session.grant.resource.clone());
+        self.take_place(&agent, &resource);
         true
     }
 
@@ -341,7 +437,19 @@ impl Sessions {
     }
 }
 
-fn decrement(counts: &mut HashMap<String, usize>, name: &str) {
+/// Whether it counts where agents share a resource: what nobody uses yet does not, and who watches takes nobody's place.
+fn takes_place(session: &Session) -> bool {
+    !session.ready && session.grant.purpose.is_default()
+}
+
+fn service_of(session: &Session) -> (String, String) {
+    (session.grant.agent.clone(), session.grant.resource.clone())
+}
+
+fn decrement<Q: Hash + Eq + ?Sized, K: Hash + Eq + Borrow<Q>>(
+    counts: &mut HashMap<K, usize>,
+    name: &Q,
+) {
     if let Some(count) = counts.get_mut(name) {
         *count -= 1;
         if *count == 0 {

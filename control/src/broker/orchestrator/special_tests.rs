@@ -16,6 +16,7 @@ fn world(tuning: &str, proxy: Option<ProxyHeader>) -> World {
         token: "token-of-lab".into(),
         resources: vec![Resource { tuning, proxy, ..Resource::tcp("ssh", "127.0.0.1:22") }],
         sessions: vec![],
+        draining: false,
     };
     world.say(Input::AgentUp { link: AGENT, registration });
     world

@@ -36,6 +36,10 @@ impl World {
         self.orchestrator.handle(self.now, input)
     }
 
+    pub(super) const fn orchestrator(&self) -> &Orchestrator {
+        &self.orchestrator
+    }
+
     pub(super) const fn now(&self) -> Instant {
         self.now
     }
@@ -71,6 +75,7 @@ impl World {
             token: format!("token-of-{name}"),
             resources: vec![Resource::tcp("ssh", "127.0.0.1:22")],
             sessions,
+            draining: false,
         };
         self.say(Input::AgentUp { link, registration })
     }
@@ -91,6 +96,9 @@ impl World {
             created_ms: 1,
             udp: None,
             purpose: SessionPurpose::default(),
+            consent: false,
+            source: None,
+            rights: Default::default(),
         };
         self.say(Input::Open { link, wish })
     }
@@ -101,7 +109,14 @@ impl World {
 
     pub(super) fn leg(&mut self, grant: &Grant) -> Vec<Output> {
         let pair = self.fresh_pair();
-        self.say(Input::Leg { link: CLIENT, request: 8, grant: grant.clone(), pair, udp: None })
+        self.say(Input::Leg {
+            link: CLIENT,
+            request: 8,
+            grant: grant.clone(),
+            pair,
+            udp: None,
+            wish: LegWish::default(),
+        })
     }
 
     fn warm(&mut self) -> PairId {
@@ -142,6 +157,9 @@ fn uncarried(grant: &Grant) -> SessionReport {
         resumes: 1,
         paths: vec![],
         loss: LossCounts::default(),
+        jitter_us: None,
+        loss_ppm: None,
+        held: None,
     }
 }
 
@@ -162,7 +180,7 @@ pub(super) fn to_direct() -> Box<PathMove> {
     Box::new(PathMove { at_ms: 1, from: None, to, cause, stall_us: 0, rtt_us: None })
 }
 
-fn refused(outputs: &[Output]) -> Option<Code> {
+pub(super) fn refused(outputs: &[Output]) -> Option<Code> {
     outputs.iter().find_map(|output| match output {
         Output::RefuseClient { fault, .. } | Output::RefuseAgent { fault, .. } => Some(fault.code),
         _ => None,
@@ -238,7 +256,8 @@ fn a_dropped_link_ends_no_session() {
     world.say(Input::ClientDown { link: CLIENT });
     world.say(Input::AgentDown { link: AGENT });
     world.after(3600);
-    assert_eq!(world.state(&grant), Some(SessionState::Active));
+    // Carried, and without a byte for an hour.
+    assert_eq!(world.state(&grant), Some(SessionState::Idle));
 }
 
 #[test]
@@ -265,7 +284,8 @@ fn a_silent_session_without_legs_is_forgotten_but_may_come_back() {
     world.after(SILENCE_MAX.as_secs() - 1);
     assert_eq!(world.state(&grant), Some(SessionState::Paused));
     let code = Code::SessionLost;
-    let over = Output::SessionOver { session: grant.session.clone(), code };
+    let ended = Box::new(grant.clone());
+    let over = Output::SessionOver { session: grant.session.clone(), grant: ended, code };
     assert_eq!(world.after(1), [over]);
     assert_eq!(world.state(&grant), None);
     assert_eq!(refused(&world.leg(&grant)), None);
@@ -359,6 +379,7 @@ fn one_name_belongs_to_one_key_while_it_is_connected() {
         token: "t".into(),
         resources: vec![],
         sessions: vec![],
+        draining: false,
     };
     let other = LinkId(3);
     let out = world.say(Input::AgentUp { link: other, registration: registration.clone() });
@@ -410,6 +431,7 @@ fn nobody_speaks_for_anothers_session() {
         grant: grant.clone(),
         pair,
         udp: None,
+        wish: LegWish::default(),
     });
     assert_eq!(refused(&out), Some(Code::GrantInvalid));
     assert_eq!(world.state(&grant), Some(SessionState::Connecting));

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use switchback_engine::LegSide;
 
 use super::io::{LinkId, Notice, Output};
+use super::rights::narrowed;
 use super::{End, Orchestrator};
+use crate::broker::policy::Rights;
 use crate::broker::rate::{Bucket, Rate};
 use crate::broker::seal::Grant;
 use crate::broker::udp::RELAY_TTL;
@@ -108,11 +110,12 @@ impl Orchestrator {
         &self,
         agent: LinkId,
         resource: &str,
+        rights: &Rights,
         client: Option<Vec<Candidate>>,
     ) -> Peering {
         let Some(agent) = self.agents.get(agent) else { return Peering::default() };
         let Some(service) = agent.service(resource) else { return Peering::default() };
-        let transport = service.transport;
+        let transport = narrowed(service.transport, rights);
         let known = agent.network.candidates.as_ref();
         let both = client.zip(known).filter(|_| transport.udp != UdpUse::Off);
         let candidates =
@@ -145,7 +148,8 @@ impl Orchestrator {
                     session.udp.missed[of(LegSide::Client)].network = true;
                     continue;
                 };
-                let candidates = told(service.transport, candidates);
+                let transport = narrowed(service.transport, &session.grant.rights);
+                let candidates = told(transport, candidates);
                 if !candidates.is_empty() {
                     let (session, notice) =
                         (session.grant.session.clone(), Notice::Candidates(candidates));
@@ -164,7 +168,7 @@ impl Orchestrator {
         candidates: &[Candidate],
     ) {
         let Some(end) = self.speaker(link, id) else { return };
-        let Some(session) = self.sessions.get_mut(id) else { return };
+        let Some(session) = self.sessions.get_mut(id).filter(|it| it.grant.udp) else { return };
         let bucket = match end {
             End::Client => &mut session.udp.from_client,
             End::Agent => &mut session.udp.from_agent,
@@ -196,6 +200,7 @@ impl Orchestrator {
         {
             session.client = Some(link);
             self.tell_missed(id, LegSide::Client);
+            self.tell_watchers(id);
         }
     }
 
@@ -238,7 +243,8 @@ impl Orchestrator {
         }
         let first_direct = direct && !session.udp.was_direct;
         session.udp.was_direct |= direct;
-        self.out.push(Output::Moved { moved, first_direct });
+        let grant = Box::new(session.grant.clone());
+        self.out.push(Output::Moved { grant, moved, first_direct });
     }
 
     /// Asks both ends what they see.
@@ -326,7 +332,7 @@ impl Orchestrator {
         let service = agent.and_then(|(_, agent)| agent.service(&grant.resource));
         // Without its agent nothing is told to anybody.
         service.map_or(TransportPolicy { udp: UdpUse::Off, ..TransportPolicy::default() }, |it| {
-            it.transport
+            narrowed(it.transport, &grant.rights)
         })
     }
 
@@ -336,7 +342,7 @@ impl Orchestrator {
         self.may_speak_for(link, &end, &session.grant).then_some(end)
     }
 
-    fn tell(&mut self, grant: &Grant, end: LegSide, notice: Notice) {
+    pub(super) fn tell(&mut self, grant: &Grant, end: LegSide, notice: Notice) {
         if let Some(link) = self.link_of(grant, end) {
             let session = grant.session.clone();
             self.out.push(Output::Tell { link, end, session, notice });

@@ -31,6 +31,7 @@ fn world(udp: UdpUse) -> World {
         token: "token-of-lab".into(),
         resources: vec![Resource { transport, ..Resource::udp("ssh", "127.0.0.1:22") }],
         sessions: vec![],
+        draining: false,
     };
     world.say(Input::AgentUp { link: AGENT, registration });
     world
@@ -51,6 +52,9 @@ fn open(world: &mut World, udp: Option<Vec<Candidate>>) -> Vec<Output> {
         created_ms: 1,
         udp,
         purpose: SessionPurpose::Echo,
+        consent: false,
+        source: None,
+        rights: Default::default(),
         ready: false,
     };
     world.say(Input::Open { link: CLIENT, wish })
@@ -87,7 +91,14 @@ fn grant_and_offer_carry_the_other_ends_candidates() {
     assert_eq!(grant.purpose, SessionPurpose::Echo);
     let pair = world.fresh_pair();
     let udp = Some(vec![host(4)]);
-    let out = world.say(Input::Leg { link: CLIENT, request: 8, grant, pair, udp });
+    let out = world.say(Input::Leg {
+        link: CLIENT,
+        request: 8,
+        grant,
+        pair,
+        udp,
+        wish: LegWish::default(),
+    });
     assert!(matches!(&out[0], Output::Offer { udp: Some(udp), .. } if udp[..] == [host(4)]));
     assert!(matches!(&out[1], Output::ClientLeg { udp: Some(udp), .. } if udp.len() == 2));
 }

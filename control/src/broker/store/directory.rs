@@ -2,29 +2,25 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, Transaction, params};
 
 use super::Store;
 use super::tokens::sql_int;
 use crate::api::GrantView;
 use crate::broker::clock;
-use crate::broker::seal::Grant;
 use crate::code::{Code, Fault};
-use crate::wire::{Resource, ResourceKind};
+use crate::policy::ResourceFacts;
+use crate::wire::{Look, Resource, ResourceKind};
 
-/// An agent's name is free for another key, and what it offered is forgotten, once it was not connected for this long:
-/// longer than any holiday of a machine that is coming back, and short enough for a key that was lost.
+/// What an agent offered is forgotten once it was not connected for this long: longer than any holiday of a machine that is
+/// coming back.
 const UNUSED_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Agents remembered, online or not: as many as may share one join string. With 100 resources each, all of
-/// them take some 50 MiB; without a bound, one join string could fill the disk.
-const AGENTS_MAX: i64 = 4096;
-
-/// Whether a user may use a resource, and whether there is such a thing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Access {
-    pub(crate) granted: bool,
-    pub(crate) exists: bool,
-}
+/// Agents remembered, online or not. With a few resources each they take some 50 MiB; without a bound, one join string
+/// for any number of agents could fill the disk.
+const AGENTS_MAX: i64 = 32_768;
+/// Ways in which agents may announce one resource. The agents of a pool agree, but for those that were not updated yet; each
+/// way costs every decision about the resource a judgement of its own.
+pub(crate) const ANNOUNCED_MAX: usize = 16;
 
 /// An agent as it announced itself.
 #[derive(Clone, Debug)]
@@ -40,28 +36,73 @@ pub(crate) struct AgentRecord {
 pub(crate) struct Listed {
     pub(crate) name: String,
     pub(crate) kind: ResourceKind,
+    pub(crate) look: Look,
     pub(crate) agents: Vec<String>,
+    /// As policies see it, see [`Standing::announced`](super::Standing::announced).
+    pub(crate) announced: Vec<ResourceFacts>,
+}
+
+/// An agent that has announced itself at some time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KnownAgent {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) seen_ms: u64,
+    pub(crate) draining: bool,
 }
 
 impl Store {
-    /// Keeps what an agent announced, in place of what it announced before. Its name belongs to the key that first
-    /// announced it, whether that agent is connected or not, until it was not seen for 30 days.
+    /// Keeps what an agent announced, in place of what it announced before. That its name is its own is known by its
+    /// enrolment.
     ///
     /// # Errors
-    /// [`Code::AgentNameTaken`]; [`Code::RateLimited`] while there are 4,096 other agents. Then nothing changes.
+    /// [`Code::RateLimited`] while there are 32,768 other agents. Then nothing changes.
     pub(crate) async fn announce(&self, agent: AgentRecord) -> Result<(), Fault> {
         let now = clock::unix_ms();
-        let name = agent.name.clone();
-        let room = self.call(move |db| announce(db, &agent, now)).await?;
-        match room {
-            Room::Made => Ok(()),
-            Room::NameTaken => Err(Code::AgentNameTaken.because(format!(
-                "the name {name} belongs to the key of another agent; pass another --name, or wait until that \
-                 agent was not connected for 30 days"
-            ))),
-            Room::Full => Err(Code::RateLimited
-                .because("the broker remembers as many agents as it may; one goes after 30 days")),
+        if self.call(move |db| announce(db, &agent, now)).await? {
+            Ok(())
+        } else {
+            Err(Code::RateLimited
+                .because("the broker remembers as many agents as it may; one goes after 30 days"))
         }
+    }
+
+    /// Every agent that is remembered.
+    pub(crate) async fn agents(&self) -> Result<Vec<KnownAgent>, Fault> {
+        self.call(|db| {
+            let sql = "SELECT name, version, seen_ms, draining FROM agents ORDER BY name";
+            let mut query = db.prepare_cached(sql)?;
+            let rows = query.query_map([], |row| {
+                Ok(KnownAgent {
+                    name: row.get(0)?,
+                    version: row.get(1)?,
+                    seen_ms: row.get::<_, i64>(2)?.cast_unsigned(),
+                    draining: row.get(3)?,
+                })
+            })?;
+            rows.collect()
+        })
+        .await
+    }
+
+    /// Whether the agent of this name is to get no new sessions.
+    pub(crate) async fn is_draining(&self, agent: &str) -> Result<bool, Fault> {
+        let agent = agent.to_owned();
+        self.call(move |db| {
+            let sql = "SELECT 1 FROM agents WHERE name = ?1 AND draining";
+            db.prepare_cached(sql)?.exists([agent])
+        })
+        .await
+    }
+
+    /// Has an agent get no new sessions, or some again; `false` if there is no such agent.
+    pub(crate) async fn drain(&self, agent: &str, draining: bool) -> Result<bool, Fault> {
+        let agent = agent.to_owned();
+        self.call(move |db| {
+            let sql = "UPDATE agents SET draining = ?2 WHERE name = ?1";
+            Ok(db.prepare_cached(sql)?.execute(params![agent, draining])? > 0)
+        })
+        .await
     }
 
     /// Notes that the agents `online` are in use, and forgets those that were not for 30 days. To be called now and then.
@@ -80,52 +121,30 @@ impl Store {
         .await
     }
 
-    /// Resources that `user` may use, or all of them.
-    pub(crate) async fn resources(&self, user: Option<String>) -> Result<Vec<Listed>, Fault> {
+    /// Every resource, and whether `user` was granted it.
+    pub(crate) async fn catalogue(&self, user: &str) -> Result<Vec<(Listed, bool)>, Fault> {
+        let user = user.to_owned();
         self.call(move |db| {
             let mut query = db.prepare_cached(
-                "SELECT name, agent, kind FROM resources WHERE ?1 IS NULL
-                 OR EXISTS (SELECT 1 FROM grants WHERE user = ?1 AND resource IN (name, '*'))
-                 ORDER BY name, agent",
+                "SELECT name, agent, kind, look,
+                        EXISTS (SELECT 1 FROM grants WHERE user = ?1 AND resource IN (name, '*'))
+                 FROM resources ORDER BY name, agent",
             )?;
-            let mut listed: BTreeMap<String, Listed> = BTreeMap::new();
+            let mut listed: BTreeMap<String, (Listed, bool)> = BTreeMap::new();
             let mut rows = query.query([user])?;
             while let Some(row) = rows.next()? {
                 let name: String = row.get(0)?;
-                // Where agents differ, the first in the order of names says what it is.
-                let entry = listed.entry(name.clone()).or_insert(Listed {
-                    kind: kind_of(&row.get::<_, String>(2)?),
-                    name,
-                    agents: Vec::new(),
-                });
+                let kind = kind_of(&row.get::<_, String>(2)?);
+                let look = look_of(&row.get::<_, String>(3)?);
+                let facts = facts(&name, kind, &look);
+                // Where agents differ, people see what the first in the order of names says.
+                let (agents, announced) = (Vec::new(), Vec::new());
+                let first = Listed { name: name.clone(), kind, look, agents, announced };
+                let (entry, _) = listed.entry(name).or_insert((first, row.get(4)?));
                 entry.agents.push(row.get(1)?);
+                add(&mut entry.announced, facts);
             }
             Ok(listed.into_values().collect())
-        })
-        .await
-    }
-
-    pub(crate) async fn access(&self, user: &str, resource: &str) -> Result<Access, Fault> {
-        let (user, resource) = (user.to_owned(), resource.to_owned());
-        self.call(move |db| {
-            let exists = "SELECT 1 FROM resources WHERE name = ?1";
-            let exists = db.prepare_cached(exists)?.exists([&resource])?;
-            Ok(Access { granted: is_granted(db, &user, &resource)?, exists })
-        })
-        .await
-    }
-
-    /// Judges grants that ends show: both ends' tokens must still be good, and the user must still be allowed.
-    pub(crate) async fn judge(
-        &self,
-        grants: Vec<Grant>,
-    ) -> Result<Vec<(Grant, Result<(), Code>)>, Fault> {
-        self.call(move |db| {
-            let judged = grants.into_iter().map(|grant| {
-                let verdict = judge(db, &grant)?;
-                Ok((grant, verdict))
-            });
-            judged.collect()
         })
         .await
     }
@@ -176,30 +195,13 @@ impl Store {
     }
 }
 
-/// Whether there is room for an agent's announcement.
-enum Room {
-    Made,
-    NameTaken,
-    Full,
-}
-
-fn announce(db: &mut Connection, agent: &AgentRecord, now: u64) -> rusqlite::Result<Room> {
+/// Whether there is room for it.
+fn announce(db: &mut Connection, agent: &AgentRecord, now: u64) -> rusqlite::Result<bool> {
     let step = db.transaction()?;
-    let sql = "SELECT key, seen_ms FROM agents WHERE name = ?1";
-    let known = step
-        .query_row(sql, [&agent.name], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))
-        .optional()?;
-    match known {
-        Some((key, seen_ms)) if key != agent.key && seen_ms >= unused_since(now) => {
-            return Ok(Room::NameTaken);
-        }
-        Some(_) => {}
-        None => {
-            let agents: i64 =
-                step.query_row("SELECT count(*) FROM agents", [], |row| row.get(0))?;
-            if agents >= AGENTS_MAX {
-                return Ok(Room::Full);
-            }
+    if !step.prepare_cached("SELECT 1 FROM agents WHERE name = ?1")?.exists([&agent.name])? {
+        let agents: i64 = step.query_row("SELECT count(*) FROM agents", [], |row| row.get(0))?;
+        if agents >= AGENTS_MAX {
+            return Ok(false);
         }
     }
     step.execute(
@@ -209,19 +211,56 @@ fn announce(db: &mut Connection, agent: &AgentRecord, now: u64) -> rusqlite::Res
         params![agent.name, agent.key, agent.version, sql_int(now)],
     )?;
     step.execute("DELETE FROM resources WHERE agent = ?1", [&agent.name])?;
-    for Resource { name, kind, target, .. } in &agent.resources {
+    for Resource { name, kind, target, look, .. } in &agent.resources {
+        let look = serde_json::to_string(look).unwrap_or_else(|_| "{}".into());
         step.execute(
-            "INSERT INTO resources (agent, name, kind, target) VALUES (?1, ?2, ?3, ?4)
+            "INSERT INTO resources (agent, name, kind, target, look) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO NOTHING",
-            params![agent.name, name, kind.as_str(), target],
+            params![agent.name, name, kind.as_str(), target, look],
         )?;
     }
     step.commit()?;
-    Ok(Room::Made)
+    Ok(true)
+}
+
+/// What policies see of a resource, as each of its agents announced it; nothing: none ever announced such a one.
+pub(super) fn facts_of(db: &Connection, name: &str) -> rusqlite::Result<Vec<ResourceFacts>> {
+    let sql = "SELECT kind, look FROM resources WHERE name = ?1
+               GROUP BY kind, look ORDER BY min(agent)";
+    let mut query = db.prepare_cached(sql)?;
+    let mut rows = query.query([name])?;
+    let mut announced = Vec::new();
+    while let Some(row) = rows.next()? {
+        let kind = kind_of(&row.get::<_, String>(0)?);
+        let look = look_of(&row.get::<_, String>(1)?);
+        add(&mut announced, facts(name, kind, &look));
+    }
+    Ok(announced)
+}
+
+/// Keeps each way once, and one more than there may be, so that those are seen to be too many.
+fn add(announced: &mut Vec<ResourceFacts>, facts: ResourceFacts) {
+    if announced.len() <= ANNOUNCED_MAX && !announced.contains(&facts) {
+        announced.push(facts);
+    }
+}
+
+fn facts(name: &str, kind: ResourceKind, look: &Look) -> ResourceFacts {
+    ResourceFacts {
+        name: name.to_owned(),
+        kind: kind.as_str().to_owned(),
+        tags: look.tags.clone(),
+        folder: look.folder.clone().unwrap_or_default(),
+    }
 }
 
 fn kind_of(text: &str) -> ResourceKind {
     if text == ResourceKind::Udp.as_str() { ResourceKind::Udp } else { ResourceKind::Tcp }
+}
+
+/// This program wrote it. One that cannot be read is none, and policies then see a resource without tags.
+fn look_of(text: &str) -> Look {
+    serde_json::from_str(text).unwrap_or_default()
 }
 
 /// Agents last seen before this, in Unix milliseconds, are not in use.
@@ -239,18 +278,7 @@ pub(super) fn insert_grant(
     step.execute(sql, params![user, resource]).map(drop)
 }
 
-fn is_granted(db: &Connection, user: &str, resource: &str) -> rusqlite::Result<bool> {
+pub(super) fn is_granted(db: &Connection, user: &str, resource: &str) -> rusqlite::Result<bool> {
     let sql = "SELECT 1 FROM grants WHERE user = ?1 AND resource IN (?2, '*')";
     db.prepare_cached(sql)?.exists([user, resource])
-}
-
-fn judge(db: &Connection, grant: &Grant) -> rusqlite::Result<Result<(), Code>> {
-    let sql = "SELECT 1 FROM tokens WHERE id = ?1 AND revoked_ms IS NULL";
-    for token in [&grant.token, &grant.agent_token] {
-        if !db.prepare_cached(sql)?.exists([token])? {
-            return Ok(Err(Code::TokenRevoked));
-        }
-    }
-    let granted = is_granted(db, &grant.user, &grant.resource)?;
-    Ok(if granted { Ok(()) } else { Err(Code::ResourceNotGranted) })
 }

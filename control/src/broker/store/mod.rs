@@ -1,10 +1,15 @@
-//! Users, tokens, agents, resources and grants, in one SQLite file.
+//! Users, tokens, enrolments, agents, resources and grants, in one SQLite file.
 //!
 //! One connection lives on one thread of its own; everybody else sends it work and waits. What a call answered is on
 //! disk. Sessions are not here: they live in memory and are learned again from the ends.
 
+mod audit;
+mod backup;
 mod directory;
+mod enrolments;
 mod schema;
+mod signins;
+mod standing;
 mod tokens;
 
 #[cfg(test)]
@@ -17,7 +22,12 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use directory::{AgentRecord, Listed};
+pub(crate) use audit::AuditQuery;
+pub use backup::{Saved, backup, restore};
+pub(crate) use directory::{ANNOUNCED_MAX, AgentRecord, Listed};
+pub(crate) use enrolments::{Enrolment, NewEnd};
+pub(crate) use signins::{Begun, Displaced, Person, Renewed};
+pub(crate) use standing::Standing;
 pub(crate) use tokens::{Issued, NewSubject, Owner, Removed};
 
 use crate::broker::data::{DataDir, DataLock};
@@ -85,6 +95,14 @@ impl Store {
             // A panic on the thread was reported when it happened.
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
+    }
+
+    /// Comes back once the database has answered.
+    ///
+    /// # Errors
+    /// [`Code::DataCorrupt`], [`Code::DataDirUnusable`], [`Code::Internal`].
+    pub(crate) async fn answers(&self) -> Result<(), Fault> {
+        self.call(|db| db.query_row("SELECT count(*) FROM users", [], |_| Ok(()))).await
     }
 
     async fn call<T: Send + 'static>(

@@ -3,11 +3,20 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::directory::Access;
 use super::*;
 use crate::api::{GrantView, TokenKind};
+use crate::broker::clock;
 use crate::broker::seal::Grant;
-use crate::wire::{PublicKey, Resource, ResourceKind, SessionId};
+use crate::claims::Claims;
+use crate::policy::ResourceFacts;
+use crate::wire::{Look, PublicKey, Resource, ResourceKind, SessionId};
+
+#[path = "enrolment_tests.rs"]
+mod enrolments;
+#[path = "hardship_tests.rs"]
+mod hardship;
+#[path = "signin_tests.rs"]
+mod sign_ins;
 
 fn open(path: &Path) -> Result<Store, Fault> {
     let data = DataDir::open(path)?;
@@ -17,13 +26,24 @@ fn open(path: &Path) -> Result<Store, Fault> {
 
 fn user(name: &str, admin: bool, grants: &[&str]) -> NewSubject {
     let grants = grants.iter().map(|&grant| grant.to_owned()).collect();
-    NewSubject { kind: TokenKind::User, name: name.into(), admin, grants }
+    let (kind, claims) = (TokenKind::User, Claims::default());
+    NewSubject { kind, name: name.into(), admin, grants, claims, expires_ms: None, uses: None }
 }
 
 fn agent(name: &str, resources: &[&str]) -> AgentRecord {
     let resource = |&name: &&str| Resource::tcp(name, "127.0.0.1:22");
     let resources = resources.iter().map(resource).collect();
     AgentRecord { name: name.into(), key: "key".into(), version: "1".into(), resources }
+}
+
+async fn resources(store: &Store) -> Vec<Listed> {
+    store.catalogue("ada").await.unwrap().into_iter().map(|(listed, _)| listed).collect()
+}
+
+/// Resources that a user was granted.
+async fn granted(store: &Store, user: &str) -> Vec<Listed> {
+    let catalogue = store.catalogue(user).await.unwrap().into_iter();
+    catalogue.filter_map(|(listed, granted)| granted.then_some(listed)).collect()
 }
 
 #[tokio::test]
@@ -37,11 +57,13 @@ async fn what_was_answered_is_there_after_reopening() {
     let store = open(temp.path()).unwrap();
     let owner = store.owner(issued.token.reveal()).await.unwrap();
     assert_eq!((owner.name.as_str(), owner.admin, owner.token), ("ada", true, issued.id));
-    let feed = store.resources(Some("ada".into())).await.unwrap();
-    let ssh = Listed { name: "ssh".into(), kind: ResourceKind::Tcp, agents: vec!["lab".into()] };
+    let feed = granted(&store, "ada").await;
+    let look = Look::default();
+    let (agents, announced) = (vec!["lab".into()], vec![ResourceFacts::named("ssh")]);
+    let ssh = Listed { name: "ssh".into(), kind: ResourceKind::Tcp, look, agents, announced };
     assert_eq!(feed, [ssh]);
-    assert_eq!(store.resources(None).await.unwrap().len(), 2);
-    assert!(store.resources(Some("eve".into())).await.unwrap().is_empty());
+    assert_eq!(resources(&store).await.len(), 2);
+    assert!(granted(&store, "eve").await.is_empty());
 }
 
 #[tokio::test]
@@ -74,10 +96,11 @@ async fn tokens_are_good_until_revoked_and_the_last_administrator_stays() {
     let store = open(temp.path()).unwrap();
     let admin = store.issue(user("root", true, &[])).await.unwrap();
     let ada = store.issue(user("ada", false, &[])).await.unwrap();
-    assert_eq!(store.revoke(&admin.id).await.unwrap(), Removed::LastAdmin);
-    assert_eq!(store.revoke("nobody").await.unwrap(), Removed::Unknown);
+    assert_eq!(store.revoke(&admin.id, false).await.unwrap(), Removed::LastAdmin);
+    assert_eq!(store.revoke("nobody", true).await.unwrap(), Removed::Unknown);
     for _ in 0..2 {
-        assert_eq!(store.revoke(&ada.id).await.unwrap(), Removed::Done);
+        let done = Removed::Done(vec![ada.id.clone()]);
+        assert_eq!(store.revoke(&ada.id, false).await.unwrap(), done);
     }
     let fault = store.owner(ada.token.reveal()).await.unwrap_err();
     assert_eq!(fault.code, Code::TokenRevoked);
@@ -86,8 +109,9 @@ async fn tokens_are_good_until_revoked_and_the_last_administrator_stays() {
         assert_eq!(store.owner(guess).await.unwrap_err().code, Code::TokenInvalid);
     }
     let second = store.issue(user("ada", true, &[])).await.unwrap();
-    assert_eq!(store.revoke(&admin.id).await.unwrap(), Removed::Done);
-    assert_eq!(store.revoke(&second.id).await.unwrap(), Removed::LastAdmin);
+    let done = Removed::Done(vec![admin.id.clone()]);
+    assert_eq!(store.revoke(&admin.id, false).await.unwrap(), done);
+    assert_eq!(store.revoke(&second.id, false).await.unwrap(), Removed::LastAdmin);
 }
 
 #[tokio::test]
@@ -98,14 +122,19 @@ async fn grants_decide_access_and_judge_what_ends_show() {
     let of_agent = || NewSubject { kind: TokenKind::Agent, ..user("*", false, &[]) };
     let joined = store.issue(of_agent()).await.unwrap().id;
     store.announce(agent("lab", &["ssh"])).await.unwrap();
-    let access = |granted, exists| Access { granted, exists };
+    let access = async |token: &str, resource| {
+        let standing = store.standing(token, resource).await.unwrap();
+        (standing.granted, !standing.announced.is_empty())
+    };
     let grant =
         |user: &str, resource: &str| GrantView { user: user.into(), resource: resource.into() };
-    assert_eq!(store.access("ada", "ssh").await.unwrap(), access(false, true));
-    assert_eq!(store.access("ada", "web").await.unwrap(), access(false, false));
+    assert_eq!(access(&token, "ssh").await, (false, true));
+    assert_eq!(access(&token, "web").await, (false, false));
     assert!(!store.grant(grant("nobody", "ssh")).await.unwrap());
     assert!(store.grant(grant("ada", "*")).await.unwrap());
-    assert_eq!(store.access("ada", "ssh").await.unwrap(), access(true, true));
+    assert_eq!(access(&token, "ssh").await, (true, true));
+    let fault = store.standing(&joined, "ssh").await.unwrap_err();
+    assert_eq!(fault.code, Code::TokenInvalid, "an agent is no user");
     let shown = Grant {
         session: SessionId("s".into()),
         user: "ada".into(),
@@ -117,20 +146,27 @@ async fn grants_decide_access_and_judge_what_ends_show() {
         agent_key: PublicKey("a".into()),
         created_ms: 1,
         purpose: Default::default(),
+        source: None,
+        udp: true,
+        rights: Default::default(),
+        watched: None,
     };
-    assert_eq!(store.judge(vec![shown.clone()]).await.unwrap()[0].1, Ok(()));
+    let judge = async |shown: &Grant| {
+        let (_, found) = store.standings(vec![shown.clone()]).await.unwrap().remove(0);
+        found.map(|standing| standing.granted)
+    };
+    assert_eq!(judge(&shown).await, Ok(true));
     assert_eq!(store.ungrant(grant("ada", "*")).await.unwrap(), Some(vec![]));
     assert_eq!(store.ungrant(grant("ada", "*")).await.unwrap(), None);
-    let verdict = store.judge(vec![shown.clone()]).await.unwrap()[0].1;
-    assert_eq!(verdict, Err(Code::ResourceNotGranted));
+    assert_eq!(judge(&shown).await, Ok(false));
     store.grant(grant("ada", "ssh")).await.unwrap();
-    store.revoke(&joined).await.unwrap();
-    assert_eq!(store.judge(vec![shown.clone()]).await.unwrap()[0].1, Err(Code::TokenRevoked));
+    store.revoke(&joined, false).await.unwrap();
+    assert_eq!(judge(&shown).await, Err(Code::TokenRevoked));
     let agent_token = store.issue(of_agent()).await.unwrap().id;
     let shown = Grant { agent_token, ..shown };
-    assert_eq!(store.judge(vec![shown.clone()]).await.unwrap()[0].1, Ok(()));
-    store.revoke(&token).await.unwrap();
-    assert_eq!(store.judge(vec![shown]).await.unwrap()[0].1, Err(Code::TokenRevoked));
+    assert_eq!(judge(&shown).await, Ok(true));
+    store.revoke(&token, false).await.unwrap();
+    assert_eq!(judge(&shown).await, Err(Code::TokenRevoked));
 }
 
 /// As if everything in the database had happened this many days earlier.
@@ -141,42 +177,49 @@ async fn age(store: &Store, days: i64) {
 }
 
 #[tokio::test]
-async fn a_name_belongs_to_its_first_key_until_unused_for_a_month() {
-    let temp = tempfile::tempdir().unwrap();
-    let store = open(temp.path()).unwrap();
-    let other = || AgentRecord { key: "other".into(), ..agent("lab", &["web"]) };
-    store.announce(agent("lab", &["ssh"])).await.unwrap();
-    age(&store, 29).await;
-    let fault = store.announce(other()).await.unwrap_err();
-    assert_eq!(fault.code, Code::AgentNameTaken);
-    assert!(fault.detail.contains("--name"), "{fault}");
-    assert_eq!(store.resources(None).await.unwrap()[0].name, "ssh", "nothing changed");
-    store.keep_agents(vec!["lab".into()]).await.unwrap();
-    age(&store, 29).await;
-    assert!(store.announce(other()).await.is_err(), "a connected agent is in use");
-    age(&store, 2).await;
-    store.announce(other()).await.unwrap();
-    assert_eq!(store.resources(None).await.unwrap()[0].name, "web");
-}
-
-#[tokio::test]
 async fn agents_are_bounded_and_unused_ones_are_forgotten() {
     let temp = tempfile::tempdir().unwrap();
     let store = open(temp.path()).unwrap();
     store.announce(agent("lab", &["ssh"])).await.unwrap();
-    let many = "WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 4096)
-        INSERT INTO agents SELECT 'agent-' || i, key, version, seen_ms FROM agents, n";
-    assert_eq!(store.call(move |db| db.execute(many, [])).await.unwrap(), 4095);
+    let many = "WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 32768)
+        INSERT INTO agents (name, key, version, seen_ms)
+        SELECT 'agent-' || i, key, version, seen_ms FROM agents, n";
+    assert_eq!(store.call(move |db| db.execute(many, [])).await.unwrap(), 32_767);
     let fault = store.announce(agent("annex", &["web"])).await.unwrap_err();
     assert_eq!(fault.code, Code::RateLimited);
     store.announce(agent("lab", &["ssh", "web"])).await.unwrap();
     age(&store, 31).await;
     store.keep_agents(vec!["agent-2".into()]).await.unwrap();
-    assert!(store.resources(None).await.unwrap().is_empty(), "resources go with their agent");
+    assert!(resources(&store).await.is_empty(), "resources go with their agent");
     let left = "SELECT name FROM agents";
     let left = store.call(move |db| db.query_row(left, [], |row| row.get::<_, String>(0))).await;
     assert_eq!(left.unwrap(), "agent-2");
     store.announce(agent("annex", &["web"])).await.unwrap();
+}
+
+#[tokio::test]
+async fn every_way_in_which_agents_announce_a_resource_is_known() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = open(temp.path()).unwrap();
+    let tagged = |name: &str, title: &str, tag: &str| {
+        let mut record = agent(name, &["db"]);
+        let tags = [tag.to_owned()].into();
+        record.resources[0].look = Look { title: Some(title.into()), tags, ..Look::default() };
+        record
+    };
+    store.announce(tagged("b", "one", "prod")).await.unwrap();
+    store.announce(tagged("c", "two", "prod")).await.unwrap();
+    store.announce(tagged("a", "one", "test")).await.unwrap();
+    let facts = store.facts("db").await.unwrap();
+    let tags = facts.iter().flat_map(|it| &it.tags).collect::<Vec<_>>();
+    assert_eq!(tags, ["test", "prod"], "and each but once");
+    assert_eq!(resources(&store).await[0].announced, facts);
+    assert_eq!(store.facts("web").await.unwrap(), [ResourceFacts::named("web")]);
+    for number in 0..100 {
+        let tag = number.to_string();
+        store.announce(tagged(&tag, "many", &tag)).await.unwrap();
+    }
+    assert_eq!(store.facts("db").await.unwrap().len(), ANNOUNCED_MAX + 1);
 }
 
 #[tokio::test]
@@ -201,6 +244,49 @@ async fn a_corrupt_database_is_named_as_such() {
     bytes[4096..middle].fill(0xa5);
     fs::write(&path, bytes).unwrap();
     assert_eq!(open(temp.path()).unwrap_err().code, Code::DataCorrupt);
+}
+
+#[tokio::test]
+async fn a_sign_in_ends_in_time_and_keeps_what_is_known_of_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = open(temp.path()).unwrap();
+    let claims = Claims { groups: ["ops".to_owned()].into(), ..Claims::default() };
+    let until = |expires_ms| NewSubject {
+        claims: claims.clone(),
+        expires_ms: Some(expires_ms),
+        ..user("ann", false, &[])
+    };
+    let good = store.issue(until(clock::unix_ms() + 60_000)).await.unwrap();
+    assert_eq!(store.owner(good.token.reveal()).await.unwrap().claims, claims);
+    assert!(store.is_good(&good.id).await.unwrap());
+    let over = store.issue(until(clock::unix_ms())).await.unwrap();
+    let fault = store.owner(over.token.reveal()).await.unwrap_err();
+    assert_eq!(fault.code, Code::TokenExpired);
+    assert!(!store.is_good(&over.id).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_database_of_the_first_version_is_brought_up_to_date_with_its_tokens() {
+    let temp = tempfile::tempdir().unwrap();
+    let token = {
+        let store = open(temp.path()).unwrap();
+        let issued = store.issue(user("ann", true, &["ssh"])).await.unwrap();
+        store.close().await;
+        issued.token
+    };
+    let old = tempfile::tempdir().unwrap();
+    let db = Connection::open(old.path().join(DATABASE_FILE)).unwrap();
+    db.execute_batch(schema::FIRST).unwrap();
+    let newest = temp.path().join(DATABASE_FILE);
+    db.execute("ATTACH ?1 AS newest", [newest.to_str().unwrap()]).unwrap();
+    let copy = "INSERT INTO main.users SELECT name, admin, created_ms FROM newest.users;
+        INSERT INTO main.tokens SELECT id, hash, kind, name, created_ms, revoked_ms FROM newest.tokens;
+        DETACH newest; PRAGMA user_version = 1";
+    db.execute_batch(copy).unwrap();
+    drop(db);
+    let store = open(old.path()).unwrap();
+    let owner = store.owner(token.reveal()).await.unwrap();
+    assert!(owner.admin && owner.claims == Claims::default() && owner.expires_ms.is_none());
 }
 
 #[tokio::test]

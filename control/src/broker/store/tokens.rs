@@ -1,11 +1,12 @@
 //! Who holds which token. Only a token's SHA-256 is stored: 256 random bits need no slow hash.
 use aws_lc_rs::digest;
 use data_encoding::BASE64URL_NOPAD;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction, params};
 
-use super::Store;
+use super::{Store, enrolments};
 use crate::api::{TokenKind, TokenView};
 use crate::broker::clock;
+use crate::claims::Claims;
 use crate::code::{Code, Fault};
 use crate::secret::Secret;
 
@@ -17,12 +18,25 @@ const TOKEN_CHARS: usize = 43;
 /// Whose token it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Owner {
-    /// The token's public id.
+    /// The token's public id; an agent's or a gateway's is its enrolment's.
     pub(crate) token: String,
     pub(crate) kind: TokenKind,
-    /// User name, or the only name the agent may use (`*`: any).
+    /// User name, or the name of the agent or gateway.
     pub(crate) name: String,
     pub(crate) admin: bool,
+    /// How the user signed in.
+    pub(crate) claims: Claims,
+    /// When the token was made, Unix milliseconds.
+    pub(crate) created_ms: u64,
+    /// When the token ends, Unix milliseconds; `None`: never.
+    pub(crate) expires_ms: Option<u64>,
+}
+
+impl Owner {
+    /// Whether the token has ended by itself.
+    fn is_over(&self) -> bool {
+        self.expires_ms.is_some_and(|end| end <= clock::unix_ms())
+    }
 }
 
 /// A token just made; its text is nowhere else.
@@ -39,14 +53,21 @@ pub(crate) struct NewSubject {
     pub(crate) name: String,
     pub(crate) admin: bool,
     pub(crate) grants: Vec<String>,
+    /// How the user signed in; kept with the token.
+    pub(crate) claims: Claims,
+    /// When the token ends, Unix milliseconds; `None`: never.
+    pub(crate) expires_ms: Option<u64>,
+    /// How many ends may enrol with it; `None`: any number.
+    pub(crate) uses: Option<u32>,
 }
 
 /// What became of a wish to revoke.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Removed {
-    Done,
+    /// These tokens and enrolments are good no more.
+    Done(Vec<String>),
     Unknown,
-    /// It is the last good token of an administrator: without it nobody could issue another.
+    /// It is the last good token of an administrator that does not end by itself: without it nobody could issue another.
     LastAdmin,
 }
 
@@ -56,28 +77,30 @@ impl Store {
     /// The lookup is by hash, so its time tells nothing about how much of a guess is right.
     ///
     /// # Errors
-    /// [`Code::TokenInvalid`], [`Code::TokenRevoked`].
+    /// [`Code::TokenInvalid`], [`Code::TokenRevoked`], [`Code::TokenExpired`].
     pub(crate) async fn owner(&self, token: &str) -> Result<Owner, Fault> {
         if token.len() != TOKEN_CHARS {
             return Err(Code::TokenInvalid.into());
         }
         let hash = hash(token);
-        let found = self.call(move |db| find(db, &hash)).await?;
+        let found = self.call(move |db| find(db, "hash", &hash.as_slice())).await?;
         match found {
             None => Err(Code::TokenInvalid.into()),
             Some((_, Some(_))) => Err(Code::TokenRevoked.into()),
+            Some((owner, None)) if owner.is_over() => Err(Code::TokenExpired.into()),
             Some((owner, None)) => Ok(owner),
         }
     }
 
     /// Whether the token of this id is still good.
     pub(crate) async fn is_good(&self, id: &str) -> Result<bool, Fault> {
+        Ok(self.owner_again(id).await?.is_some())
+    }
+
+    /// What is known by now of the owner of the token with this id; `None` once the token is not good.
+    pub(crate) async fn owner_again(&self, id: &str) -> Result<Option<Owner>, Fault> {
         let id = id.to_owned();
-        self.call(move |db| {
-            let sql = "SELECT 1 FROM tokens WHERE id = ?1 AND revoked_ms IS NULL";
-            db.prepare_cached(sql)?.exists([id])
-        })
-        .await
+        self.call(move |db| Ok(good(db, &id)?.ok())).await
     }
 
     /// Makes a token, and its user with the grants if need be.
@@ -113,17 +136,21 @@ impl Store {
     pub(crate) async fn tokens(&self) -> Result<Vec<TokenView>, Fault> {
         self.call(|db| {
             let mut query = db.prepare_cached(
-                "SELECT id, kind, tokens.name, coalesce(admin, 0), tokens.created_ms, revoked_ms
+                "SELECT id, kind, tokens.name, coalesce(tokens.admin, users.admin, 0), tokens.created_ms,
+                        revoked_ms, expires_ms, uses_left
                  FROM tokens LEFT JOIN users ON kind = 'user' AND users.name = tokens.name
                  ORDER BY tokens.created_ms, id",
             )?;
-            query.query_map([], view)?.collect()
+            let mut tokens: Vec<_> = query.query_map([], view)?.collect::<Result<_, _>>()?;
+            tokens.append(&mut enrolments::list(db)?);
+            Ok(tokens)
         })
         .await
     }
 
-    /// Revokes a token for good. Revoking it again is done already.
-    pub(crate) async fn revoke(&self, id: &str) -> Result<Removed, Fault> {
+    /// Revokes a token or an enrolment for good; with `enrolments` also those that were made with the token. Revoking it again
+    /// is done already.
+    pub(crate) async fn revoke(&self, id: &str, enrolments: bool) -> Result<Removed, Fault> {
         let id = id.to_owned();
         let now = clock::unix_ms();
         self.call(move |db| {
@@ -133,39 +160,70 @@ impl Store {
                 return Ok(Removed::LastAdmin);
             }
             let sql = "UPDATE tokens SET revoked_ms = coalesce(revoked_ms, ?2) WHERE id = ?1";
-            let touched = step.execute(sql, params![id, sql_int(now)])?;
+            let is_token = step.execute(sql, params![id, sql_int(now)])? > 0;
+            let join = enrolments.then_some(&*id);
+            let mut ended = super::enrolments::revoke(&step, (&id, join), now)?;
             step.commit()?;
-            Ok(if touched == 0 { Removed::Unknown } else { Removed::Done })
+            if is_token {
+                ended.push(id);
+            }
+            Ok(if ended.is_empty() { Removed::Unknown } else { Removed::Done(ended) })
         })
         .await
     }
 }
 
-fn hash(token: &str) -> [u8; 32] {
+pub(super) fn hash(token: &str) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
     hash
 }
 
-fn find(db: &Connection, hash: &[u8; 32]) -> rusqlite::Result<Option<(Owner, Option<i64>)>> {
-    let mut query = db.prepare_cached(
-        "SELECT id, kind, tokens.name, coalesce(admin, 0), revoked_ms
+/// By `hash` or `id`; with when it was revoked.
+fn find(
+    db: &Connection,
+    column: &str,
+    value: &dyn ToSql,
+) -> rusqlite::Result<Option<(Owner, Option<i64>)>> {
+    let mut query = db.prepare_cached(&format!(
+        "SELECT id, kind, tokens.name, coalesce(tokens.admin, users.admin, 0), revoked_ms, claims,
+                expires_ms, tokens.created_ms
          FROM tokens LEFT JOIN users ON kind = 'user' AND users.name = tokens.name
-         WHERE hash = ?1",
-    )?;
-    let found = query.query_row([hash.as_slice()], |row| {
+         WHERE {column} = ?1"
+    ))?;
+    let found = query.query_row([value], |row| {
         let owner = Owner {
             token: row.get(0)?,
             kind: kind(row, 1)?,
             name: row.get(2)?,
             admin: row.get(3)?,
+            claims: claims(row, 5)?,
+            created_ms: row.get::<_, i64>(7)?.cast_unsigned(),
+            expires_ms: row.get::<_, Option<i64>>(6)?.map(i64::cast_unsigned),
         };
         Ok((owner, row.get(4)?))
     });
     found.optional()
 }
 
-fn issue(step: &Transaction<'_>, subject: &NewSubject) -> rusqlite::Result<Issued> {
+/// Whose the token or enrolment with this id is, if it is good now.
+pub(super) fn good(db: &Connection, id: &str) -> rusqlite::Result<Result<Owner, Code>> {
+    if let Some(enrolment) = enrolments::find(db, id)? {
+        return Ok(if enrolment.is_revoked {
+            Err(Code::TokenRevoked)
+        } else {
+            Ok(enrolment.owner())
+        });
+    }
+    let found = find(db, "id", &id)?;
+    Ok(found.ok_or(Code::TokenRevoked).and_then(|(owner, revoked)| match revoked {
+        Some(_) => Err(Code::TokenRevoked),
+        None if owner.is_over() => Err(Code::TokenExpired),
+        None => Ok(owner),
+    }))
+}
+
+pub(super) fn issue(step: &Transaction<'_>, subject: &NewSubject) -> rusqlite::Result<Issued> {
     let now = sql_int(clock::unix_ms());
     if subject.kind == TokenKind::User {
         step.execute(
@@ -180,8 +238,18 @@ fn issue(step: &Transaction<'_>, subject: &NewSubject) -> rusqlite::Result<Issue
     let token = BASE64URL_NOPAD.encode(&clock::random::<32>());
     let id = clock::random_name(ID_CHARS);
     step.execute(
-        "INSERT INTO tokens (id, hash, kind, name, created_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![id, hash(&token).as_slice(), kind_text(subject.kind), subject.name, now],
+        "INSERT INTO tokens (id, hash, kind, name, created_ms, claims, expires_ms, uses_left)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![
+            id,
+            hash(&token).as_slice(),
+            subject.kind.as_str(),
+            subject.name,
+            now,
+            serde_json::to_string(&subject.claims).unwrap_or_else(|_| "{}".into()),
+            subject.expires_ms.map(sql_int),
+            subject.uses,
+        ],
     )?;
     Ok(Issued { id, token: Secret::new(token) })
 }
@@ -189,7 +257,7 @@ fn issue(step: &Transaction<'_>, subject: &NewSubject) -> rusqlite::Result<Issue
 fn good_admin_tokens(step: &Transaction<'_>) -> rusqlite::Result<Vec<String>> {
     let mut query = step.prepare_cached(
         "SELECT id FROM tokens JOIN users ON users.name = tokens.name
-         WHERE kind = 'user' AND admin = 1 AND revoked_ms IS NULL LIMIT 2",
+         WHERE kind = 'user' AND users.admin = 1 AND tokens.admin IS NULL AND revoked_ms IS NULL AND expires_ms IS NULL LIMIT 2",
     )?;
     query.query_map([], |row| row.get(0))?.collect()
 }
@@ -202,20 +270,27 @@ fn view(row: &Row<'_>) -> rusqlite::Result<TokenView> {
         admin: row.get(3)?,
         created_ms: row.get::<_, i64>(4)?.cast_unsigned(),
         revoked_ms: row.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned),
+        expires_ms: row.get::<_, Option<i64>>(6)?.map(i64::cast_unsigned),
+        uses_left: row.get(7)?,
+        enrolment: None,
     })
 }
 
-const fn kind_text(kind: TokenKind) -> &'static str {
-    match kind {
-        TokenKind::User => "user",
-        TokenKind::Agent => "agent",
-    }
+pub(super) fn kind(row: &Row<'_>, column: usize) -> rusqlite::Result<TokenKind> {
+    // The table's CHECK allows these only.
+    let text: String = row.get(column)?;
+    Ok(match &*text {
+        "user" => TokenKind::User,
+        "gateway" => TokenKind::Gateway,
+        _ => TokenKind::Agent,
+    })
 }
 
-fn kind(row: &Row<'_>, column: usize) -> rusqlite::Result<TokenKind> {
-    // The table's CHECK allows these two only.
+fn claims(row: &Row<'_>, column: usize) -> rusqlite::Result<Claims> {
     let text: String = row.get(column)?;
-    Ok(if text == "user" { TokenKind::User } else { TokenKind::Agent })
+    serde_json::from_str(&text).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into())
+    })
 }
 
 /// SQLite's integers are signed; times fit for 292 million years.

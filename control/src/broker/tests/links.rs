@@ -5,7 +5,6 @@ use switchback_engine::Tuning;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::support::*;
-use crate::api::{NewToken, TokenKind};
 use crate::broker::limits::USER_LINKS_MAX;
 use crate::code::Code;
 use crate::wire::*;
@@ -31,6 +30,9 @@ async fn links_need_a_good_token_of_their_own_kind() {
     for (path, token) in [
         (AGENT_LINK, &*bench.admin),
         (CLIENT_LINK, &*bench.join),
+        (AGENT_LINK, &*bench.join),
+        (CLIENT_LINK, &*bench.pass("lab").await),
+        (GATEWAY_LINK, &*bench.pass("lab").await),
         (AGENT_LINK, "guess"),
         (CLIENT_LINK, ""),
     ] {
@@ -84,7 +86,7 @@ async fn a_tuning_that_the_gateway_cannot_give_refuses_the_registration() {
         ("fast-open=5".parse().unwrap(), Code::ConfigInvalid),
         (out_of_range, Code::ConfigInvalid),
     ] {
-        let mut link = bench.link(AGENT_LINK, &bench.join).await.unwrap();
+        let mut link = bench.agent_link("lab").await;
         let mut message = register("lab", vec![]);
         if let FromAgent::Register { resources, .. } = &mut message {
             resources[0].tuning = tuning;
@@ -150,7 +152,7 @@ async fn an_agent_registers_first_once_and_properly() {
         ),
     ];
     for (message, code) in rows {
-        let mut link = bench.link(AGENT_LINK, &bench.join).await.ok().unwrap();
+        let mut link = bench.agent_link("lab").await;
         link.say(&message).await;
         assert_eq!(code_of_agent(&link.hear().await), Some(code), "{message:?}");
         link.ends().await;
@@ -162,36 +164,25 @@ async fn an_agent_registers_first_once_and_properly() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_are_bound_by_tokens_and_by_keys() {
+async fn names_are_bound_by_enrolments() {
     let temp = tempfile::tempdir().unwrap();
     let bench = Bench::first(temp.path()).await;
-    let wish =
-        NewToken { kind: TokenKind::Agent, name: "lab".into(), admin: false, grants: vec![] };
-    let (bound, _) = bench.issue(&wish).await;
-    let mut link = bench.link(AGENT_LINK, &bound).await.ok().unwrap();
+    let mut link = bench.agent_link("lab").await;
     link.say(&register("annex", vec![])).await;
     assert_eq!(code_of_agent(&link.hear().await), Some(Code::AgentNotAllowed));
     link.ends().await;
 
-    let mut first = bench.link(AGENT_LINK, &bound).await.ok().unwrap();
-    first.say(&register("lab", vec![])).await;
-    assert_eq!(first.hear::<ToAgent>().await, ToAgent::Registered);
-    let mut impostor = bench.link(AGENT_LINK, &bench.join).await.ok().unwrap();
+    let first = bench.agent("lab", vec![]).await;
+    let mut copy = bench.agent_link("lab").await;
     let mut message = register("lab", vec![]);
     if let FromAgent::Register { key, .. } = &mut message {
         *key = super::support::key("another");
     }
-    impostor.say(&message).await;
-    assert_eq!(code_of_agent(&impostor.hear().await), Some(Code::AgentNameTaken));
-    impostor.ends().await;
-    let second = bench.agent("lab", vec![]).await;
+    copy.say(&message).await;
+    assert_eq!(code_of_agent(&copy.hear().await), Some(Code::AgentNameTaken));
+    copy.ends().await;
+    let _second = bench.agent("lab", vec![]).await;
     first.ends().await;
-    drop(second);
-    let mut impostor = bench.link(AGENT_LINK, &bench.join).await.ok().unwrap();
-    impostor.say(&message).await;
-    let refused = code_of_agent(&impostor.hear().await);
-    assert_eq!(refused, Some(Code::AgentNameTaken), "connected or not");
-    impostor.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -200,7 +191,7 @@ async fn what_an_agent_offers_is_there_as_soon_as_it_is_registered() {
     let bench = Bench::first(temp.path()).await;
     let mut client = bench.client_link(&bench.admin).await;
     for index in 0..20 {
-        let mut link = bench.link(AGENT_LINK, &bench.join).await.ok().unwrap();
+        let mut link = bench.agent_link(&format!("lab-{index}")).await;
         let offered = format!("ssh-{index}");
         let mut message = register(&format!("lab-{index}"), vec![]);
         if let FromAgent::Register { resources, .. } = &mut message {
@@ -237,9 +228,8 @@ async fn revoked_tokens_cut_links_and_sessions() {
     assert_eq!(bench.get("/v1/whoami", &ada).await.code(), Some(code));
     assert_eq!(bench.link(CLIENT_LINK, &ada).await.err(), Some(StatusCode::UNAUTHORIZED));
 
-    let tokens: Vec<crate::api::TokenView> = bench.get("/v1/tokens", &bench.admin).await.json();
-    let join = tokens.iter().find(|token| token.kind == TokenKind::Agent).unwrap();
-    bench.as_admin(Method::DELETE, &format!("/v1/tokens/{}", join.id), &()).await;
+    let of_lab = bench.end("lab").await.id;
+    bench.as_admin(Method::DELETE, &format!("/v1/tokens/{of_lab}"), &()).await;
     let end = ToClient::End { session: sessions_of_bob.clone(), code };
     assert_eq!(of_bob.hear::<ToClient>().await, end);
     let end = ToAgent::End { session: sessions_of_bob, code };
@@ -249,13 +239,11 @@ async fn revoked_tokens_cut_links_and_sessions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_whose_token_is_revoked_before_it_registers_is_refused() {
+async fn an_agent_whose_enrolment_is_revoked_before_it_registers_is_refused() {
     let temp = tempfile::tempdir().unwrap();
     let bench = Bench::first(temp.path()).await;
-    let wish =
-        NewToken { kind: TokenKind::Agent, name: "lab".into(), admin: false, grants: vec![] };
-    let (token, id) = bench.issue(&wish).await;
-    let mut link = bench.link(AGENT_LINK, &token).await.ok().unwrap();
+    let id = bench.end("lab").await.id;
+    let mut link = bench.agent_link("lab").await;
     // The answer to a bad link would have come by now: the link's own first look at its token is over.
     let probe = tokio::time::timeout(std::time::Duration::from_millis(200), link.hear::<ToAgent>());
     assert!(probe.await.is_err(), "an unregistered agent is told nothing");

@@ -40,6 +40,9 @@ fn report(session: &SessionId, grant: Option<SealedGrant>) -> SessionReport {
         resumes: 1,
         paths: vec![],
         loss: LossCounts::default(),
+        jitter_us: None,
+        loss_ppm: None,
+        held: None,
     }
 }
 

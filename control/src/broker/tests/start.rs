@@ -1,6 +1,9 @@
 //! Starting, starting again, and refusing to start.
 use std::fs;
 use std::net::TcpListener;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
 
 use super::support::*;
 use crate::broker::{Broker, TlsFiles};
@@ -90,4 +93,49 @@ async fn a_dropped_broker_frees_its_port_and_its_data() {
         }
     });
     restarted.await.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_not() {
+    let temp = tempfile::tempdir().unwrap();
+    let files = TlsFiles { cert: temp.path().join("crt"), key: temp.path().join("key") };
+    let key = rcgen::KeyPair::generate().unwrap();
+    fs::write(&files.key, key.serialize_pem()).unwrap();
+    let renew = |day| {
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2020, 1, day);
+        let certificate = params.self_signed(&key).unwrap();
+        fs::write(&files.cert, certificate.pem()).unwrap();
+        certificate.der().clone()
+    };
+    let first = renew(1);
+    let mut config = config(&temp.path().join("data"));
+    config.tls = Some(files.clone());
+    let broker = Broker::start(config).await.unwrap();
+    let address = broker.local_addr();
+    let served = async |expected: &CertificateDer<'static>| {
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(expected.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+        let shown = connector.connect("localhost".try_into().unwrap(), stream).await;
+        shown.is_ok_and(|it| it.get_ref().1.peer_certificates().unwrap()[0] == *expected)
+    };
+    assert!(served(&first).await);
+    let second = renew(2);
+    broker.reload();
+    eventually(async || served(&second).await).await;
+    let third = renew(3);
+    eventually(async || served(&third).await).await;
+    fs::write(&files.cert, "-----BEGIN").unwrap();
+    broker.reload();
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    assert!(served(&third).await, "the last good one");
+    broker.shutdown().await;
 }

@@ -1,7 +1,8 @@
 //! A broker to test, and someone to talk to it.
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,9 +22,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::{Error as WsError, client::IntoClientRequest};
 
+use crate::api::enrol::{Enrolled, NewEnrolment};
 use crate::api::{ErrorBody, IssuedToken, NewToken, TokenKind};
 use crate::broker::{Broker, ServeConfig};
 use crate::code::Code;
+use crate::enrol::proof::{EndKey, Enrolling, SigningIn, fingerprint};
 use crate::invite::{Invite, InviteKind};
 use crate::wire::{
     AGENT_LINK, CLIENT_LINK, FIRST_WORD, FromAgent, FromClient, LegTicket, PROTOCOL, PublicKey,
@@ -43,8 +46,18 @@ pub(super) struct Bench {
     pub(super) address: SocketAddr,
     pub(super) admin: String,
     pub(super) join: String,
+    /// Ends that have enrolled, by name.
+    ends: Mutex<HashMap<String, End>>,
+    pin: String,
     data: std::path::PathBuf,
     connector: TlsConnector,
+}
+
+/// An enrolled agent.
+#[derive(Clone)]
+pub(super) struct End {
+    pub(super) id: String,
+    pub(super) key: Arc<EndKey>,
 }
 
 /// An answer of the API.
@@ -78,15 +91,37 @@ pub(super) fn config(data: &Path) -> ServeConfig {
 impl Bench {
     /// A broker on its very first start.
     pub(super) async fn first(data: &Path) -> Self {
-        let broker = Broker::start(config(data)).await.unwrap();
+        Self::first_with(data, |_| ()).await
+    }
+
+    /// The same, configured.
+    pub(super) async fn first_with(data: &Path, change: impl FnOnce(&mut ServeConfig)) -> Self {
+        let mut config = config(data);
+        change(&mut config);
+        Self::started(Broker::start(config).await.unwrap(), data)
+    }
+
+    /// Around a broker on its very first start.
+    pub(super) fn started(broker: Broker, data: &Path) -> Self {
         let invites = broker.first_invites().expect("a first start").clone();
         let admin = Invite::parse(invites.login.reveal(), InviteKind::Login).unwrap();
         let join = Invite::parse(invites.join.reveal(), InviteKind::Join).unwrap();
+        let pin = admin.pin.clone();
         let (admin, join) = (admin.token.reveal().to_owned(), join.token.reveal().to_owned());
-        Self::around(broker, data, admin, join)
+        Self::around(broker, data, (admin, join, pin))
     }
 
-    fn around(broker: Broker, data: &Path, admin: String, join: String) -> Self {
+    /// What join and login strings pin.
+    pub(super) fn pin(&self) -> String {
+        self.pin.clone()
+    }
+
+    /// The broker's data directory.
+    pub(super) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    fn around(broker: Broker, data: &Path, (admin, join, pin): (String, String, String)) -> Self {
         let pem = std::fs::read(data.join("tls.crt")).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
@@ -98,16 +133,18 @@ impl Bench {
             .with_no_client_auth();
         let address = broker.local_addr();
         let (connector, data) = (TlsConnector::from(Arc::new(tls)), data.to_owned());
-        Self { broker, address, admin, join, data, connector }
+        let ends = Mutex::default();
+        Self { broker, address, admin, join, ends, pin, data, connector }
     }
 
     /// Stops the broker and starts it again on the same data.
     pub(super) async fn restart(self) -> Self {
-        let Self { broker, admin, join, data, .. } = self;
+        let Self { broker, address, admin, join, ends, pin, data, .. } = self;
         broker.shutdown().await;
-        let broker = Broker::start(config(&data)).await.unwrap();
+        let config = ServeConfig { listen: address, ..config(&data) };
+        let broker = Broker::start(config).await.unwrap();
         assert!(broker.first_invites().is_none(), "only the first start invites");
-        Self::around(broker, &data, admin, join)
+        Self { ends, ..Self::around(broker, &data, (admin, join, pin)) }
     }
 
     pub(super) async fn connect(&self) -> TlsStream<TcpStream> {
@@ -155,7 +192,7 @@ impl Bench {
     /// A token of a user with these grants, and its id.
     pub(super) async fn user(&self, name: &str, grants: &[&str]) -> (String, String) {
         let grants = grants.iter().map(|&grant| grant.to_owned()).collect();
-        let wish = NewToken { kind: TokenKind::User, name: name.into(), admin: false, grants };
+        let wish = NewToken { grants, ..NewToken::new(TokenKind::User, name) };
         self.issue(&wish).await
     }
 
@@ -166,9 +203,51 @@ impl Bench {
         let kind = match wish.kind {
             TokenKind::User => InviteKind::Login,
             TokenKind::Agent => InviteKind::Join,
+            TokenKind::Gateway => InviteKind::Gateway,
         };
         let invite = Invite::parse(issued.invite.reveal(), kind).unwrap();
         (invite.token.reveal().to_owned(), issued.id)
+    }
+
+    /// The body with which an end of this name shows its key and proves it, for the join string with this token.
+    pub(super) fn enrolment(&self, token: &str, name: &str, key: &EndKey) -> NewEnrolment {
+        let (aud, join) = (self.pin(), fingerprint(token));
+        let sub = format!("agent/{name}");
+        let proof = key.sign(None, &Enrolling { aud, sub, join }).unwrap();
+        let (name, public) = (name.to_owned(), key.public().to_owned());
+        NewEnrolment { kind: TokenKind::Agent, name, key: public, proof }
+    }
+
+    pub(super) async fn enrol(&self, token: &str, wish: &NewEnrolment) -> Answer {
+        let body = serde_json::to_vec(wish).unwrap();
+        self.ask(Method::POST, "/v1/enrol", Some(token), body).await
+    }
+
+    /// The enrolled agent of this name; it enrols when first asked for.
+    pub(super) async fn end(&self, name: &str) -> End {
+        if let Some(end) = self.ends.lock().unwrap().get(name) {
+            return end.clone();
+        }
+        let (token, _) = self.issue(&NewToken::new(TokenKind::Agent, name)).await;
+        let key = Arc::new(EndKey::generate().unwrap());
+        let answer = self.enrol(&token, &self.enrolment(&token, name, &key)).await;
+        let Enrolled { id, .. } = answer.json();
+        let end = End { id, key };
+        self.ends.lock().unwrap().insert(name.into(), end.clone());
+        end
+    }
+
+    /// What the agent of this name shows in place of a token.
+    pub(super) async fn pass(&self, name: &str) -> String {
+        let End { id, key } = self.end(name).await;
+        let now = crate::broker::clock::unix_seconds();
+        let said = SigningIn::new(&id, &self.pin, now);
+        key.sign(Some(&id), &said).unwrap().reveal().to_owned()
+    }
+
+    /// A link of the agent of this name, not yet registered.
+    pub(super) async fn agent_link(&self, name: &str) -> Link {
+        self.link(AGENT_LINK, &self.pass(name).await).await.unwrap()
     }
 
     pub(super) async fn link(&self, path: &str, token: &str) -> Result<Link, StatusCode> {
@@ -204,7 +283,7 @@ impl Bench {
 
     /// A registered agent that offers `ssh`.
     pub(super) async fn agent(&self, name: &str, sessions: Vec<SealedGrant>) -> Link {
-        let mut link = self.link(AGENT_LINK, &self.join).await.unwrap();
+        let mut link = self.agent_link(name).await;
         link.say(&register(name, sessions)).await;
         assert_eq!(link.hear::<ToAgent>().await, ToAgent::Registered);
         link
@@ -300,7 +379,7 @@ impl Link {
     }
 
     pub(super) async fn leg(&mut self, grant: SealedGrant) -> Result<LegTicket, Code> {
-        self.say(&FromClient::Leg { request: 9, grant, udp: None }).await;
+        self.say(&FromClient::Leg { request: 9, grant, udp: None, wish: Default::default() }).await;
         match self.hear().await {
             ToClient::Leg { request: 9, ticket, .. } => Ok(ticket),
             ToClient::Refused { request: 9, code, .. } => Err(code),
@@ -333,7 +412,7 @@ pub(super) async fn assert_cut(mut leg: TcpStream) {
 }
 
 /// Waits until `check` holds.
-pub(super) async fn eventually<F: Future<Output = bool>>(mut check: impl FnMut() -> F) {
+pub(super) async fn eventually(mut check: impl AsyncFnMut() -> bool) {
     soon(async {
         while !check().await {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -136,7 +136,10 @@ mod tests {
         let (handle, _) = SessionHandle::start(Role::Client, &id().0, SessionConfig::default());
         let (grant, end) = (Secret::new("sealed"), mpsc::channel(1).0);
         let udp = SessionUdp::new(TransportPolicy::default(), None);
-        desk.admit(id(), Live { handle, grant, end, udp, ready: true });
+        desk.admit(
+            id(),
+            Live { handle, grant, end, udp, relocate: std::sync::Arc::default(), ready: true },
+        );
         desk.moved(id(), moved("better", 1));
         assert!(lock(&desk.moves).0.is_empty());
         desk.begin(&id());

@@ -97,6 +97,7 @@ mod tests {
             grant: Secret::new("sealed"),
             end: mpsc::channel(1).0,
             udp: SessionUdp::relayed_at(relayed),
+            relocate: std::sync::Arc::default(),
             ready: true,
         }
     }

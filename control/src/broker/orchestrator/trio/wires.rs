@@ -11,7 +11,7 @@ use crate::broker::orchestrator::{
     Input, LinkId, Notice, Orchestrator, Output, Registration, Reported, SessionLimits,
 };
 use crate::broker::udp::UdpKeys;
-use crate::wire::{Candidate, LossCounts, PublicKey, Resource, SessionId, SessionReport};
+use crate::wire::{Candidate, LegWish, LossCounts, PublicKey, Resource, SessionId, SessionReport};
 
 /// How long an end waits before it connects, or asks for a leg, again.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
@@ -182,6 +182,7 @@ impl Trio {
             token: "token-of-lab".into(),
             resources: vec![Resource::tcp("echo", "127.0.0.1:7")],
             sessions: self.ends[AGENT].grant.iter().cloned().collect(),
+            draining: false,
         };
         self.say(end, Input::AgentUp { link, registration });
     }
@@ -194,7 +195,10 @@ impl Trio {
         };
         let (link, udp) = (self.links[CLIENT], Some(client.candidates()));
         let pair = self.pair();
-        self.say(CLIENT, Input::Leg { link, request: 2, grant, pair, udp });
+        self.say(
+            CLIENT,
+            Input::Leg { link, request: 2, grant, pair, udp, wish: LegWish::default() },
+        );
         self.send(AGAIN, Parcel::Again);
     }
 
@@ -213,6 +217,9 @@ impl Trio {
             resumes: 0,
             paths: vec![],
             loss: LossCounts::default(),
+            jitter_us: None,
+            loss_ppm: None,
+            held: None,
         };
         let reports = vec![Reported { report, grant: Some(grant) }];
         self.say(end, Input::Reports { link: self.links[end], reports });

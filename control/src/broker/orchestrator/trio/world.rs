@@ -127,6 +127,9 @@ impl Trio {
             created_ms: 1,
             udp: Some(self.ends[CLIENT].candidates()),
             purpose: SessionPurpose::Use,
+            consent: false,
+            source: None,
+            rights: Default::default(),
         };
         self.say(CLIENT, Input::Open { link, wish });
         self.send(Duration::ZERO, Parcel::Speak);
