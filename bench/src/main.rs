@@ -1,12 +1,13 @@
 //! Measures gateways: added latency, throughput and CPU beside their peers.
 //!
-//! No product crate is linked: ours runs as a process, like every peer.
+//! Ours runs as a process, like every peer; only the simulated agents and clients of `control` are made of product code.
 //! `commands` reads flags and reports; `compare` is the comparison, built on `peers` (one trait for
 //! all rivals), `load` (what is sent), `measure` (what it cost), `stats` and `report`; `shortpath` measures
-//! whole sessions in a lab.
+//! whole sessions in a lab, `control` the broker.
 
 mod commands;
 mod compare;
+mod control;
 mod load;
 mod measure;
 mod peers;
@@ -46,6 +47,9 @@ enum Command {
     /// Measure whole sessions in a lab, beside other tunnels: starting, surviving, moving bytes
     #[command(after_help = commands::shortpath::after_help())]
     Shortpath(commands::shortpath::ShortpathArgs),
+    /// Measure the broker: agents connected, sessions granted, feeds read, policies deciding
+    #[command(after_help = commands::control::after_help())]
+    Control(commands::control::ControlArgs),
     /// Relay TCP with a tokio copy loop: the peer to compare with
     TokioCopy(commands::tokio_copy::RelayArgs),
     /// Relay TCP with a tokio-uring copy loop: another peer
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
     let verdict = match Cli::parse().command {
         Command::Compare(args) => commands::compare::run(&args),
         Command::Shortpath(args) => commands::shortpath::run(&args),
+        Command::Control(args) => commands::control::run(&args),
         Command::Load(args) => commands::load::run(&args),
         Command::Lab(args) => return exit_code(commands::lab::run(&args)),
         Command::Echo(args) => commands::echo::run(&args).map(|()| Verdict::Complete),

@@ -9,6 +9,7 @@ use tempfile::NamedTempFile;
 
 const SCHEMA: &str = include_str!("../schema/compare-1.json");
 const SHORTPATH_SCHEMA: &str = include_str!("../schema/shortpath-1.json");
+const CONTROL_SCHEMA: &str = include_str!("../schema/control-1.json");
 
 fn bench(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchback-bench"));
@@ -221,6 +222,17 @@ fn a_missing_gateway_is_said_before_anything_is_measured() {
     assert!(stderr.contains("--binary") && stderr.contains("cargo build --release"), "{stderr}");
 }
 
+/// The program beside the bench, or the one named; `None`, and said, if it was not built.
+fn ours() -> Option<PathBuf> {
+    let beside = PathBuf::from(env!("CARGO_BIN_EXE_switchback-bench")).with_file_name("switchback");
+    let binary = std::env::var_os("SWITCHBACK_BIN").map_or(beside, PathBuf::from);
+    if !binary.is_file() {
+        eprintln!("SKIPPED: no gateway at {}", binary.display());
+        return None;
+    }
+    Some(binary)
+}
+
 /// `first-byte` of ours over TCP alone, with this binary.
 fn first_byte(binary: &str) -> Output {
     let chosen = ["shortpath", "first-byte", "--quick", "--peers", "switchback-tcp"];
@@ -232,11 +244,7 @@ fn a_session_is_measured_in_a_lab_and_judged_in_the_shape_of_the_schema() {
     if lab::skip(lab::unavailable()) {
         return;
     }
-    let beside = PathBuf::from(env!("CARGO_BIN_EXE_switchback-bench")).with_file_name("switchback");
-    let binary = std::env::var_os("SWITCHBACK_BIN").map_or(beside, PathBuf::from);
-    if !binary.is_file() {
-        return eprintln!("SKIPPED: no gateway at {}", binary.display());
-    }
+    let Some(binary) = ours() else { return };
     let report = document(&first_byte(binary.to_str().unwrap()));
     conforms(&report, &serde_json::from_str(SHORTPATH_SCHEMA).unwrap(), "report");
     assert_eq!(report["failures"], json!([]));
@@ -268,4 +276,39 @@ fn an_unknown_experiment_is_refused_with_what_there_is() {
     assert_eq!(output.status.code(), Some(2));
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(stderr.contains("first-byte, direct, failover"), "{stderr}");
+}
+
+#[test]
+fn agents_connect_rest_and_come_back_in_the_shape_of_the_schema() {
+    let Some(binary) = ours() else { return };
+    let chosen = ["control", "agents", "--quick", "--agents", "50", "--json", "-", "--binary"];
+    let output = bench(&[&chosen[..], &[binary.to_str().unwrap()]].concat());
+    let report = document(&output);
+    conforms(&report, &serde_json::from_str(CONTROL_SCHEMA).unwrap(), "report");
+    assert_eq!(report["failures"], json!([]));
+    assert_eq!(output.status.code(), Some(0));
+    let case = &report["experiments"][0]["cases"][0];
+    assert_eq!(case["name"], "50 agents");
+    let figures = case["results"][0]["figures"].as_array().unwrap();
+    let value = |name: &str| {
+        let figure = figures.iter().find(|figure| figure["metric"] == name);
+        figure.unwrap_or_else(|| panic!("no {name}"))["p50"].as_f64().unwrap()
+    };
+    for name in ["links_per_second_while_connecting", "all_back_after_restart", "resident_memory"] {
+        assert!(value(name) > 0.0, "{name}");
+    }
+}
+
+#[test]
+fn a_broker_that_does_not_start_is_an_error_and_nothing_is_measured() {
+    for (binary, why) in [("/bin/false", "/bin/false"), ("/nonexistent/switchback", "--binary")] {
+        let output = bench(&["control", "sessions", "--quick", "--binary", binary]);
+        assert_eq!(output.status.code(), Some(1));
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(stderr.contains(why), "{stderr}");
+    }
+    let unknown = bench(&["control", "agent"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    let stderr = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(stderr.contains("agents, sessions, feed, policy"), "{stderr}");
 }

@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub(crate) mod compare;
+pub(crate) mod control;
 pub(crate) mod echo;
 pub(crate) mod lab;
 pub(crate) mod load;

@@ -16,7 +16,7 @@ use crate::peers::child::end_with_signals;
 use crate::report::{PeerVersion, Skipped};
 use crate::shortpath::experiments::{ALL, Experiment, help};
 use crate::shortpath::peers::PeerKind;
-use crate::shortpath::report::{SCHEMA, ShortpathReport};
+use crate::shortpath::report::{ClaimsReport, SCHEMA};
 use crate::shortpath::runner::Plan;
 use crate::shortpath::scene::Setup;
 use crate::shortpath::{page, text};
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &ShortpathArgs) -> Result<Verdict> {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     }
     end_with_signals()?;
-    let binary = find_binary(args)?;
+    let binary = find_binary(args.binary.as_ref())?;
     let (peers, skipped) = field(args, &binary);
     ensure!(!peers.is_empty(), "nobody to measure: {}", in_words(&skipped));
     let version = |peer: &PeerKind| PeerVersion {
@@ -101,8 +101,9 @@ pub(crate) fn run(args: &ShortpathArgs) -> Result<Verdict> {
     let host = Host::read();
     let mut failures = Vec::new();
     let experiments = measure(args, &plan, &mut failures);
-    let report = ShortpathReport {
+    let report = ClaimsReport {
         schema: SCHEMA,
+        compared: "peer",
         bench_version: env!("CARGO_PKG_VERSION"),
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
         host,
@@ -114,7 +115,7 @@ pub(crate) fn run(args: &ShortpathArgs) -> Result<Verdict> {
         failures,
         warnings,
     };
-    publish(args, &report)?;
+    publish(args.json.as_deref(), args.out.as_deref(), &report)?;
     Ok(if report.failures.is_empty() { Verdict::Complete } else { Verdict::Incomplete })
 }
 
@@ -128,16 +129,22 @@ fn measure(
     };
     let chosen: Vec<&Experiment> = ALL.iter().filter(asked).collect();
     let total = chosen.iter().map(|experiment| plan.measurements(experiment)).sum();
-    let progress = ProgressBar::new(total);
-    progress.set_style(
-        ProgressStyle::with_template("{elapsed_precise} {bar:20} {pos}/{len} ETA {eta} {msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
+    let progress = progress_bar(total);
     let begun = Instant::now();
     let mut run = |experiment: &&Experiment| plan.run(experiment, begun, &progress, failures);
     let reports = chosen.iter().filter_map(&mut run).collect();
     progress.finish_and_clear();
     reports
+}
+
+/// One line that says how far the measurements are.
+pub(super) fn progress_bar(total: u64) -> ProgressBar {
+    let progress = ProgressBar::new(total);
+    progress.set_style(
+        ProgressStyle::with_template("{elapsed_precise} {bar:20} {pos}/{len} ETA {eta} {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    progress
 }
 
 /// Who takes part, and who is not on this machine.
@@ -166,21 +173,27 @@ fn in_words(skipped: &[Skipped]) -> String {
     skipped.iter().map(one_in_words).collect::<Vec<_>>().join("; ")
 }
 
-fn find_binary(args: &ShortpathArgs) -> Result<PathBuf> {
+/// Ours: the one named, or the one beside this program.
+pub(super) fn find_binary(named: Option<&PathBuf>) -> Result<PathBuf> {
     let beside = || std::env::current_exe().map(|path| path.with_file_name("switchback"));
-    let path = args.binary.clone().map_or_else(beside, Ok)?;
+    let path = named.cloned().map_or_else(beside, Ok)?;
     // A program runs in another directory than the caller's; a link beside `examples` stays one.
     std::path::absolute(&path).with_context(|| path.display().to_string())
 }
 
-fn publish(args: &ShortpathArgs, report: &ShortpathReport) -> Result<()> {
-    if args.json.as_deref() != Some(Path::new("-")) {
+/// Prints tables, unless data is printed, and writes what was asked for.
+pub(super) fn publish(
+    json: Option<&Path>,
+    out: Option<&Path>,
+    report: &ClaimsReport,
+) -> Result<()> {
+    if json != Some(Path::new("-")) {
         write_text(Path::new("-"), &text::terminal(report))?;
     }
-    if let Some(path) = &args.json {
+    if let Some(path) = json {
         write_json(path, report)?;
     }
-    let Some(dir) = &args.out else { return Ok(()) };
+    let Some(dir) = out else { return Ok(()) };
     write_json(&dir.join("report.json"), report)?;
     write_text(&dir.join("report.html"), &page::render(report))?;
     for (name, svg) in page::plots(report) {

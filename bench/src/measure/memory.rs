@@ -24,7 +24,17 @@ pub(crate) fn resident_kib(pids: &[Pid]) -> Result<u64> {
     Ok(sum_kib)
 }
 
-/// A line of smaps_rollup, in KiB.
+/// The most that was resident of a process so far, in KiB (`VmHWM` of proc_pid_status(5), which is a few hundred KiB off).
+///
+/// # Errors
+/// It has ended or may not be looked at.
+pub(crate) fn peak_kib(pid: Pid) -> Result<u64> {
+    let path = format!("/proc/{}/status", pid.as_raw_nonzero());
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    parse_kib(&text, "VmHWM:").with_context(|| format!("no VmHWM in {path}"))
+}
+
+/// A line of smaps_rollup or status, in KiB.
 fn parse_kib(text: &str, field: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
@@ -52,5 +62,7 @@ mod tests {
         let after = resident_kib(&me).unwrap();
         assert!(after >= before + 60 * 1024, "{before} KiB then {after} KiB");
         drop(block);
+        let peak = peak_kib(me[0]).unwrap();
+        assert!(peak >= before + 60 * 1024, "{before} KiB then {peak} KiB at most");
     }
 }

@@ -10,7 +10,7 @@
 mod duplex;
 mod echo;
 pub(crate) mod experiments;
-mod goals;
+pub(crate) mod goals;
 mod ground;
 pub(crate) mod page;
 pub(crate) mod peers;
@@ -20,4 +20,4 @@ mod running;
 pub(crate) mod scene;
 mod service;
 pub(crate) mod text;
-mod trace;
+pub(crate) mod trace;

@@ -2,16 +2,17 @@
 
 use maud::{Markup, html};
 
-use super::report::{CaseReport, ExperimentReport, Figure, PeerResult, ShortpathReport};
-use super::text::{FIGURES, GOALS, figures, goals};
+use super::report::{CaseReport, ClaimsReport, ExperimentReport, Figure, PeerResult};
+use super::text::{figure_headings, figures, goal_headings, goals};
 use crate::report::grid::number;
 use crate::report::html::{class, drawn, page};
 use crate::report::plot::{Bar, Curve, bars, percentile_curves};
 
 /// The whole page. It refers to nothing outside itself.
-pub(crate) fn render(report: &ShortpathReport) -> String {
+pub(crate) fn render(report: &ClaimsReport) -> String {
+    let command = report.schema.split('/').nth(1).unwrap_or_default();
     page(
-        "switchback-bench shortpath",
+        &format!("switchback-bench {command}"),
         &html! {
             (conditions(report))
             (mishaps(report))
@@ -22,7 +23,7 @@ pub(crate) fn render(report: &ShortpathReport) -> String {
 }
 
 /// Every plot as a file's name and SVG: EXPERIMENT.METRIC.N.svg, EXPERIMENT.latency.N.svg.
-pub(crate) fn plots(report: &ShortpathReport) -> Vec<(String, String)> {
+pub(crate) fn plots(report: &ClaimsReport) -> Vec<(String, String)> {
     let mut files = Vec::new();
     for experiment in &report.experiments {
         for (number, case) in (1..).zip(&experiment.cases) {
@@ -36,7 +37,7 @@ pub(crate) fn plots(report: &ShortpathReport) -> Vec<(String, String)> {
     files
 }
 
-fn conditions(report: &ShortpathReport) -> Markup {
+fn conditions(report: &ClaimsReport) -> Markup {
     let host = &report.host;
     html! {
         div.card { dl {
@@ -48,7 +49,7 @@ fn conditions(report: &ShortpathReport) -> Markup {
     }
 }
 
-fn mishaps(report: &ShortpathReport) -> Markup {
+fn mishaps(report: &ClaimsReport) -> Markup {
     html! {
         @if !report.warnings.is_empty() || !report.failures.is_empty() || !report.skipped.is_empty() {
             div.card.warn {
@@ -60,7 +61,7 @@ fn mishaps(report: &ShortpathReport) -> Markup {
     }
 }
 
-fn section(report: &ShortpathReport, experiment: &ExperimentReport) -> Markup {
+fn section(report: &ClaimsReport, experiment: &ExperimentReport) -> Markup {
     let judged = goals(experiment);
     html! {
         section id=(experiment.name) {
@@ -69,7 +70,7 @@ fn section(report: &ShortpathReport, experiment: &ExperimentReport) -> Markup {
             @for note in &experiment.notes { p { (note) } }
             @if !judged.is_empty() {
                 div.scroll { table {
-                    tr { @for heading in GOALS { th { (heading) } } }
+                    tr { @for heading in goal_headings(report.compared) { th { (heading) } } }
                     @for (outcome, row) in &judged { tr class=(class(*outcome)) { @for cell in row { td { (cell) } } } }
                 } }
             }
@@ -80,7 +81,7 @@ fn section(report: &ShortpathReport, experiment: &ExperimentReport) -> Markup {
                 }
             }
             details { summary { "All figures" } div.scroll { table {
-                tr { @for heading in FIGURES { th { (heading) } } }
+                tr { @for heading in figure_headings(report.compared) { th { (heading) } } }
                 @for row in figures(experiment) { tr { @for cell in row { td { (cell) } } } }
             } } }
         }
@@ -88,7 +89,7 @@ fn section(report: &ShortpathReport, experiment: &ExperimentReport) -> Markup {
 }
 
 /// Bars of each metric that more than one peer has, and latency by percentile.
-fn of_case(report: &ShortpathReport, case: &CaseReport) -> Vec<(String, anyhow::Result<String>)> {
+fn of_case(report: &ClaimsReport, case: &CaseReport) -> Vec<(String, anyhow::Result<String>)> {
     let mut metrics: Vec<&'static str> = Vec::new();
     for figure in case.results.iter().flat_map(|result| &result.figures) {
         if !metrics.contains(&figure.metric) {

@@ -1,28 +1,30 @@
-//! What a run found, as data. The JSON form is `schema/shortpath-1.json`.
+//! What a run of experiments found, as data. The JSON forms are `schema/shortpath-1.json` and `schema/control-1.json`.
 
 use serde::Serialize;
 
-use super::experiments::{Case, Experiment};
-use super::goals::{Judged, Metric, Sample, Statistic};
+use super::goals::{Goal, Judged, Metric, Sample, Statistic};
 use super::trace::histogram;
 use crate::compare::timings::distribution;
 use crate::load::sample::LabelledHistogram;
 use crate::measure::host::Host;
 use crate::report::{Distribution, Failure, Outcome, PeerVersion, Skipped};
 
-/// Names the shape of [`ShortpathReport`]; the number changes when a reader would break.
+/// Names the shape of a `shortpath` run's [`ClaimsReport`]; the number changes when a reader would break.
 pub(crate) const SCHEMA: &str = "switchback-bench/shortpath/1";
 
-/// Everything `switchback-bench shortpath` found.
+/// Everything that `switchback-bench shortpath` or `control` found: claims, each with figures and goals.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct ShortpathReport {
+pub(crate) struct ClaimsReport {
     pub(crate) schema: &'static str,
+    /// What is compared within a case: `peer`, or `variant` where it is ourselves under different circumstances.
+    #[serde(skip)]
+    pub(crate) compared: &'static str,
     pub(crate) bench_version: &'static str,
     /// The arguments of the run, without the program's name.
     pub(crate) command: String,
     pub(crate) host: Host,
     pub(crate) quick: bool,
-    /// Of all chance in the lab: losses, ports.
+    /// Of all chance: losses and ports in a lab, arrivals.
     pub(crate) seed: u64,
     pub(crate) peers: Vec<PeerVersion>,
     /// Peers that were asked for and are not on this machine.
@@ -43,14 +45,6 @@ pub(crate) struct ExperimentReport {
     /// What was left out, and why.
     pub(crate) notes: Vec<String>,
     pub(crate) cases: Vec<CaseReport>,
-}
-
-impl ExperimentReport {
-    /// Without cases.
-    pub(crate) fn new(experiment: &Experiment, rounds: usize) -> ExperimentReport {
-        let Experiment { name, title, claim, .. } = *experiment;
-        ExperimentReport { name, title, claim, rounds, notes: Vec::new(), cases: Vec::new() }
-    }
 }
 
 /// One set of conditions.
@@ -98,24 +92,27 @@ pub(crate) struct Fact {
 
 impl CaseReport {
     /// What `outcomes` (samples and failures by peer) come to.
-    pub(crate) fn of(case: &Case, outcomes: &[(&'static str, Vec<Sample>, usize)]) -> CaseReport {
+    pub(crate) fn of(
+        name: &str,
+        goals: &[Goal],
+        outcomes: &[(&'static str, Vec<Sample>, usize)],
+    ) -> CaseReport {
         let measured = outcomes.iter().filter(|(_, samples, failed)| samples.len() + failed > 0);
         let results = measured.map(|(peer, samples, failed)| result(peer, samples, *failed));
         let values = |peer: &str, metric: Metric| {
             let of = outcomes.iter().filter(|(name, ..)| *name == peer);
             of.flat_map(|(_, samples, _)| values(samples, metric)).collect()
         };
-        let judge = |goal: &super::goals::Goal| {
+        let judge = |goal: &Goal| {
             let judged = goal.judge(values);
             let failed = outcomes.iter().find(|(peer, ..)| *peer == goal.peer);
             without_failures(judged, failed.map_or(0, |(_, _, failed)| *failed))
         };
-        let asked =
-            |goal: &&super::goals::Goal| outcomes.iter().any(|(peer, ..)| *peer == goal.peer);
+        let asked = |goal: &&Goal| outcomes.iter().any(|(peer, ..)| *peer == goal.peer);
         CaseReport {
-            name: case.name.clone(),
+            name: name.to_owned(),
             results: results.collect(),
-            goals: case.goals.iter().filter(asked).map(judge).collect(),
+            goals: goals.iter().filter(asked).map(judge).collect(),
         }
     }
 }
@@ -173,21 +170,12 @@ fn result(peer: &'static str, samples: &[Sample], failed: usize) -> PeerResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shortpath::goals::Goal;
-    use crate::shortpath::peers::PeerKind;
 
     const STALL: Metric = Metric::ms("stall");
 
-    fn case() -> Case {
-        Case {
-            name: "cut".into(),
-            peers: vec![PeerKind::Switchback],
-            goals: vec![
-                Goal::at_most("switchback", STALL, Statistic::P50, 100.0),
-                Goal::at_most("switchback-tcp", STALL, Statistic::P50, 100.0),
-            ],
-            measure: Box::new(|_| Ok(Sample::default())),
-        }
+    fn case(outcomes: &[(&'static str, Vec<Sample>, usize)]) -> CaseReport {
+        let goal = |peer| Goal::at_most(peer, STALL, Statistic::P50, 100.0);
+        CaseReport::of("cut", &[goal("switchback"), goal("switchback-tcp")], outcomes)
     }
 
     fn sample(stall: f64) -> Sample {
@@ -197,7 +185,7 @@ mod tests {
     #[test]
     fn rounds_become_figures_and_words_are_counted() {
         let samples = vec![sample(90.0), sample(110.0), sample(80.0)];
-        let report = CaseReport::of(&case(), &[("switchback", samples, 0)]);
+        let report = case(&[("switchback", samples, 0)]);
         let figure = &report.results[0].figures[0];
         assert_eq!((figure.p50, figure.p99, figure.min, figure.max), (90.0, 110.0, 80.0, 110.0));
         assert_eq!(figure.values, [90.0, 110.0, 80.0]);
@@ -209,10 +197,10 @@ mod tests {
 
     #[test]
     fn a_goal_is_missed_when_a_measurement_failed() {
-        let report = CaseReport::of(&case(), &[("switchback", vec![sample(90.0)], 1)]);
+        let report = case(&[("switchback", vec![sample(90.0)], 1)]);
         assert_eq!(report.goals[0].outcome, Outcome::Missed);
         assert_eq!(report.results[0].measured, 2);
-        let nothing = CaseReport::of(&case(), &[("switchback", Vec::new(), 0)]);
+        let nothing = case(&[("switchback", Vec::new(), 0)]);
         assert_eq!(nothing.goals[0].outcome, Outcome::NotJudged);
         assert!(nothing.results.is_empty());
     }

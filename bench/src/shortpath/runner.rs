@@ -60,7 +60,9 @@ impl Plan {
             return None;
         }
         let rounds = self.rounds(experiment);
-        let mut report = ExperimentReport::new(experiment, rounds);
+        let Experiment { name, title, claim, .. } = *experiment;
+        let (notes, cases_of) = (Vec::new(), Vec::new());
+        let mut report = ExperimentReport { name, title, claim, rounds, notes, cases: cases_of };
         let own = Instant::now();
         let mut left_out = 0;
         for round in 0..rounds {
@@ -117,7 +119,7 @@ impl Outcomes {
     fn report(&self, case: &Case) -> CaseReport {
         let named =
             self.0.iter().map(|(peer, samples, failed)| (peer.name(), samples.clone(), *failed));
-        CaseReport::of(case, &named.collect::<Vec<_>>())
+        CaseReport::of(&case.name, &case.goals, &named.collect::<Vec<_>>())
     }
 }
 

@@ -3,15 +3,15 @@
 use comfy_table::{ContentArrangement, Table, presets};
 
 use super::goals::{Judged, Statistic};
-use super::report::{CaseReport, ExperimentReport, Figure, PeerResult, ShortpathReport};
+use super::report::{CaseReport, ClaimsReport, ExperimentReport, Figure, PeerResult};
 use crate::report::grid::number;
 use crate::report::{Bound, Failure, Outcome, Skipped};
 
 /// The whole report.
-pub(crate) fn terminal(report: &ShortpathReport) -> String {
+pub(crate) fn terminal(report: &ClaimsReport) -> String {
     let mut text = String::new();
     for experiment in &report.experiments {
-        text += &section(experiment);
+        text += &section(experiment, report.compared);
     }
     for Skipped { peer, reason, remedy } in &report.skipped {
         text += &format!("skipped: {peer}: {reason} ({remedy})\n");
@@ -25,11 +25,15 @@ pub(crate) fn terminal(report: &ShortpathReport) -> String {
     text + &verdict(report)
 }
 
-/// Headings of the table of figures.
-pub(crate) const FIGURES: [&str; 7] = ["case", "peer", "figure", "p50", "p99", "max", "n"];
+/// Headings of the table of figures, where `compared` says what is compared in a case.
+pub(crate) const fn figure_headings(compared: &str) -> [&str; 7] {
+    ["case", compared, "figure", "p50", "p99", "max", "n"]
+}
 
 /// Headings of the table of goals.
-pub(crate) const GOALS: [&str; 6] = ["case", "peer", "figure", "goal", "measured", ""];
+pub(crate) const fn goal_headings(compared: &str) -> [&str; 6] {
+    ["case", compared, "figure", "goal", "measured", ""]
+}
 
 /// A row per figure; a peer without figures has one that says so.
 pub(crate) fn figures(experiment: &ExperimentReport) -> Vec<Vec<String>> {
@@ -48,16 +52,16 @@ pub(crate) fn goals(experiment: &ExperimentReport) -> Vec<(Outcome, Vec<String>)
     experiment.cases.iter().flat_map(of).collect()
 }
 
-fn section(experiment: &ExperimentReport) -> String {
+fn section(experiment: &ExperimentReport, compared: &str) -> String {
     let ExperimentReport { name, title, claim, rounds, notes, .. } = experiment;
     let mut text = format!("\n{name}: {title} ({rounds} rounds)\n{claim}\n");
     for note in notes {
         text += &format!("note: {note}\n");
     }
-    text += &table(&FIGURES, figures(experiment));
+    text += &table(&figure_headings(compared), figures(experiment));
     let goals: Vec<_> = goals(experiment).into_iter().map(|(_, row)| row).collect();
     if !goals.is_empty() {
-        text += &table(&GOALS, goals);
+        text += &table(&goal_headings(compared), goals);
     }
     text
 }
@@ -94,7 +98,7 @@ fn rows_of(case: &CaseReport, result: &PeerResult) -> Vec<Vec<String>> {
     let words: Vec<_> = failed.into_iter().chain(words).collect();
     if !words.is_empty() {
         let mut row = vec![case.name.clone(), result.peer.to_owned(), words.join("; ")];
-        row.resize(FIGURES.len(), String::new());
+        row.resize(figure_headings("").len(), String::new());
         rows.push(row);
     }
     rows
@@ -128,7 +132,7 @@ fn goal_row(case: &CaseReport, goal: &Judged) -> Vec<String> {
     ]
 }
 
-fn verdict(report: &ShortpathReport) -> String {
+fn verdict(report: &ClaimsReport) -> String {
     let outcomes = || {
         let cases = report.experiments.iter().flat_map(|experiment| &experiment.cases);
         cases.flat_map(|case| &case.goals).map(|goal| goal.outcome)
