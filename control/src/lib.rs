@@ -27,6 +27,8 @@ pub mod reason;
 pub mod secret;
 pub mod shadow;
 pub mod survey;
+#[cfg(test)]
+mod test_channel;
 pub mod ticket;
 pub mod udp;
 pub mod wire;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::shortpath::{find_binary, progress_bar, publish};
-use super::{DEBUG_BUILD, Verdict};
+use super::{DEBUG_BUILD, Verdict, one_of};
 use crate::control::SCHEMA;
 use crate::control::experiments::{ALL, Experiment, help};
 use crate::control::runner::{Plan, Setup};
@@ -163,11 +163,7 @@ fn version_of(binary: &std::path::Path) -> Command {
 }
 
 fn experiment(wanted: &str) -> Result<&'static str, String> {
-    let found = ALL.iter().find(|experiment| experiment.name == wanted);
-    found.map(|experiment| experiment.name).ok_or_else(|| {
-        let names: Vec<_> = ALL.iter().map(|experiment| experiment.name).collect();
-        format!("no such experiment; there are {}", names.join(", "))
-    })
+    one_of(ALL.iter().map(|experiment| experiment.name), wanted)
 }
 
 #[cfg(test)]

@@ -28,6 +28,18 @@ pub(crate) enum Verdict {
 pub(crate) const DEBUG_BUILD: &str =
     "this bench is a debug build: its generator is slow; use cargo run --release";
 
+/// The experiment that is `wanted`, by its name; `Err`: which there are.
+pub(crate) fn one_of(
+    names: impl Iterator<Item = &'static str> + Clone,
+    wanted: &str,
+) -> Result<&'static str, String> {
+    let found = names.clone().find(|name| *name == wanted);
+    found.ok_or_else(|| {
+        let names: Vec<_> = names.collect();
+        format!("no such experiment; there are {}", names.join(", "))
+    })
+}
+
 /// Writes `value` as one indented JSON document to `path`, or to stdout for `-`.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use switchback_bench::lab;
 
-use super::{DEBUG_BUILD, Verdict, write_json, write_text};
+use super::{DEBUG_BUILD, Verdict, one_of, write_json, write_text};
 use crate::measure::host::Host;
 use crate::peers::Skip;
 use crate::peers::child::end_with_signals;
@@ -203,9 +203,5 @@ pub(super) fn publish(
 }
 
 fn experiment(wanted: &str) -> Result<&'static str, String> {
-    let found = ALL.iter().find(|experiment| experiment.name == wanted);
-    found.map(|experiment| experiment.name).ok_or_else(|| {
-        let names: Vec<_> = ALL.iter().map(|experiment| experiment.name).collect();
-        format!("no such experiment; there are {}", names.join(", "))
-    })
+    one_of(ALL.iter().map(|experiment| experiment.name), wanted)
 }

@@ -12,6 +12,7 @@ use crate::measure::placement::Placement;
 use crate::report::Failure;
 use crate::shortpath::goals::Sample;
 use crate::shortpath::report::{CaseReport, ExperimentReport};
+use crate::shortpath::taken::Taken;
 
 /// What every measurement needs to know.
 #[derive(Clone, Debug)]
@@ -69,52 +70,31 @@ impl Plan {
         failures: &mut Vec<Failure>,
     ) -> ExperimentReport {
         let cases = (experiment.cases)(&self.setup);
-        let mut outcomes: Vec<Outcomes> = cases.iter().map(Outcomes::new).collect();
+        let none = |case: &Case| case.variants.iter().map(|one| Taken::new(one.name)).collect();
+        let mut outcomes: Vec<Vec<Taken>> = cases.iter().map(none).collect();
         let rounds = self.rounds(experiment);
         let mut left_out = 0;
         for round in 0..rounds {
             for (case, outcomes) in cases.iter().zip(&mut outcomes) {
-                for (variant, outcome) in case.variants.iter().zip(&mut outcomes.0) {
+                for (variant, taken) in case.variants.iter().zip(outcomes) {
                     if self.setup.quick && begun.elapsed() > QUICK_ALL {
                         left_out += 1;
                         progress.inc(1);
                         continue;
                     }
-                    let words = format!("{}: {}, {}", experiment.name, case.name, variant.name);
-                    progress.set_message(words.clone());
-                    if progress.is_hidden() {
-                        eprintln!("measuring {words}");
-                    }
-                    let seed = self.seed.wrapping_add(round as u64);
-                    match alone(variant, Trial { setup: &self.setup, seed }) {
-                        Ok(sample) => outcome.1.push(sample),
-                        Err(error) => {
-                            outcome.2 += 1;
-                            if outcome.2 == 1 {
-                                failures.push(failure(variant, words, &error));
-                            }
-                        }
-                    }
-                    progress.inc(1);
+                    let trial =
+                        Trial { setup: &self.setup, seed: self.seed.wrapping_add(round as u64) };
+                    let during = [experiment.name, &case.name];
+                    taken.take(during, progress, failures, || alone(variant, trial));
                 }
             }
         }
         let note = format!("{left_out} measurements were left out: this is a quick run");
         let notes = (left_out > 0).then_some(note).into_iter().collect();
         let cases = cases.iter().zip(&outcomes);
-        let cases =
-            cases.map(|(case, outcomes)| CaseReport::of(&case.name, &case.goals, &outcomes.0));
+        let cases = cases.map(|(case, taken)| CaseReport::of(&case.name, &case.goals, taken));
         let Experiment { name, title, claim, .. } = *experiment;
         ExperimentReport { name, title, claim, rounds, notes, cases: cases.collect() }
-    }
-}
-
-/// Samples and failures of one case by variant.
-struct Outcomes(Vec<(&'static str, Vec<Sample>, usize)>);
-
-impl Outcomes {
-    fn new(case: &Case) -> Outcomes {
-        Outcomes(case.variants.iter().map(|variant| (variant.name, Vec::new(), 0)).collect())
     }
 }
 
@@ -131,8 +111,4 @@ fn alone(variant: &Variant, trial: Trial<'_>) -> Result<Sample> {
         });
         measuring.join().unwrap_or_else(|_| Err(anyhow!("the measurement panicked")))
     })
-}
-
-fn failure(variant: &Variant, during: String, error: &anyhow::Error) -> Failure {
-    Failure { peer: variant.name.to_owned(), during, reason: format!("{error:#}") }
 }

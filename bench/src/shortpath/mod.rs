@@ -4,7 +4,8 @@
 //! `experiments` has one file per claim; each measurement builds a lab of its own (`ground`), a
 //! service at the agent (`service`), a tunnel to it (`peers`, made of `running` programs) and usually
 //! an `echo` through it, or a `duplex` stream (`scene` has them all). `trace` and `goals` decide and are pure: what became
-//! of the echo, and whether a goal was reached. `runner` interleaves rounds, `report`, `text` and
+//! of the echo, and whether a goal was reached. `runner` interleaves rounds, `taken` keeps
+//! what they brought, `report`, `text` and
 //! `page` show what came out.
 
 mod duplex;
@@ -19,5 +20,6 @@ pub(crate) mod runner;
 mod running;
 pub(crate) mod scene;
 mod service;
+pub(crate) mod taken;
 pub(crate) mod text;
 pub(crate) mod trace;

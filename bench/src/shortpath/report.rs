@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::goals::{Goal, Judged, Metric, Sample, Statistic};
+use super::taken::Taken;
 use super::trace::histogram;
 use crate::compare::timings::distribution;
 use crate::load::sample::LabelledHistogram;
@@ -92,23 +93,19 @@ pub(crate) struct Fact {
 
 impl CaseReport {
     /// What `outcomes` (samples and failures by peer) come to.
-    pub(crate) fn of(
-        name: &str,
-        goals: &[Goal],
-        outcomes: &[(&'static str, Vec<Sample>, usize)],
-    ) -> CaseReport {
-        let measured = outcomes.iter().filter(|(_, samples, failed)| samples.len() + failed > 0);
-        let results = measured.map(|(peer, samples, failed)| result(peer, samples, *failed));
+    pub(crate) fn of(name: &str, goals: &[Goal], outcomes: &[Taken]) -> CaseReport {
+        let measured = outcomes.iter().filter(|taken| taken.samples.len() + taken.failed > 0);
+        let results = measured.map(result);
         let values = |peer: &str, metric: Metric| {
-            let of = outcomes.iter().filter(|(name, ..)| *name == peer);
-            of.flat_map(|(_, samples, _)| values(samples, metric)).collect()
+            let of = outcomes.iter().filter(|taken| taken.name == peer);
+            of.flat_map(|taken| values(&taken.samples, metric)).collect()
         };
         let judge = |goal: &Goal| {
             let judged = goal.judge(values);
-            let failed = outcomes.iter().find(|(peer, ..)| *peer == goal.peer);
-            without_failures(judged, failed.map_or(0, |(_, _, failed)| *failed))
+            let failed = outcomes.iter().find(|taken| taken.name == goal.peer);
+            without_failures(judged, failed.map_or(0, |taken| taken.failed))
         };
-        let asked = |goal: &&Goal| outcomes.iter().any(|(peer, ..)| *peer == goal.peer);
+        let asked = |goal: &&Goal| outcomes.iter().any(|taken| taken.name == goal.peer);
         CaseReport {
             name: name.to_owned(),
             results: results.collect(),
@@ -131,7 +128,7 @@ fn values(samples: &[Sample], metric: Metric) -> Vec<f64> {
     figures.filter(|(known, _)| *known == metric).map(|(_, value)| *value).collect()
 }
 
-fn result(peer: &'static str, samples: &[Sample], failed: usize) -> PeerResult {
+fn result(Taken { name: peer, samples, failed }: &Taken) -> PeerResult {
     let mut metrics: Vec<Metric> = Vec::new();
     let mut facts: Vec<Fact> = Vec::new();
     for sample in samples {
@@ -160,7 +157,7 @@ fn result(peer: &'static str, samples: &[Sample], failed: usize) -> PeerResult {
     PeerResult {
         peer,
         measured: samples.len() + failed,
-        failed,
+        failed: *failed,
         figures: metrics.iter().map(figure).collect(),
         facts,
         distribution: (!latencies.is_empty()).then(|| distribution(&merged())),
@@ -173,9 +170,10 @@ mod tests {
 
     const STALL: Metric = Metric::ms("stall");
 
-    fn case(outcomes: &[(&'static str, Vec<Sample>, usize)]) -> CaseReport {
+    fn case(samples: Vec<Sample>, failed: usize) -> CaseReport {
         let goal = |peer| Goal::at_most(peer, STALL, Statistic::P50, 100.0);
-        CaseReport::of("cut", &[goal("switchback"), goal("switchback-tcp")], outcomes)
+        let goals = [goal("switchback"), goal("switchback-tcp")];
+        CaseReport::of("cut", &goals, &[Taken { name: "switchback", samples, failed }])
     }
 
     fn sample(stall: f64) -> Sample {
@@ -185,7 +183,7 @@ mod tests {
     #[test]
     fn rounds_become_figures_and_words_are_counted() {
         let samples = vec![sample(90.0), sample(110.0), sample(80.0)];
-        let report = case(&[("switchback", samples, 0)]);
+        let report = case(samples, 0);
         let figure = &report.results[0].figures[0];
         assert_eq!((figure.p50, figure.p99, figure.min, figure.max), (90.0, 110.0, 80.0, 110.0));
         assert_eq!(figure.values, [90.0, 110.0, 80.0]);
@@ -197,10 +195,10 @@ mod tests {
 
     #[test]
     fn a_goal_is_missed_when_a_measurement_failed() {
-        let report = case(&[("switchback", vec![sample(90.0)], 1)]);
+        let report = case(vec![sample(90.0)], 1);
         assert_eq!(report.goals[0].outcome, Outcome::Missed);
         assert_eq!(report.results[0].measured, 2);
-        let nothing = case(&[("switchback", Vec::new(), 0)]);
+        let nothing = case(Vec::new(), 0);
         assert_eq!(nothing.goals[0].outcome, Outcome::NotJudged);
         assert!(nothing.results.is_empty());
     }

@@ -11,6 +11,7 @@ use super::goals::Sample;
 use super::peers::PeerKind;
 use super::report::{CaseReport, ExperimentReport};
 use super::scene::{Setup, Trial};
+use super::taken::Taken;
 use crate::report::Failure;
 
 /// What is asked for.
@@ -54,9 +55,10 @@ impl Plan {
         failures: &mut Vec<Failure>,
     ) -> Option<ExperimentReport> {
         let cases = (experiment.cases)(self.setup.quick);
-        let mut outcomes: Vec<Outcomes> =
-            cases.iter().map(|case| Outcomes::new(self.taking_part(case))).collect();
-        if outcomes.iter().all(|outcomes| outcomes.0.is_empty()) {
+        let none = |peer: PeerKind| (peer, Taken::new(peer.name()));
+        let none = |case: &Case| self.taking_part(case).into_iter().map(none).collect();
+        let mut outcomes: Vec<Vec<(PeerKind, Taken)>> = cases.iter().map(none).collect();
+        if outcomes.iter().all(Vec::is_empty) {
             return None;
         }
         let rounds = self.rounds(experiment);
@@ -68,7 +70,7 @@ impl Plan {
         for round in 0..rounds {
             for (case, outcomes) in cases.iter().zip(&mut outcomes) {
                 // A B C, then C B A: drift of the machine falls on all alike.
-                let count = outcomes.0.len();
+                let count = outcomes.len();
                 for turn in 0..count {
                     let index = if round % 2 == 0 { turn } else { count - 1 - turn };
                     let spent = own.elapsed() > QUICK_EXPERIMENT || begun.elapsed() > QUICK_ALL;
@@ -77,24 +79,11 @@ impl Plan {
                         progress.inc(1);
                         continue;
                     }
-                    let outcome = &mut outcomes.0[index];
-                    let words = format!("{}: {}, {}", experiment.name, case.name, outcome.0.name());
-                    progress.set_message(words.clone());
-                    if progress.is_hidden() {
-                        eprintln!("measuring {words}");
-                    }
+                    let (peer, taken) = &mut outcomes[index];
                     let seed = self.seed.wrapping_add(round as u64);
-                    let trial = Trial { setup: &self.setup, peer: outcome.0, seed };
-                    match alone(case, trial) {
-                        Ok(sample) => outcome.1.push(sample),
-                        Err(error) => {
-                            outcome.2 += 1;
-                            if outcome.2 == 1 {
-                                failures.push(failure(outcome.0, &words, &error));
-                            }
-                        }
-                    }
-                    progress.inc(1);
+                    let trial = Trial { setup: &self.setup, peer: *peer, seed };
+                    let during = [experiment.name, &case.name];
+                    taken.take(during, progress, failures, || alone(case, trial));
                 }
             }
         }
@@ -102,24 +91,13 @@ impl Plan {
             let note = format!("{left_out} measurements were left out: this is a quick run");
             report.notes.push(note);
         }
-        let cases = cases.iter().zip(&outcomes).filter(|(_, outcomes)| !outcomes.0.is_empty());
-        report.cases = cases.map(|(case, outcomes)| outcomes.report(case)).collect();
+        let cases = cases.iter().zip(outcomes).filter(|(_, outcomes)| !outcomes.is_empty());
+        let cases = cases.map(|(case, outcomes)| {
+            let taken: Vec<_> = outcomes.into_iter().map(|(_, taken)| taken).collect();
+            CaseReport::of(&case.name, &case.goals, &taken)
+        });
+        report.cases = cases.collect();
         Some(report)
-    }
-}
-
-/// Samples and failures of one case by peer.
-struct Outcomes(Vec<(PeerKind, Vec<Sample>, usize)>);
-
-impl Outcomes {
-    fn new(peers: Vec<PeerKind>) -> Outcomes {
-        Outcomes(peers.into_iter().map(|peer| (peer, Vec::new(), 0)).collect())
-    }
-
-    fn report(&self, case: &Case) -> CaseReport {
-        let named =
-            self.0.iter().map(|(peer, samples, failed)| (peer.name(), samples.clone(), *failed));
-        CaseReport::of(&case.name, &case.goals, &named.collect::<Vec<_>>())
     }
 }
 
@@ -130,12 +108,4 @@ fn alone(case: &Case, trial: Trial<'_>) -> Result<Sample> {
         let measuring = scope.spawn(|| (case.measure)(trial));
         measuring.join().unwrap_or_else(|_| Err(anyhow!("the measurement panicked")))
     })
-}
-
-fn failure(peer: PeerKind, during: &str, error: &anyhow::Error) -> Failure {
-    Failure {
-        peer: peer.name().to_owned(),
-        during: during.to_owned(),
-        reason: format!("{error:#}"),
-    }
 }

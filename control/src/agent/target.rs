@@ -173,12 +173,10 @@ pub(super) fn unreachable(target: &str, error: &io::Error) -> Fault {
 mod tests {
     use std::net::{SocketAddr, TcpStream};
 
-    use bytes::Bytes;
     use socket2::{Domain, Socket, Type};
-    use switchback_shortpath::{LegKind, Role, SessionConfig, SessionEvent, SessionHandle};
-    use tokio::io::duplex;
 
     use super::*;
+    use crate::test_channel::TestChannel;
 
     /// A listener whose backlog is full, so that the kernel drops further SYNs; and what fills it.
     fn hanging_target() -> (SocketAddr, Socket, Vec<Socket>) {
@@ -204,18 +202,8 @@ mod tests {
     #[tokio::test]
     async fn a_channel_that_is_reset_lets_go_of_a_target_that_hangs() {
         let (address, _listener, _filling) = hanging_target();
-        let start = |role| SessionHandle::start(role, "s", SessionConfig::default());
-        let ((client, _events), (agent, mut events)) = (start(Role::Client), start(Role::Agent));
-        let (near, far) = duplex(64 * 1024);
-        client.attach(near, LegKind::TcpReverse);
-        agent.attach(far, LegKind::TcpReverse);
-        let mut ours = client.open().unwrap();
-        ours.write(Bytes::from_static(b"hello")).await.unwrap();
-        let theirs = loop {
-            if let SessionEvent::Incoming(channel) = events.recv().await.unwrap() {
-                break channel;
-            }
-        };
+        let TestChannel { mut ours, theirs, agent, rest: _rest } =
+            TestChannel::open(b"hello").await;
         let target = Target::new(&Resource::tcp("hanging", address.to_string()), Arc::default());
         let serving =
             tokio::spawn(

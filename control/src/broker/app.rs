@@ -11,11 +11,11 @@ use crate::broker::admission::TicketAdmission;
 use crate::broker::audit::Audit;
 use crate::broker::config::{Authority, ServeConfig};
 use crate::broker::counters::Counters;
-use crate::broker::enrolment::Enrolments;
+use crate::broker::enrolment::ENROLMENTS;
 use crate::broker::hub::Hub;
 use crate::broker::limits::{ENROLMENT_LINKS_MAX, USER_LINKS_MAX};
 use crate::broker::policy::Judge;
-use crate::broker::rate::{FAILED_SIGN_INS, Rates, USER_REQUESTS, source};
+use crate::broker::rate::{FAILED_SIGN_INS, Rates, USER_REQUESTS};
 use crate::broker::reload::Reload;
 use crate::broker::shares::Shares;
 use crate::broker::signin::Signins;
@@ -40,7 +40,8 @@ pub(crate) struct App {
     pub(crate) user_requests: Rates<String>,
     pub(crate) failed_sign_ins: Rates<IpAddr>,
     pub(crate) signins: Signins,
-    pub(crate) enrolments: Enrolments,
+    /// Enrolments and rotations of a source.
+    pub(crate) enrolments: Rates<IpAddr>,
     /// Client links by user.
     pub(crate) user_links: Arc<Shares<String>>,
     /// Links of agents and gateways by enrolment.
@@ -75,7 +76,7 @@ impl App {
             user_requests: Rates::new(USER_REQUESTS),
             failed_sign_ins: Rates::new(FAILED_SIGN_INS),
             signins: Signins::default(),
-            enrolments: Enrolments::default(),
+            enrolments: Rates::new(ENROLMENTS),
             user_links: Shares::new(USER_LINKS_MAX),
             enrolment_links: Shares::new(ENROLMENT_LINKS_MAX),
             reload: Reload::default(),
@@ -121,10 +122,9 @@ impl App {
                 | Code::IdTokenInvalid
                 | Code::IdTokenExpired
         );
-        if is_guess && !self.failed_sign_ins.take(source(from.ip()), Instant::now()) {
-            return Code::RateLimited.because("too many failed sign-ins from this address");
-        }
-        fault
+        let charged =
+            if is_guess { self.failed_sign_ins.charge(from, "failed sign-ins") } else { Ok(()) };
+        charged.err().unwrap_or(fault)
     }
 
     /// Where packets of a session have to get to; `agent_managed`: its agent's managed listeners.

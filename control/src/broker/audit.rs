@@ -131,17 +131,10 @@ impl Audit {
                     _ = inbox.recv_many(&mut batch, BATCH_MAX) => {}
                 }
             }
-            let stopping = stop.is_cancelled();
-            while stopping && let Ok(record) = inbox.try_recv() {
-                batch.push(record);
+            if stop.is_cancelled() {
+                return self.write_rest(store, &mut inbox, batch).await;
             }
             let written = batch.is_empty() || self.write(store, &batch).await;
-            if stopping && !written {
-                tracing::error!(lost = batch.len(), "audit records could not be written");
-            }
-            if stopping {
-                return;
-            }
             if written {
                 batch.clear();
             }
@@ -155,7 +148,15 @@ impl Audit {
     /// Writes what is left once nobody decides any more.
     pub(crate) async fn flush(&self, store: &Store) {
         let mut inbox = self.inbox.lock().await;
-        let mut batch = Vec::new();
+        self.write_rest(store, &mut inbox, Vec::new()).await;
+    }
+
+    async fn write_rest(
+        &self,
+        store: &Store,
+        inbox: &mut mpsc::Receiver<AuditRecord>,
+        mut batch: Vec<AuditRecord>,
+    ) {
         while let Ok(record) = inbox.try_recv() {
             batch.push(record);
         }

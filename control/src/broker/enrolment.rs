@@ -1,13 +1,12 @@
 //! Agents and gateways: enrolled by a join string, signed in by assertions of their own keys, given new keys.
-use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::api::TokenKind;
 use crate::api::enrol::{Enrolled, NewEnrolment, NewKey, subject};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::limits::is_name;
-use crate::broker::rate::{Rate, Rates, source};
+use crate::broker::rate::Rate;
 use crate::broker::store::{Enrolment, NewEnd, Owner};
 use crate::code::{Code, Fault};
 use crate::enrol::proof::{self, Enrolling, Rotating, SigningIn, fingerprint};
@@ -15,7 +14,7 @@ use crate::wire::LOCAL_GATEWAY;
 
 /// Enrolments of one source, good ones too: a pool of machines behind one address starts at once. One costs about 0.2 ms of
 /// CPU and a durable write, and needs a good join string: failures are limited like all failed sign-ins.
-const ENROLMENTS: Rate = Rate { burst: 4096.0, per_second: 256.0 };
+pub(crate) const ENROLMENTS: Rate = Rate { burst: 4096.0, per_second: 256.0 };
 /// How long the key before is taken, unless the new one is seen earlier: the answer that it was replaced may be lost, and the
 /// end then asks again with both.
 const OLD_KEY_LIFE: Duration = Duration::from_secs(60);
@@ -27,30 +26,7 @@ pub(crate) const JOIN_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// When a join string ends that is made now, Unix milliseconds.
 pub(crate) fn join_end(life: Duration) -> u64 {
-    clock::unix_ms().saturating_add(as_ms(life))
-}
-
-/// How often sources may ask.
-pub(crate) struct Enrolments(Rates<IpAddr>);
-
-impl Default for Enrolments {
-    fn default() -> Self {
-        Self(Rates::new(ENROLMENTS))
-    }
-}
-
-impl Enrolments {
-    /// Charges a source one request.
-    ///
-    /// # Errors
-    /// [`Code::RateLimited`].
-    pub(crate) fn charge(&self, from: SocketAddr) -> Result<(), Fault> {
-        if self.0.take(source(from.ip()), Instant::now()) {
-            Ok(())
-        } else {
-            Err(Code::RateLimited.because("too many enrolments from this address"))
-        }
-    }
+    clock::unix_ms().saturating_add(clock::millis(life))
 }
 
 /// The agent or gateway whose assertion this is.
@@ -73,7 +49,7 @@ pub(crate) async fn sign_in(app: &App, bearer: &str, kind: TokenKind) -> Result<
     }
     let now_ms = clock::unix_ms();
     said.check_time(now_ms / 1000)?;
-    let is_replaced = now_ms.saturating_sub(enrolment.key_ms) >= as_ms(OLD_KEY_LIFE);
+    let is_replaced = now_ms.saturating_sub(enrolment.key_ms) >= clock::millis(OLD_KEY_LIFE);
     if !by_new && is_replaced {
         return Err(Code::TokenRevoked.because("this key was replaced by a newer one"));
     }
@@ -193,8 +169,4 @@ fn invalid(why: &str) -> Fault {
 
 fn unproved(why: &str) -> Fault {
     Code::ProofInvalid.because(format!("the proof of the key is refused: {why}"))
-}
-
-fn as_ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -596,7 +596,7 @@ fn log_outcome(session: Option<&SessionId>, pair: PairId, outcome: &switchback_e
         phase = outcome.phase.as_str(),
         client_to_agent = outcome.client_to_agent,
         agent_to_client = outcome.agent_to_client,
-        duration_ms = u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
+        duration_ms = clock::millis(outcome.duration),
         "pair ended"
     );
 }

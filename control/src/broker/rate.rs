@@ -1,9 +1,11 @@
 //! Token buckets: how much a user, a source or a link may ask for. Pure but for [`Rates`], which keeps them.
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
+
+use crate::code::{Code, Fault};
 
 /// How fast something may happen.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +83,20 @@ impl<K: Eq + Hash> Rates<K> {
             }
         }
         buckets.entry(key).or_insert_with(|| Bucket::full(self.rate, now)).take(now)
+    }
+}
+
+impl Rates<IpAddr> {
+    /// Charges a source one request.
+    ///
+    /// # Errors
+    /// [`Code::RateLimited`]: too many of `what` came from there.
+    pub(crate) fn charge(&self, from: SocketAddr, what: &str) -> Result<(), Fault> {
+        if self.take(source(from.ip()), Instant::now()) {
+            Ok(())
+        } else {
+            Err(Code::RateLimited.because(format!("too many {what} from this address")))
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! A renewed sign-in keeps its token, so links, sessions and sealed grants go on; only `expires_ms` and what is known of the
 //! user change. Whoever does not renew loses links and sessions with the end of it, as with a revocation.
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -13,7 +13,7 @@ use crate::api::signin::{NewSignin, Signin, SigninOffer};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::orchestrator::Input;
-use crate::broker::rate::{Rate, Rates, source};
+use crate::broker::rate::{Rate, Rates};
 use crate::broker::store::{Begun, Displaced, Owner, Person, Renewed};
 use crate::code::{Code, Fault};
 use crate::oidc::provider::Provider;
@@ -31,7 +31,8 @@ const REMEMBER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The provider, and what is asked of it.
 pub(crate) struct Signins {
     provider: Option<Arc<Provider>>,
-    sources: Rates<IpAddr>,
+    /// How often sources may ask, of somebody who is not signed in.
+    pub(crate) sources: Rates<IpAddr>,
     /// A sign-in began or was renewed: the next end may be another.
     changed: Notify,
 }
@@ -66,18 +67,6 @@ impl Signins {
     pub(crate) fn ends_changed(&self) {
         self.changed.notify_one();
     }
-
-    /// Charges a source one request of somebody who is not signed in.
-    ///
-    /// # Errors
-    /// [`Code::RateLimited`].
-    pub(crate) fn charge(&self, from: SocketAddr) -> Result<(), Fault> {
-        if self.sources.take(source(from.ip()), Instant::now()) {
-            Ok(())
-        } else {
-            Err(Code::RateLimited.because("too many sign-ins from this address"))
-        }
-    }
 }
 
 /// Signs a user in, or renews the sign-in `by`.
@@ -94,7 +83,7 @@ pub(crate) async fn sign_in(
     let now_ms = clock::unix_ms();
     let nonce = proof.nonce.as_deref();
     let signed = provider.verify(proof.id_token.reveal(), nonce, now_ms / 1000).await?;
-    let lifetime = u64::try_from(provider.config.lifetime.as_millis()).unwrap_or(u64::MAX);
+    let lifetime = clock::millis(provider.config.lifetime);
     let person = person(signed, provider.config.users, now_ms.saturating_add(lifetime));
     let (user, expires_ms) = (person.user.clone(), person.expires_ms);
     let (admin, lasts_ms) = (person.admin, lifetime);
@@ -206,8 +195,8 @@ async fn end_all(app: &App, tokens: Vec<String>, now_ms: u64) {
         tracing::info!(token, "a sign-in ended");
         app.hub.withdraw(Input::TokenExpired { token });
     }
-    let remember = u64::try_from(REMEMBER.as_millis()).unwrap_or(u64::MAX);
-    if let Err(fault) = app.store.forget_ended(now_ms.saturating_sub(remember)).await {
+    if let Err(fault) = app.store.forget_ended(now_ms.saturating_sub(clock::millis(REMEMBER))).await
+    {
         tracing::error!(%fault, "old sign-ins could not be forgotten");
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use switchback_engine::{GatewayEvent, PairId, PairMeter};
 
-use crate::broker::pair_view;
+use crate::broker::{clock, pair_view};
 use crate::wire::{GATEWAY_EVENTS_MAX, HeldPair, LegEvent, PairFigures, PairName, SessionId};
 
 /// Events that wait for the link, about 100 bytes each: what a second of the busiest gateway brings. With more the link is
@@ -82,7 +82,7 @@ impl Books {
                     phase: outcome.phase.as_str().to_owned(),
                     client_to_agent: outcome.client_to_agent,
                     agent_to_client: outcome.agent_to_client,
-                    duration_ms: u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
+                    duration_ms: clock::millis(outcome.duration),
                 }
             }
             _ => return,

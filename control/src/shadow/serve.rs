@@ -79,13 +79,12 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
-    use switchback_shortpath::{LegKind, Role, SessionConfig, SessionEvent, SessionHandle};
-    use tokio::io::duplex;
     use tokio::time::timeout;
 
     use super::*;
     use crate::shadow::Budget;
     use crate::shadow::frame::VERSION;
+    use crate::test_channel::TestChannel;
     use crate::wire::{ResourceKind, SessionId};
 
     /// Nothing may follow the first write for an hour.
@@ -112,25 +111,16 @@ mod tests {
 
     /// How many frames a watcher of a session with some backlog gets.
     async fn shown(pace: impl Tap + Send + 'static) -> usize {
-        let start = |role| SessionHandle::start(role, "s", SessionConfig::default());
-        let ((client, _events), (agent, mut events)) = (start(Role::Client), start(Role::Agent));
-        let (near, far) = duplex(64 * 1024);
-        client.attach(near, LegKind::TcpReverse);
-        agent.attach(far, LegKind::TcpReverse);
-        let mut ours = client.open().unwrap();
-        // The first byte of a frame, so that the channel is there.
-        ours.write(Bytes::from_static(&[0])).await.unwrap();
-        let theirs = loop {
-            if let SessionEvent::Incoming(channel) = events.recv().await.unwrap() {
-                break channel;
-            }
-        };
+        // The first byte of a frame.
+        let mut channel = TestChannel::open(&[0]).await;
         let tee = Tee::new(Budget::new(1024, 1 << 20));
         let tap = tee.tap();
         tap.inward(&Bytes::from_static(b"backlog"));
-        let serving = tokio::spawn(serve(theirs, tee.clone(), hello(), pace));
+        let serving = tokio::spawn(serve(channel.theirs, tee.clone(), hello(), pace));
         let (mut decoder, mut frames) = (Decoder::default(), 0);
-        while let Ok(Ok(Some(bytes))) = timeout(Duration::from_millis(300), ours.read()).await {
+        while let Ok(Ok(Some(bytes))) =
+            timeout(Duration::from_millis(300), channel.ours.read()).await
+        {
             decoder.push(&bytes);
             while let Ok(Some(_)) = decoder.next_frame() {
                 frames += 1;

@@ -9,6 +9,7 @@ use super::answer::{Id, Refused};
 use super::caller::Admin;
 use crate::api::{AgentOnline, AgentView};
 use crate::broker::app::App;
+use crate::broker::clock;
 use crate::broker::orchestrator::{AgentSnapshot, Input};
 use crate::code::Code;
 use crate::wire::TargetHealth;
@@ -67,7 +68,7 @@ async fn set(app: &App, agent: String, draining: bool, by: &str) -> Result<Statu
 fn online(agent: AgentSnapshot) -> AgentOnline {
     let target = |(resource, fault)| TargetHealth { resource, fault };
     AgentOnline {
-        connected_ms: u64::try_from(agent.connected.as_millis()).unwrap_or(u64::MAX),
+        connected_ms: clock::millis(agent.connected),
         sessions: agent.sessions,
         load_percent: agent.load_percent,
         link_rtt_us: agent.link_rtt.and_then(|rtt| u64::try_from(rtt.as_micros()).ok()),

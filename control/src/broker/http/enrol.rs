@@ -26,7 +26,7 @@ pub(super) async fn enrol(
     headers: HeaderMap,
     Body(wish): Body<NewEnrolment>,
 ) -> Result<Json<Enrolled>, Refused> {
-    app.enrolments.charge(visitor.address)?;
+    app.enrolments.charge(visitor.address, "enrolments")?;
     let enrolled = match bearer(headers.get(AUTHORIZATION)) {
         Ok(token) => enrolment::enrol(&app, token, wish).await,
         Err(fault) => Err(fault),
@@ -46,7 +46,7 @@ pub(super) async fn rotate(
     headers: HeaderMap,
     Body(wish): Body<NewKey>,
 ) -> Result<StatusCode, Refused> {
-    app.enrolments.charge(visitor.address)?;
+    app.enrolments.charge(visitor.address, "enrolments")?;
     let rotated = match bearer(headers.get(AUTHORIZATION)) {
         Ok(token) => enrolment::rotate(&app, token, wish).await,
         Err(fault) => Err(fault),

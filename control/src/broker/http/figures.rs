@@ -1,11 +1,10 @@
 //! Figures of the engine as the API shows them.
-use std::time::Duration;
-
 use switchback_engine::{
     Because, LegFigures, LegSide, PairFigures, RttFigures, SendingFigures, Slow,
 };
 
 use crate::api::{LegView, SendingView, SessionLegs, SlowPart, SlowView};
+use crate::broker::clock;
 use crate::wire::{PairView, RttView};
 
 /// Figures of a pair as the API shows them, whichever gateway they are from.
@@ -38,11 +37,11 @@ fn leg_view(leg: LegFigures) -> LegView {
         retransmits: leg.retransmits,
         unacked_segments: leg.unacked_segments,
         cwnd_segments: leg.cwnd_segments,
-        since_ack_ms: millis(leg.since_ack),
+        since_ack_ms: clock::millis(leg.since_ack),
         sending: leg.sending.map(sending_view),
         out_of_order_share: leg.out_of_order_share.map(rounded),
-        interval_ms: millis(leg.interval),
-        age_ms: millis(leg.age),
+        interval_ms: clock::millis(leg.interval),
+        age_ms: clock::millis(leg.age),
     }
 }
 
@@ -121,10 +120,6 @@ fn rounded(share: f32) -> f32 {
 fn percent(share: f32) -> String {
     let percent = share * 100.0;
     if percent < 9.95 { format!("{percent:.1} %") } else { format!("{percent:.0} %") }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -125,8 +125,9 @@ pub(super) async fn explain(
         }
         let session = view(&app, visible(&app, (&owner, &visitor), &id)?, clock::unix_ms());
         let transport = app.hub.transport_of(&id);
-        let [client, agent] = said
-            .map(|said| said.map(|(at, paths)| EndView { age_ms: millis(at.elapsed()), paths }));
+        let [client, agent] = said.map(|said| {
+            said.map(|(at, paths)| EndView { age_ms: clock::millis(at.elapsed()), paths })
+        });
         let places = app.places(app.hub.managed(&session.agent, &session.resource));
         let rules = [("client", &client), ("agent", &agent)]
             .into_iter()
@@ -143,10 +144,6 @@ pub(super) async fn explain(
 /// must do.
 const EXPLAIN_PATIENCE: Duration = Duration::from_secs(3);
 const EXPLAIN_LOOK_EVERY: Duration = Duration::from_millis(10);
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Another user's session looks like none.
 pub(super) fn visible(

@@ -21,7 +21,7 @@ pub(super) async fn offer(
     State(app): State<Arc<App>>,
     Extension(visitor): Extension<Visitor>,
 ) -> Result<Json<SigninOffer>, Refused> {
-    app.signins.charge(visitor.address)?;
+    app.signins.sources.charge(visitor.address, "sign-ins")?;
     Ok(Json(app.signins.offer()))
 }
 
@@ -44,7 +44,7 @@ pub(super) async fn sign_in(
             Some(owner)
         }
         None => {
-            app.signins.charge(visitor.address)?;
+            app.signins.sources.charge(visitor.address, "sign-ins")?;
             None
         }
     };

@@ -9,7 +9,7 @@ use axum::response::Response;
 use switchback_engine::PairId;
 use tokio::time::Instant;
 
-use super::{Peer, hear, limited, run, udp};
+use super::{Peer, hear, run, udp, upgraded};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::door::Visitor;
@@ -40,12 +40,7 @@ pub(in crate::broker) async fn open(
     let share = share
         .ok_or_else(|| Code::RateLimited.because("this agent holds as many links as it may"))?;
     let tasks = app.tasks.clone();
-    Ok(limited(upgrade).on_upgrade(move |socket| {
-        tasks.track_future(async move {
-            serve(app, visitor, owner, socket).await;
-            drop(share);
-        })
-    }))
+    Ok(upgraded(upgrade, tasks, share, |socket| serve(app, visitor, owner, socket)))
 }
 
 async fn serve(app: Arc<App>, visitor: Visitor, owner: Owner, socket: WebSocket) {

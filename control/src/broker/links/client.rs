@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::agent::is_key;
 use super::reports::{judge_all, take_in};
-use super::{Peer, hear, limited, run, udp};
+use super::{Peer, hear, run, udp, upgraded};
 use crate::api::AuditRecord;
 use crate::broker::app::App;
 use crate::broker::clock;
@@ -52,12 +52,8 @@ pub(in crate::broker) async fn open(
         share.ok_or_else(|| Code::RateLimited.because("you hold as many links as you may"))?;
     let tasks = app.tasks.clone();
     let taken = word.is_some();
-    let mut response = limited(upgrade).on_upgrade(move |socket| {
-        tasks.track_future(async move {
-            serve(app, visitor, owner, word, socket).await;
-            drop(share);
-        })
-    });
+    let serve = |socket| serve(app, visitor, owner, word, socket);
+    let mut response = upgraded(upgrade, tasks, share, serve);
     if taken {
         response.headers_mut().insert(FIRST_WORD, HeaderValue::from_static("taken"));
     }

@@ -8,7 +8,7 @@ use axum::response::Response;
 use tokio::time::Instant;
 
 use super::client::SESSION_CHARS;
-use super::{Peer, hear, limited, run};
+use super::{Peer, hear, run, upgraded};
 use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::config::Authority;
@@ -39,12 +39,7 @@ pub(in crate::broker) async fn open(
     let share = share
         .ok_or_else(|| Code::RateLimited.because("this gateway holds as many links as it may"))?;
     let tasks = app.tasks.clone();
-    Ok(limited(upgrade).on_upgrade(move |socket| {
-        tasks.track_future(async move {
-            serve(app, visitor, owner, socket).await;
-            drop(share);
-        })
-    }))
+    Ok(upgraded(upgrade, tasks, share, |socket| serve(app, visitor, owner, socket)))
 }
 
 async fn serve(app: Arc<App>, visitor: Visitor, owner: Owner, socket: WebSocket) {

@@ -14,10 +14,12 @@ use std::future::Future;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::response::Response;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::broker::clock;
 use crate::broker::hub::Outgoing;
@@ -25,6 +27,7 @@ use crate::broker::limits::{
     FAREWELL_DEADLINE, LINK_READ_MAX, LINK_SEND_DEADLINE, LINK_SILENCE_MAX, PING_EVERY,
 };
 use crate::broker::rate::Bucket;
+use crate::broker::shares::Share;
 use crate::code::{Code, Fault};
 use crate::wire::MESSAGE_BYTES_MAX;
 
@@ -49,13 +52,24 @@ const FIRST_PING_AFTER: Duration = Duration::from_secs(5);
 /// idle link costs, and messages are small.
 const BUFFER_BYTES: usize = 4096;
 
-/// Prepares a WebSocket with our limits.
-fn limited(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
+/// Answers with a WebSocket under our limits, which `serve` has until the link ends, and with it the owner's `share`.
+fn upgraded<S: Future<Output = ()> + Send + 'static>(
+    upgrade: WebSocketUpgrade,
+    tasks: TaskTracker,
+    share: Share<String>,
+    serve: impl FnOnce(WebSocket) -> S + Send + 'static,
+) -> Response {
     upgrade
         .max_message_size(LINK_READ_MAX)
         .max_frame_size(LINK_READ_MAX)
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)
+        .on_upgrade(move |socket| {
+            tasks.track_future(async move {
+                serve(socket).await;
+                drop(share);
+            })
+        })
 }
 
 /// A message of the protocol, if its sender keeps to its rate.

@@ -39,12 +39,12 @@ pub(super) struct Member {
     pub(super) rtt: Option<Duration>,
 }
 
-impl Member {
-    fn has_room(&self) -> bool {
-        let (sessions, most) = self.share;
-        most.is_none_or(|most| sessions < usize::try_from(most).unwrap_or(usize::MAX))
-    }
+/// Whether a service of so many sessions, and of so many places, takes one more.
+pub(super) fn has_room((sessions, most): (usize, Option<u32>)) -> bool {
+    most.is_none_or(|most| sessions < usize::try_from(most).unwrap_or(usize::MAX))
+}
 
+impl Member {
     /// What is alike in all that is measured is told apart by who is connected longest.
     fn merit(&self, balance: Balance) -> impl Ord + use<> {
         let sessions = match balance {
@@ -72,7 +72,7 @@ pub(super) fn choose(members: &[Member]) -> Result<LinkId, Fault> {
     let balance = oldest.balance;
     let mut serving = members.iter().filter(|member| !member.draining).peekable();
     serving.peek().ok_or(Code::AgentDraining)?;
-    let with_room = serving.filter(|member| member.has_room());
+    let with_room = serving.filter(|member| has_room(member.share));
     let best = with_room.min_by_key(|member| member.merit(balance)).ok_or(Code::PoolFull)?;
     Ok(best.link)
 }
@@ -213,7 +213,7 @@ mod tests {
                 let one = member(link, sessions);
                 Member { share, balance, draining, healthy, known_to_user, load_percent, ..one }
             }).collect();
-            let fits = |one: &Member| !one.draining && one.has_room();
+            let fits = |one: &Member| !one.draining && has_room(one.share);
             match choose(&members) {
                 Ok(link) => prop_assert!(members.iter().any(|one| one.link == link && fits(one))),
                 Err(_) => prop_assert!(!members.iter().any(fits)),

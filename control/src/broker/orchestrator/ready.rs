@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::io::{LinkId, Output};
+use super::pool::has_room;
 use super::sessions::Session;
 use super::{End, Orchestrator};
 use crate::broker::seal::Grant;
@@ -59,9 +60,7 @@ impl Orchestrator {
         let found = self.agents.by_name(agent);
         let places = found.and_then(|(_, agent)| agent.service(resource)?.pool.sessions_max);
         let taken = self.sessions.of_service(agent, resource);
-        if grant.purpose.is_default()
-            && places.is_some_and(|places| taken as u64 >= u64::from(places))
-        {
+        if grant.purpose.is_default() && !has_room((taken, places)) {
             return Err(Code::PoolFull.into());
         }
         Ok(())

@@ -67,7 +67,9 @@ fn add(db: &mut Connection, records: &[AuditRecord], now: u64) -> rusqlite::Resu
         step.prepare_cached(sql)?.execute(params![at, record.user, text])?;
     }
     step.execute("DELETE FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?1", [RECORDS_MAX])?;
-    let age = u64::try_from(AGE_MAX.as_millis()).unwrap_or(u64::MAX);
-    step.execute("DELETE FROM audit WHERE at_ms < ?1", [sql_int(now.saturating_sub(age))])?;
+    step.execute(
+        "DELETE FROM audit WHERE at_ms < ?1",
+        [sql_int(now.saturating_sub(clock::millis(AGE_MAX)))],
+    )?;
     step.commit()
 }

@@ -265,8 +265,7 @@ fn look_of(text: &str) -> Look {
 
 /// Agents last seen before this, in Unix milliseconds, are not in use.
 fn unused_since(now: u64) -> i64 {
-    let unused = u64::try_from(UNUSED_MAX.as_millis()).unwrap_or(u64::MAX);
-    sql_int(now.saturating_sub(unused))
+    sql_int(now.saturating_sub(clock::millis(UNUSED_MAX)))
 }
 
 pub(super) fn insert_grant(

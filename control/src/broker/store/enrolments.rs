@@ -145,7 +145,7 @@ impl Store {
                 step.prepare_cached(sql)?.execute(params![id, sql_int(now)])?;
             }
             let sql = "DELETE FROM enrolments WHERE revoked_ms < ?1";
-            step.execute(sql, [sql_int(before(now, REMEMBER))])?;
+            step.execute(sql, [sql_int(now.saturating_sub(clock::millis(REMEMBER)))])?;
             step.commit()
         })
         .await
@@ -217,7 +217,7 @@ fn make_room(step: &Transaction<'_>, now: u64) -> rusqlite::Result<bool> {
     }
     let sql = "DELETE FROM enrolments WHERE id IN (SELECT id FROM enrolments
                    WHERE revoked_ms IS NULL AND seen_ms < ?1 ORDER BY seen_ms LIMIT 1)";
-    Ok(step.execute(sql, [sql_int(before(now, UNSEEN_MAX))])? > 0)
+    Ok(step.execute(sql, [sql_int(now.saturating_sub(clock::millis(UNSEEN_MAX)))])? > 0)
 }
 
 /// A join string's token.
@@ -339,8 +339,4 @@ pub(super) fn list(db: &Connection) -> rusqlite::Result<Vec<TokenView>> {
         })
     })?;
     rows.collect()
-}
-
-fn before(now: u64, age: Duration) -> u64 {
-    now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
 }

@@ -22,23 +22,7 @@ async fn signed_in(store: &Store, token: &str) -> Option<u64> {
 async fn signed_in_of_session(store: &Store, token: &str) -> Option<u64> {
     let agent = NewSubject { kind: TokenKind::Agent, ..user("*", false, &[]) };
     let agent_token = store.issue(agent).await.unwrap().id;
-    let grant = Grant {
-        session: SessionId("s".into()),
-        user: "ada".into(),
-        token: token.into(),
-        resource: "ssh".into(),
-        agent: "lab".into(),
-        agent_token,
-        client_key: PublicKey("c".into()),
-        agent_key: PublicKey("a".into()),
-        created_ms: 1,
-        purpose: Default::default(),
-        source: None,
-        udp: true,
-        rights: Default::default(),
-        watched: None,
-    };
-    let (_, standing) = store.standings(vec![grant]).await.unwrap().remove(0);
+    let (_, standing) = store.standings(vec![shown(token, &agent_token)]).await.unwrap().remove(0);
     standing.unwrap().subject.signed_in_ms
 }
 

@@ -46,6 +46,26 @@ async fn granted(store: &Store, user: &str) -> Vec<Listed> {
     catalogue.filter_map(|(listed, granted)| granted.then_some(listed)).collect()
 }
 
+/// What the ends of ada's session show.
+pub(super) fn shown(token: &str, agent_token: &str) -> Grant {
+    Grant {
+        session: SessionId("s".into()),
+        user: "ada".into(),
+        token: token.into(),
+        resource: "ssh".into(),
+        agent: "lab".into(),
+        agent_token: agent_token.into(),
+        client_key: PublicKey("c".into()),
+        agent_key: PublicKey("a".into()),
+        created_ms: 1,
+        purpose: Default::default(),
+        source: None,
+        udp: true,
+        rights: Default::default(),
+        watched: None,
+    }
+}
+
 #[tokio::test]
 async fn what_was_answered_is_there_after_reopening() {
     let temp = tempfile::tempdir().unwrap();
@@ -135,22 +155,7 @@ async fn grants_decide_access_and_judge_what_ends_show() {
     assert_eq!(access(&token, "ssh").await, (true, true));
     let fault = store.standing(&joined, "ssh").await.unwrap_err();
     assert_eq!(fault.code, Code::TokenInvalid, "an agent is no user");
-    let shown = Grant {
-        session: SessionId("s".into()),
-        user: "ada".into(),
-        token: token.clone(),
-        resource: "ssh".into(),
-        agent: "lab".into(),
-        agent_token: joined.clone(),
-        client_key: PublicKey("c".into()),
-        agent_key: PublicKey("a".into()),
-        created_ms: 1,
-        purpose: Default::default(),
-        source: None,
-        udp: true,
-        rights: Default::default(),
-        watched: None,
-    };
+    let shown = shown(&token, &joined);
     let judge = async |shown: &Grant| {
         let (_, found) = store.standings(vec![shown.clone()]).await.unwrap().remove(0);
         found.map(|standing| standing.granted)

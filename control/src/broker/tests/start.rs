@@ -1,7 +1,6 @@
 //! Starting, starting again, and refusing to start.
 use std::fs;
 use std::net::TcpListener;
-use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 
@@ -115,16 +114,8 @@ async fn a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_n
     let address = broker.local_addr();
     let served = async |expected: &CertificateDer<'static>| {
         let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(expected.clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
-        let shown = connector.connect("localhost".try_into().unwrap(), stream).await;
+        let shown =
+            trusting(expected.clone()).connect("localhost".try_into().unwrap(), stream).await;
         shown.is_ok_and(|it| it.get_ref().1.peer_certificates().unwrap()[0] == *expected)
     };
     assert!(served(&first).await);

@@ -88,6 +88,19 @@ pub(super) fn config(data: &Path) -> ServeConfig {
     config
 }
 
+/// TLS to whoever shows this certificate.
+pub(super) fn trusting(certificate: CertificateDer<'static>) -> TlsConnector {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    TlsConnector::from(Arc::new(tls))
+}
+
 impl Bench {
     /// A broker on its very first start.
     pub(super) async fn first(data: &Path) -> Self {
@@ -123,16 +136,8 @@ impl Bench {
 
     fn around(broker: Broker, data: &Path, (admin, join, pin): (String, String, String)) -> Self {
         let pem = std::fs::read(data.join("tls.crt")).unwrap();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let address = broker.local_addr();
-        let (connector, data) = (TlsConnector::from(Arc::new(tls)), data.to_owned());
+        let connector = trusting(CertificateDer::from_pem_slice(&pem).unwrap());
+        let (address, data) = (broker.local_addr(), data.to_owned());
         let ends = Mutex::default();
         Self { broker, address, admin, join, ends, pin, data, connector }
     }
