@@ -164,6 +164,13 @@ impl Scene {
         }
     }
 
+    /// Whether the only session has a path of this label, carrying or standing by.
+    pub(super) fn has_path(&self, label: &str) -> bool {
+        let sessions = self.ask(&["sessions"]).ok().json();
+        let paths = sessions[0]["paths"].as_array();
+        paths.is_some_and(|paths| paths.iter().any(|path| path["transport"] == label))
+    }
+
     /// What `explain` says of the only session.
     pub(super) fn explained(&self) -> String {
         let sessions = self.ask(&["sessions"]).ok().json();
