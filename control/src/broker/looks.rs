@@ -99,7 +99,7 @@ mod tests {
             let looks = looks.clone();
             tokio::spawn(async move {
                 // Until the sender is dropped.
-                let look = move || drop(until.map(|until| until.recv()));
+                let look = move || until.is_none_or(|until| until.recv().is_err());
                 looks.look("ada", BIG, look).await.unwrap()
             })
         });
@@ -123,7 +123,7 @@ mod tests {
         let abandoned = tokio::spawn(async move {
             let look = move || {
                 begin.blocking_send(()).unwrap();
-                drop(until.recv());
+                until.recv().is_err()
             };
             abandoned.look("ada", BIG, look).await.unwrap()
         });

@@ -103,7 +103,7 @@ async fn reading_does_not_wait_for_what_is_being_written() {
             let step = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             step.execute("DELETE FROM grants", [])?;
             // Until the sender is dropped.
-            drop(until.recv());
+            assert!(until.recv().is_err());
             step.commit()
         });
         write.await.unwrap();
