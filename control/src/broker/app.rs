@@ -14,6 +14,7 @@ use crate::broker::counters::Counters;
 use crate::broker::enrolment::ENROLMENTS;
 use crate::broker::hub::Hub;
 use crate::broker::limits::{ENROLMENT_LINKS_MAX, USER_LINKS_MAX};
+use crate::broker::looks::Looks;
 use crate::broker::policy::Judge;
 use crate::broker::rate::{FAILED_SIGN_INS, Rates, USER_REQUESTS};
 use crate::broker::reload::Reload;
@@ -46,6 +47,7 @@ pub(crate) struct App {
     pub(crate) user_links: Arc<Shares<String>>,
     /// Links of agents and gateways by enrolment.
     pub(crate) enrolment_links: Arc<Shares<String>>,
+    pub(crate) looks: Looks,
     /// Asked by SIGHUP.
     pub(crate) reload: Reload,
     pub(crate) tasks: TaskTracker,
@@ -79,6 +81,7 @@ impl App {
             enrolments: Rates::new(ENROLMENTS),
             user_links: Shares::new(USER_LINKS_MAX),
             enrolment_links: Shares::new(ENROLMENT_LINKS_MAX),
+            looks: Looks::default(),
             reload: Reload::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

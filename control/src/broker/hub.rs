@@ -324,6 +324,11 @@ impl Hub {
         self.feeds.subscribe()
     }
 
+    /// How many wait for that.
+    pub(crate) fn followers(&self) -> usize {
+        self.feeds.receiver_count()
+    }
+
     /// What feeds show may have changed.
     pub(crate) fn feeds_changed(&self) {
         self.feeds.send_modify(|generation| *generation += 1);

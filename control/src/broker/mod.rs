@@ -31,6 +31,7 @@ mod identity;
 mod limits;
 mod links;
 mod locations;
+mod looks;
 mod metrics;
 mod moves;
 mod orchestrator;

@@ -2,6 +2,7 @@
 mod files;
 mod live;
 mod questions;
+mod sight;
 mod watch;
 
 pub use files::read_policies;
@@ -23,8 +24,8 @@ use crate::broker::locations::Location;
 use crate::broker::store::{ANNOUNCED_MAX, Owner, Standing};
 use crate::code::{Code, Fault};
 use crate::policy::{
-    Action, Circumstances, Complaint, Decision, Object, Obligations, Policies, PolicyFile, Request,
-    Subject, Trial,
+    Action, Asker, Circumstances, Complaint, Decision, Object, Obligations, Policies, PolicyFile,
+    Request, Subject, Thing, Trial,
 };
 
 /// Characters of a request's id in the audit trail.
@@ -154,30 +155,16 @@ impl Judge {
         Circumstances { source, locations, now_ms: clock::unix_ms(), granted, transport }
     }
 
-    pub(crate) fn decide(
-        &self,
-        subject: &Subject,
-        action: Action,
-        object: &Object,
-        circumstances: &Circumstances,
-    ) -> Decision {
-        self.policies().decide(&Request { subject, action, object, circumstances })
-    }
-
     /// About a resource as each of its agents announced it: all of it must be allowed.
     pub(crate) fn decide_all(
         &self,
         subject: &Subject,
         action: Action,
-        objects: &[Object],
+        objects: Vec<Object>,
         circumstances: &Circumstances,
     ) -> Decision {
-        if objects.len() > ANNOUNCED_MAX {
-            return too_many();
-        }
-        let policies = self.policies();
-        let decide = |object| policies.decide(&Request { subject, action, object, circumstances });
-        objects.iter().map(decide).reduce(Decision::and).unwrap_or_default()
+        let things: Vec<_> = objects.into_iter().map(Thing::from).collect();
+        all_of(&self.policies().asker(subject, action, circumstances), &things)
     }
 
     /// As [`Self::decide_all`], with the grounds.
@@ -236,6 +223,15 @@ impl Owner {
         let minted = self.claims.issuer.is_none().then_some(self.created_ms);
         self.claims.auth_time_ms.or(minted)
     }
+}
+
+/// All of them must be allowed.
+fn all_of(asker: &Asker<'_>, things: &[Thing]) -> Decision {
+    if things.len() > ANNOUNCED_MAX {
+        return too_many();
+    }
+    let decisions = things.iter().map(|thing| asker.decide(thing));
+    decisions.reduce(Decision::and).unwrap_or_default()
 }
 
 fn too_many() -> Decision {

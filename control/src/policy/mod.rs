@@ -1,32 +1,38 @@
 //! Conditional access: who may do what, where from and how, decided by Cedar policies. Pure: no clock, no file, no network.
 //!
 //! * `schema.cedarschema` is what policies may speak of, `default.cedar` what holds without any of one's own.
-//! * [`Policies`] is a checked set of them, [`Request`] a question, [`Decision`] the answer.
+//! * [`Policies`] is a checked set of them, [`Request`] a question, [`Decision`] the answer; an [`Asker`] asks many at once.
 //! * [`Obligations`] come with a permit as annotations and only ever narrow what a session may do.
 //!
 //! A policy that cannot be evaluated does not permit; one that forbids and cannot be evaluated denies. Cedar by itself would
 //! skip it, and a broken `forbid` must not open a door.
 
+mod asker;
 mod bounds;
 pub mod cases;
 mod check;
 mod obligations;
+mod parts;
 mod request;
 #[cfg(test)]
 mod tests;
 mod trial;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use cedar_policy::{Authorizer, Decision as Verdict, Effect, PolicyId, PolicySet};
+use cedar_policy::{PolicyId, PolicySet};
 use serde::{Deserialize, Serialize};
 
+pub use asker::Asker;
 pub use bounds::{FILES_MAX, POLICIES_MAX, POLICY_BYTES_MAX};
 pub use check::{Complaint, PolicyFile};
 pub use obligations::{Consent, Obligations};
-pub use request::{Action, Circumstances, Object, Request, ResourceFacts, Subject, seconds_of};
+pub use request::{
+    Action, Circumstances, Object, Request, ResourceFacts, Subject, Thing, seconds_of,
+};
 pub use trial::{PolicyVerdict, Trial};
 
+use self::parts::Part;
 use crate::code::Code;
 
 /// What policies may speak of, in Cedar's schema syntax.
@@ -40,6 +46,10 @@ const TOLD_MAX: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Policies {
     set: PolicySet,
+    /// The same ones.
+    parts: Vec<Part>,
+    /// Groups that they speak of.
+    groups: BTreeSet<String>,
     obligations: HashMap<PolicyId, Obligations>,
     built_in: bool,
 }
@@ -111,7 +121,8 @@ impl Policies {
     /// Everything that is wrong, with its place.
     pub fn check(files: &[PolicyFile]) -> Result<Self, Vec<Complaint>> {
         let (set, obligations) = check::check(files)?;
-        Ok(Self { set, obligations, built_in: false })
+        let (parts, groups) = (parts::of(&set), parts::groups(&set));
+        Ok(Self { set, parts, groups, obligations, built_in: false })
     }
 
     /// Whether these are [`Self::built_in`].
@@ -135,46 +146,8 @@ impl Policies {
     /// Decides.
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
-        match request.to_cedar() {
-            Ok((request, entities)) => self.decide_by(&self.set, &request, &entities),
-            Err(error) => Decision { errors: vec![error], ..Decision::default() },
-        }
-    }
-
-    fn decide_by(
-        &self,
-        set: &PolicySet,
-        request: &cedar_policy::Request,
-        entities: &cedar_policy::Entities,
-    ) -> Decision {
-        let response = Authorizer::new().is_authorized(request, set, entities);
-        let diagnostics = response.diagnostics();
-        let mut errors = Vec::new();
-        let mut broken_forbids = Vec::new();
-        for error in diagnostics.errors() {
-            let cedar_policy::AuthorizationError::PolicyEvaluationError(inner) = error;
-            let id = inner.policy_id();
-            if set.policy(id).is_some_and(|policy| policy.effect() == Effect::Forbid) {
-                broken_forbids.push(id.to_string());
-            }
-            if errors.len() < TOLD_MAX {
-                errors.push(error.to_string());
-            }
-        }
-        errors.sort_unstable();
-        if !broken_forbids.is_empty() {
-            let deciding = told(broken_forbids);
-            return Decision { allowed: false, deciding, errors, ..Decision::default() };
-        }
-        let allowed = response.decision() == Verdict::Allow;
-        let mut obligations = Obligations::default();
-        if allowed {
-            let of = |id: &PolicyId| self.obligations.get(id);
-            let deciding = diagnostics.reason().filter_map(of);
-            obligations = deciding.fold(obligations, |sum, more| sum.and(more));
-        }
-        let deciding = told(diagnostics.reason().map(ToString::to_string).collect());
-        Decision { allowed, obligations, deciding, errors }
+        let Request { subject, action, object, circumstances } = request;
+        self.asker(subject, *action, circumstances).decide(&(*object).clone().into())
     }
 }
 

@@ -1,11 +1,9 @@
 //! A question to the policies, and how Cedar is told of it.
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
-use cedar_policy::{
-    Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression,
-};
+use cedar_policy::{Context, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
 use serde::{Deserialize, Serialize};
 
 use crate::claims::Claims;
@@ -144,11 +142,11 @@ pub struct Request<'a> {
     pub circumstances: &'a Circumstances,
 }
 
-static USER: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("User"));
-static GROUP: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Group"));
-static RESOURCE: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Resource"));
-static SESSION: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Session"));
-static BROKER: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Broker"));
+pub(super) static USER: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("User"));
+pub(super) static GROUP: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Group"));
+pub(super) static RESOURCE: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Resource"));
+pub(super) static SESSION: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Session"));
+pub(super) static BROKER: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Broker"));
 static DEVICE: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Device"));
 static ACTION: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Action"));
 
@@ -157,85 +155,107 @@ fn type_name(name: &str) -> EntityTypeName {
 }
 
 /// Ids are never parsed: whatever a claim holds stays one string.
-fn uid(of: &EntityTypeName, id: &str) -> EntityUid {
+pub(super) fn uid(of: &EntityTypeName, id: &str) -> EntityUid {
     EntityUid::from_type_name_and_id(of.clone(), EntityId::new(id))
+}
+
+pub(super) fn action_uid(action: Action) -> EntityUid {
+    uid(&ACTION, action.as_str())
+}
+
+pub(super) fn broker() -> EntityUid {
+    uid(&BROKER, "broker")
 }
 
 type Attributes = HashMap<String, RestrictedExpression>;
 
-impl Request<'_> {
-    /// As Cedar takes it.
-    pub(super) fn to_cedar(&self) -> Result<(cedar_policy::Request, Entities), String> {
-        let principal = uid(&USER, &self.subject.name);
-        let (resource, mut entities) = self.object_entities()?;
-        let groups = self.subject.claims.groups.iter().map(|group| uid(&GROUP, group));
-        let attributes = Attributes::from([
-            ("name".into(), text(&self.subject.name)),
-            ("admin".into(), RestrictedExpression::new_bool(self.subject.admin)),
-        ]);
-        entities.push(entity(principal.clone(), attributes, groups.collect())?);
-        entities.push(self.device()?);
-        let entities =
-            Entities::from_entities(entities, None).map_err(|error| error.to_string())?;
-        let action = uid(&ACTION, self.action.as_str());
-        let request =
-            cedar_policy::Request::new(principal, action, resource, self.context()?, None);
-        Ok((request.map_err(|error| error.to_string())?, entities))
-    }
+/// An object as Cedar takes it, made once for any number of questions.
+#[derive(Clone, Debug)]
+pub struct Thing {
+    pub(super) uid: EntityUid,
+    object: Object,
+    /// Made when a policy looks at it: few do, and there may be many things.
+    entities: OnceLock<Result<Vec<Entity>, String>>,
+}
 
-    fn object_entities(&self) -> Result<(EntityUid, Vec<Entity>), String> {
-        match self.object {
-            Object::Resource(facts) => {
-                let entity = resource_entity(facts)?;
-                Ok((entity.uid(), vec![entity]))
-            }
-            Object::Session { id, owner, resource } => {
+impl From<Object> for Thing {
+    fn from(object: Object) -> Self {
+        let uid = match &object {
+            Object::Resource(facts) => uid(&RESOURCE, &facts.name),
+            Object::Session { id, .. } => uid(&SESSION, id),
+            Object::Broker => broker(),
+        };
+        Self { uid, object, entities: OnceLock::new() }
+    }
+}
+
+impl PartialEq for Thing {
+    fn eq(&self, other: &Self) -> bool {
+        self.object == other.object
+    }
+}
+
+impl Thing {
+    pub(super) fn entities(&self) -> Result<&[Entity], String> {
+        let entities = self.entities.get_or_init(|| self.object.entities(&self.uid));
+        entities.as_deref().map_err(Clone::clone)
+    }
+}
+
+impl Object {
+    fn entities(&self, uid: &EntityUid) -> Result<Vec<Entity>, String> {
+        match self {
+            Self::Resource(facts) => Ok(vec![resource_entity(facts)?]),
+            Self::Session { owner, resource, .. } => {
                 let resource = resource_entity(resource)?;
-                let owner = RestrictedExpression::new_entity_uid(uid(&USER, owner));
+                let owner = RestrictedExpression::new_entity_uid(self::uid(&USER, owner));
                 let attributes = Attributes::from([("owner".into(), owner)]);
-                let session = uid(&SESSION, id);
                 let parents = HashSet::from([resource.uid()]);
-                let session_entity = entity(session.clone(), attributes, parents)?;
-                Ok((session, vec![resource, session_entity]))
+                let session = entity(uid.clone(), attributes, parents)?;
+                Ok(vec![resource, session])
             }
-            Object::Broker => {
-                let broker = uid(&BROKER, "broker");
-                Ok((broker.clone(), vec![Entity::with_uid(broker)]))
-            }
+            Self::Broker => Ok(vec![Entity::with_uid(uid.clone())]),
         }
     }
+}
 
-    fn device(&self) -> Result<Entity, String> {
-        let claims = self.subject.claims.device.iter();
-        let tags = claims.map(|(name, value)| (name.clone(), text(value)));
-        let device = uid(&DEVICE, "device");
-        Entity::new_with_tags(device, [], [], tags).map_err(|error| error.to_string())
-    }
+pub(super) fn user(subject: &Subject, groups: &[EntityUid]) -> Result<Entity, String> {
+    let attributes = Attributes::from([
+        ("name".into(), text(&subject.name)),
+        ("admin".into(), RestrictedExpression::new_bool(subject.admin)),
+    ]);
+    entity(uid(&USER, &subject.name), attributes, groups.iter().cloned().collect())
+}
 
-    fn context(&self) -> Result<Context, String> {
-        let (claims, here) = (&self.subject.claims, self.circumstances);
-        let mut pairs = vec![
-            ("locations".to_owned(), set(&here.locations)),
-            ("time".to_owned(), time(here.now_ms)?),
-            ("granted".to_owned(), RestrictedExpression::new_bool(here.granted)),
-            ("amr".to_owned(), set(&claims.amr)),
-            ("device".to_owned(), RestrictedExpression::new_entity_uid(uid(&DEVICE, "device"))),
-        ];
-        let texts =
-            [("issuer", &claims.issuer), ("acr", &claims.acr), ("transport", &here.transport)];
-        for (name, value) in texts {
-            pairs.extend(value.as_ref().map(|value| (name.to_owned(), text(value))));
-        }
-        if let Some(source) = here.source {
-            let source = source.to_canonical().to_string();
-            pairs.push(("source".to_owned(), RestrictedExpression::new_ip(source)));
-        }
-        if let Some(at) = self.subject.signed_in_ms {
-            let ago = here.now_ms.saturating_sub(at) / 1000;
-            pairs.push(("signed_in".to_owned(), long(ago)));
-        }
-        Context::from_pairs(pairs).map_err(|error| error.to_string())
+pub(super) fn device(subject: &Subject) -> Result<Entity, String> {
+    let claims = subject.claims.device.iter();
+    let tags = claims.map(|(name, value)| (name.clone(), text(value)));
+    let device = uid(&DEVICE, "device");
+    Entity::new_with_tags(device, [], [], tags).map_err(|error| error.to_string())
+}
+
+pub(super) fn context(subject: &Subject, here: &Circumstances) -> Result<Context, String> {
+    let claims = &subject.claims;
+    let mut pairs = vec![
+        ("locations".to_owned(), set(&here.locations)),
+        ("time".to_owned(), time(here.now_ms)?),
+        ("granted".to_owned(), RestrictedExpression::new_bool(here.granted)),
+        ("amr".to_owned(), set(&claims.amr)),
+        ("device".to_owned(), RestrictedExpression::new_entity_uid(uid(&DEVICE, "device"))),
+    ];
+    let texts = [("issuer", &claims.issuer), ("acr", &claims.acr), ("transport", &here.transport)];
+    for (name, value) in texts {
+        pairs.extend(value.as_ref().map(|value| (name.to_owned(), text(value))));
     }
+    if let Some(source) = here.source {
+        let source = source.to_canonical().to_string();
+        pairs.push(("source".to_owned(), RestrictedExpression::new_ip(source)));
+    }
+    if let Some(at) = subject.signed_in_ms {
+        let ago = here.now_ms.saturating_sub(at) / 1000;
+        pairs.push(("signed_in".to_owned(), long(ago)));
+    }
+    Context::from_pairs(pairs).map_err(|error| error.to_string())
 }
 
 fn resource_entity(facts: &ResourceFacts) -> Result<Entity, String> {

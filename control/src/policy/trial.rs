@@ -1,5 +1,5 @@
 //! `policy explain`: what each policy says to a request, and what would change the answer.
-use cedar_policy::{Effect, EntityUid, PolicySet};
+use cedar_policy::{Effect, PolicySet};
 use serde::{Deserialize, Serialize};
 
 use super::{Decision, Obligations, Policies, Request};
@@ -70,10 +70,11 @@ impl Policies {
     }
 
     fn verdicts(&self, request: &Request<'_>) -> Vec<PolicyVerdict> {
-        let Ok((cedar, entities)) = request.to_cedar() else { return Vec::new() };
+        let asker = self.asker(request.subject, request.action, request.circumstances);
+        let thing = request.object.clone().into();
         let alone = |policy: &cedar_policy::Policy| {
             let set = PolicySet::from_policies([policy.clone()]).ok()?;
-            let Decision { deciding, errors, .. } = self.decide_by(&set, &cedar, &entities);
+            let Decision { deciding, errors, .. } = asker.decide_by(&set, &thing)?;
             let error = errors.into_iter().next();
             let effect = if policy.effect() == Effect::Permit { "permit" } else { "forbid" };
             Some(PolicyVerdict {
@@ -104,7 +105,7 @@ impl Policies {
             Subject { admin: true, ..subject.clone() },
             here.clone(),
         );
-        for group in self.groups() {
+        for group in self.groups.iter().take(GROUPS_MAX) {
             let mut changed = subject.clone();
             changed.claims.groups.insert(group.clone());
             change(format!("membership of the group `{group}`"), changed, here.clone());
@@ -124,17 +125,5 @@ impl Policies {
             self.decide(&changed).allowed
         };
         tries.into_iter().filter(allows).map(|(what, ..)| what).collect()
-    }
-
-    /// Groups that policies name.
-    fn groups(&self) -> Vec<String> {
-        let named = self.set.policies().flat_map(cedar_policy::Policy::entity_literals);
-        let is_group = |uid: &EntityUid| uid.type_name().basename() == "Group";
-        let groups = named.filter(is_group).map(|uid| uid.id().unescaped().to_owned());
-        let mut groups: Vec<_> = groups.collect();
-        groups.sort_unstable();
-        groups.dedup();
-        groups.truncate(GROUPS_MAX);
-        groups
     }
 }

@@ -21,12 +21,11 @@ use super::events::wants_stream;
 use crate::api::ResourceView;
 use crate::broker::app::App;
 use crate::broker::door::Visitor;
+use crate::broker::looks::calm;
 use crate::broker::shares::Share;
 use crate::broker::store::{Listed, Owner};
 use crate::code::{Code, Fault};
 
-/// Between two looks at one user's feed: a fleet of agents that comes back is one change, not a thousand.
-const CALM: Duration = Duration::from_millis(100);
 /// Tells proxies and NATs that the stream lives, and us that its reader does.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
@@ -34,6 +33,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 struct Feed {
     body: String,
     tag: HeaderValue,
+    /// How long it was looked at resources.
+    took: Duration,
 }
 
 /// The feed: what the caller may connect to.
@@ -55,7 +56,7 @@ pub(super) async fn feed(
     if wants_stream(&headers) {
         return follow(app, owner, source);
     }
-    let Feed { body, tag } = look(&app, &owner, source).await?;
+    let Feed { body, tag, took: _ } = look(&app, &owner, source).await?;
     // A list of tags, or `*` (RFC 9110 section 13.1.2); ours hold no comma.
     let known = |value: &HeaderValue| {
         value.to_str().is_ok_and(|tags| {
@@ -107,11 +108,15 @@ impl Following {
                 changed = self.changes.changed() => changed.ok()?,
                 () = self.app.stop.cancelled() => return None,
             }
-            sleep_until(self.calm_until).await;
-            self.calm_until = Instant::now() + CALM;
+            tokio::select! {
+                () = sleep_until(self.calm_until) => {}
+                () = self.app.stop.cancelled() => return None,
+            }
             self.changes.mark_unchanged();
             let owner = self.app.store.owner_again(&self.token).await.ok()??;
-            let Feed { body, tag } = look(&self.app, &owner, self.source).await.ok()?;
+            let begun = Instant::now();
+            let Feed { body, tag, took } = look(&self.app, &owner, self.source).await.ok()?;
+            self.calm_until = begun + calm(took, self.app.hub.followers());
             if self.sent.replace(tag.clone()).as_ref() != Some(&tag) {
                 let tag = tag.to_str().unwrap_or_default();
                 return Some(Event::default().event("feed").id(tag).data(body));
@@ -120,23 +125,31 @@ impl Following {
     }
 }
 
-async fn look(app: &App, owner: &Owner, source: IpAddr) -> Result<Feed, Fault> {
+async fn look(app: &Arc<App>, owner: &Owner, source: IpAddr) -> Result<Feed, Fault> {
     let admin = app.administers(owner, source).allowed;
-    let seen = app.seen_by(owner, source).await?.into_iter();
-    let views: Vec<_> = seen.map(|listed| view(app, admin, listed)).collect();
-    let body = serde_json::to_string(&views)
+    let show = move |app: &App, seen: Vec<&Listed>| {
+        written(&seen.into_iter().map(|listed| view(app, admin, listed)).collect::<Vec<_>>())
+    };
+    let (written, took) = app.look(owner, source, show).await?;
+    let (body, tag) = written?;
+    Ok(Feed { body, tag, took })
+}
+
+fn written(views: &[ResourceView]) -> Result<(String, HeaderValue), Fault> {
+    let body = serde_json::to_string(views)
         .map_err(|error| Code::Internal.because(format!("feed: {error}")))?;
     let hash = digest::digest(&digest::SHA256, body.as_bytes());
     // Sixteen bytes are enough to tell feeds apart.
     let tag = format!("\"{}\"", BASE64URL_NOPAD.encode(&hash.as_ref()[..16]));
     let tag = HeaderValue::from_str(&tag)
         .map_err(|error| Code::Internal.because(format!("feed: {error}")))?;
-    Ok(Feed { body, tag })
+    Ok((body, tag))
 }
 
-fn view(app: &App, admin: bool, listed: Listed) -> ResourceView {
+fn view(app: &App, admin: bool, listed: &Listed) -> ResourceView {
     let Listed { name, kind, look, agents, announced: _ } = listed;
-    let transport = agents.iter().find_map(|agent| app.hub.transport(agent, &name));
-    let agents = if admin { agents } else { Vec::new() };
-    ResourceView { name, kind, look, online: transport.is_some(), agents, transport }
+    let transport = agents.iter().find_map(|agent| app.hub.transport(agent, name));
+    let agents = if admin { agents.clone() } else { Vec::new() };
+    let (name, look, online) = (name.clone(), look.clone(), transport.is_some());
+    ResourceView { name, kind: *kind, look, online, agents, transport }
 }

@@ -11,6 +11,7 @@ use crate::api::{EstimateView, GatewayState, GatewayView, ResourceWays};
 use crate::broker::app::App;
 use crate::broker::door::Visitor;
 use crate::broker::orchestrator::GatewaySnapshot;
+use crate::broker::store::Listed;
 
 /// List the gateways that sessions may go through; figures of load for administrators only.
 #[utoipa::path(get, path = "/v1/gateways", tag = "gateways", security(("bearer" = ["user"])),
@@ -63,15 +64,21 @@ pub(super) async fn estimate(
 ) -> Result<Json<EstimateView>, Refused> {
     let source = visitor.address.ip();
     let admin = app.administers(&owner, source).allowed;
-    let mut resources = Vec::new();
-    for listed in app.seen_by(&owner, source).await? {
-        for (agent, rtts) in app.hub.agents_ways(&listed.name) {
-            let transport = app.hub.transport(&agent, &listed.name).unwrap_or_default();
-            let agent = admin.then_some(agent);
-            resources.push(ResourceWays { resource: listed.name.clone(), agent, transport, rtts });
-        }
-    }
+    let ways = move |app: &App, seen: Vec<&Listed>| {
+        let ways = seen.into_iter().map(|listed| ways(app, admin, &listed.name));
+        ways.flatten().collect()
+    };
+    let (resources, _) = app.look(&owner, source, ways).await?;
     Ok(Json(EstimateView { gateways: views(&app, admin), resources }))
+}
+
+fn ways(app: &App, admin: bool, resource: &str) -> Vec<ResourceWays> {
+    let way = |(agent, rtts): (String, _)| {
+        let transport = app.hub.transport(&agent, resource).unwrap_or_default();
+        let agent = admin.then_some(agent);
+        ResourceWays { resource: resource.to_owned(), agent, transport, rtts }
+    };
+    app.hub.agents_ways(resource).into_iter().map(way).collect()
 }
 
 fn views(app: &App, admin: bool) -> Vec<GatewayView> {

@@ -6,11 +6,9 @@ use crate::broker::app::App;
 use crate::broker::clock;
 use crate::broker::seal::Grant;
 use crate::broker::shadow::Watch;
-use crate::broker::store::{Listed, Owner, Standing};
+use crate::broker::store::{Owner, Standing};
 use crate::code::{Code, Fault};
-use crate::policy::{
-    Action, Circumstances, Consent, Decision, Object, Obligations, ResourceFacts, Subject,
-};
+use crate::policy::{Action, Consent, Decision, Object, Obligations, ResourceFacts, Subject};
 use crate::wire::{ShadowWish, TransportPolicy};
 
 impl App {
@@ -34,15 +32,18 @@ impl App {
         }
         let here =
             self.judge.circumstances(Some(source), standing.granted, Some(transport.to_owned()));
-        let objects = resources(&standing.announced);
         let subject = &standing.subject;
-        let decision = self.judge.decide_all(subject, Action::Connect, &objects, &here);
+        let ask = |action| {
+            let objects = resources(&standing.announced);
+            self.judge.decide_all(subject, action, objects, &here)
+        };
+        let decision = ask(Action::Connect);
         // A sign-in that was just judged good is not older than the clock it is compared with.
         let rights = self.judge.rights(&standing, &decision, here.now_ms, here.now_ms);
         match rights {
             Ok(rights) => Ok((rights, decision)),
             Err(code) => {
-                let sees = self.judge.decide_all(subject, Action::See, &objects, &here).allowed;
+                let sees = ask(Action::See).allowed;
                 self.counters.faults.add(code);
                 tracing::info!(user = owner.name, resource, %code, "session refused");
                 let told = if sees { code } else { Code::ResourceUnknown };
@@ -65,33 +66,13 @@ impl App {
         let here = self.judge.circumstances(Some(source), false, None);
         let facts = self.store.facts(session.resource).await?;
         let objects = Object::sessions(session.session, session.user, facts);
-        Ok(self.judge.decide_all(&owner.subject(), action, &objects, &here))
-    }
-
-    /// The resources that `owner` may see from `source`.
-    ///
-    /// # Errors
-    /// The database's.
-    pub(crate) async fn seen_by(
-        &self,
-        owner: &Owner,
-        source: IpAddr,
-    ) -> Result<Vec<Listed>, Fault> {
-        let catalogue = self.store.catalogue(&owner.name).await?.into_iter();
-        let (subject, without) =
-            (owner.subject(), self.judge.circumstances(Some(source), false, None));
-        let seen = catalogue.filter_map(|(listed, granted)| {
-            let here = Circumstances { granted, ..without.clone() };
-            let objects = resources(&listed.announced);
-            self.judge.decide_all(&subject, Action::See, &objects, &here).allowed.then_some(listed)
-        });
-        Ok(seen.collect())
+        Ok(self.judge.decide_all(&owner.subject(), action, objects, &here))
     }
 
     /// Whether `owner` may administer the broker, from `source`.
     pub(crate) fn administers(&self, owner: &Owner, source: IpAddr) -> Decision {
         let here = self.judge.circumstances(Some(source), false, None);
-        self.judge.decide(&owner.subject(), Action::Admin, &Object::Broker, &here)
+        self.judge.decide_all(&owner.subject(), Action::Admin, vec![Object::Broker], &here)
     }
 
     /// Judges grants that ends show, or that live: what each may do now. `source`: where the client that shows them is; for
@@ -125,7 +106,7 @@ impl App {
         }
         let here = self.judge.circumstances(grant.source, standing.granted, grant.transport());
         let objects = resources(&facts);
-        let decision = self.judge.decide_all(&standing.subject, Action::Connect, &objects, &here);
+        let decision = self.judge.decide_all(&standing.subject, Action::Connect, objects, &here);
         let rights = self.judge.rights(standing, &decision, grant.created_ms, here.now_ms);
         (decision, rights)
     }
@@ -143,7 +124,7 @@ impl App {
         };
         let here = self.judge.circumstances(grant.source, false, None);
         let objects = Object::sessions(&wish.session.0, &owner, facts);
-        let decision = self.judge.decide_all(subject, Watch::of(wish).action(), &objects, &here);
+        let decision = self.judge.decide_all(subject, Watch::of(wish).action(), objects, &here);
         let rights = if !decision.allowed {
             Err(Code::SessionUnknown)
         } else if wish.no_prompt && decision.consent() == Consent::Required {

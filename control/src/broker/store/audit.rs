@@ -42,7 +42,7 @@ impl Store {
 
     /// The latest records that match, oldest first.
     pub(crate) async fn audit(&self, query: AuditQuery) -> Result<Vec<AuditRecord>, Fault> {
-        self.call(move |db| {
+        self.read(move |db| {
             let sql = "SELECT record FROM audit WHERE at_ms >= ?1 AND (?2 IS NULL OR user = ?2)
                        ORDER BY id DESC LIMIT ?3";
             let since = sql_int(query.since_ms);

@@ -1,5 +1,5 @@
 //! What agents offer, and who may use it.
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, params};
@@ -31,17 +31,6 @@ pub(crate) struct AgentRecord {
     pub(crate) resources: Vec<Resource>,
 }
 
-/// A resource and the agents that announced it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Listed {
-    pub(crate) name: String,
-    pub(crate) kind: ResourceKind,
-    pub(crate) look: Look,
-    pub(crate) agents: Vec<String>,
-    /// As policies see it, see [`Standing::announced`](super::Standing::announced).
-    pub(crate) announced: Vec<ResourceFacts>,
-}
-
 /// An agent that has announced itself at some time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KnownAgent {
@@ -59,7 +48,18 @@ impl Store {
     /// [`Code::RateLimited`] while there are 32,768 other agents. Then nothing changes.
     pub(crate) async fn announce(&self, agent: AgentRecord) -> Result<(), Fault> {
         let now = clock::unix_ms();
-        if self.call(move |db| announce(db, &agent, now)).await? {
+        let shelf = self.shelf.clone();
+        let announced = self.call(move |db| {
+            let announced = announce(db, &agent, now);
+            match &announced {
+                Ok(Some(changed)) => shelf.changed(changed.iter().cloned()),
+                Ok(None) => {}
+                // Who knows what is in the file by now.
+                Err(_) => shelf.all_changed(),
+            }
+            announced
+        });
+        if announced.await?.is_some() {
             Ok(())
         } else {
             Err(Code::RateLimited
@@ -69,7 +69,7 @@ impl Store {
 
     /// Every agent that is remembered.
     pub(crate) async fn agents(&self) -> Result<Vec<KnownAgent>, Fault> {
-        self.call(|db| {
+        self.read(|db| {
             let sql = "SELECT name, version, seen_ms, draining FROM agents ORDER BY name";
             let mut query = db.prepare_cached(sql)?;
             let rows = query.query_map([], |row| {
@@ -88,7 +88,7 @@ impl Store {
     /// Whether the agent of this name is to get no new sessions.
     pub(crate) async fn is_draining(&self, agent: &str) -> Result<bool, Fault> {
         let agent = agent.to_owned();
-        self.call(move |db| {
+        self.read(move |db| {
             let sql = "SELECT 1 FROM agents WHERE name = ?1 AND draining";
             db.prepare_cached(sql)?.exists([agent])
         })
@@ -108,6 +108,7 @@ impl Store {
     /// Notes that the agents `online` are in use, and forgets those that were not for 30 days. To be called now and then.
     pub(crate) async fn keep_agents(&self, online: Vec<String>) -> Result<(), Fault> {
         let now = clock::unix_ms();
+        let shelf = self.shelf.clone();
         self.call(move |db| {
             let step = db.transaction()?;
             for name in online {
@@ -115,42 +116,19 @@ impl Store {
                 step.prepare_cached(sql)?.execute(params![name, sql_int(now)])?;
             }
             // Their resources go with them.
-            step.execute("DELETE FROM agents WHERE seen_ms < ?1", [unused_since(now)])?;
-            step.commit()
-        })
-        .await
-    }
-
-    /// Every resource, and whether `user` was granted it.
-    pub(crate) async fn catalogue(&self, user: &str) -> Result<Vec<(Listed, bool)>, Fault> {
-        let user = user.to_owned();
-        self.call(move |db| {
-            let mut query = db.prepare_cached(
-                "SELECT name, agent, kind, look,
-                        EXISTS (SELECT 1 FROM grants WHERE user = ?1 AND resource IN (name, '*'))
-                 FROM resources ORDER BY name, agent",
-            )?;
-            let mut listed: BTreeMap<String, (Listed, bool)> = BTreeMap::new();
-            let mut rows = query.query([user])?;
-            while let Some(row) = rows.next()? {
-                let name: String = row.get(0)?;
-                let kind = kind_of(&row.get::<_, String>(2)?);
-                let look = look_of(&row.get::<_, String>(3)?);
-                let facts = facts(&name, kind, &look);
-                // Where agents differ, people see what the first in the order of names says.
-                let (agents, announced) = (Vec::new(), Vec::new());
-                let first = Listed { name: name.clone(), kind, look, agents, announced };
-                let (entry, _) = listed.entry(name).or_insert((first, row.get(4)?));
-                entry.agents.push(row.get(1)?);
-                add(&mut entry.announced, facts);
+            let sql = "DELETE FROM agents WHERE seen_ms < ?1";
+            let gone = step.execute(sql, [unused_since(now)])?;
+            let kept = step.commit();
+            if gone > 0 {
+                shelf.all_changed();
             }
-            Ok(listed.into_values().collect())
+            kept
         })
         .await
     }
 
     pub(crate) async fn grants(&self) -> Result<Vec<GrantView>, Fault> {
-        self.call(|db| {
+        self.read(|db| {
             let sql = "SELECT user, resource FROM grants ORDER BY user, resource";
             let mut query = db.prepare_cached(sql)?;
             let rows = query
@@ -195,32 +173,50 @@ impl Store {
     }
 }
 
-/// Whether there is room for it.
-fn announce(db: &mut Connection, agent: &AgentRecord, now: u64) -> rusqlite::Result<bool> {
+/// The names of resources that changed by it; `None` if there is no room for it.
+fn announce(
+    db: &mut Connection,
+    agent: &AgentRecord,
+    now: u64,
+) -> rusqlite::Result<Option<BTreeSet<String>>> {
     let step = db.transaction()?;
     if !step.prepare_cached("SELECT 1 FROM agents WHERE name = ?1")?.exists([&agent.name])? {
         let agents: i64 = step.query_row("SELECT count(*) FROM agents", [], |row| row.get(0))?;
         if agents >= AGENTS_MAX {
-            return Ok(false);
+            return Ok(None);
         }
     }
-    step.execute(
+    step.prepare_cached(
         "INSERT INTO agents (name, key, version, seen_ms) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (name) DO UPDATE SET
              key = excluded.key, version = excluded.version, seen_ms = excluded.seen_ms",
-        params![agent.name, agent.key, agent.version, sql_int(now)],
-    )?;
-    step.execute("DELETE FROM resources WHERE agent = ?1", [&agent.name])?;
+    )?
+    .execute(params![agent.name, agent.key, agent.version, sql_int(now)])?;
+    let before = offered(&step, &agent.name)?;
+    step.prepare_cached("DELETE FROM resources WHERE agent = ?1")?.execute([&agent.name])?;
     for Resource { name, kind, target, look, .. } in &agent.resources {
         let look = serde_json::to_string(look).unwrap_or_else(|_| "{}".into());
-        step.execute(
+        step.prepare_cached(
             "INSERT INTO resources (agent, name, kind, target, look) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO NOTHING",
-            params![agent.name, name, kind.as_str(), target, look],
-        )?;
+        )?
+        .execute(params![agent.name, name, kind.as_str(), target, look])?;
     }
+    let after = offered(&step, &agent.name)?;
     step.commit()?;
-    Ok(true)
+    // An agent that comes back as it was changes nothing.
+    let changed = before.symmetric_difference(&after).map(|(name, ..)| name.clone());
+    Ok(Some(changed.collect()))
+}
+
+/// Name, kind and look of what an agent offers.
+fn offered(
+    step: &Transaction<'_>,
+    agent: &str,
+) -> rusqlite::Result<BTreeSet<(String, String, String)>> {
+    let sql = "SELECT name, kind, look FROM resources WHERE agent = ?1";
+    let mut query = step.prepare_cached(sql)?;
+    query.query_map([agent], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
 }
 
 /// What policies see of a resource, as each of its agents announced it; nothing: none ever announced such a one.
@@ -239,13 +235,13 @@ pub(super) fn facts_of(db: &Connection, name: &str) -> rusqlite::Result<Vec<Reso
 }
 
 /// Keeps each way once, and one more than there may be, so that those are seen to be too many.
-fn add(announced: &mut Vec<ResourceFacts>, facts: ResourceFacts) {
+pub(super) fn add<T: PartialEq>(announced: &mut Vec<T>, facts: T) {
     if announced.len() <= ANNOUNCED_MAX && !announced.contains(&facts) {
         announced.push(facts);
     }
 }
 
-fn facts(name: &str, kind: ResourceKind, look: &Look) -> ResourceFacts {
+pub(super) fn facts(name: &str, kind: ResourceKind, look: &Look) -> ResourceFacts {
     ResourceFacts {
         name: name.to_owned(),
         kind: kind.as_str().to_owned(),
@@ -254,12 +250,12 @@ fn facts(name: &str, kind: ResourceKind, look: &Look) -> ResourceFacts {
     }
 }
 
-fn kind_of(text: &str) -> ResourceKind {
+pub(super) fn kind_of(text: &str) -> ResourceKind {
     if text == ResourceKind::Udp.as_str() { ResourceKind::Udp } else { ResourceKind::Tcp }
 }
 
 /// This program wrote it. One that cannot be read is none, and policies then see a resource without tags.
-fn look_of(text: &str) -> Look {
+pub(super) fn look_of(text: &str) -> Look {
     serde_json::from_str(text).unwrap_or_default()
 }
 

@@ -71,7 +71,7 @@ impl Store {
     /// [`Code::TokenInvalid`].
     pub(crate) async fn join_kind(&self, token: &str) -> Result<TokenKind, Fault> {
         let hash = hash(token);
-        let found = self.call(move |db| {
+        let found = self.read(move |db| {
             let sql = "SELECT kind FROM tokens WHERE hash = ?1";
             db.prepare_cached(sql)?.query_row([hash.as_slice()], |row| kind(row, 0)).optional()
         });
@@ -99,7 +99,7 @@ impl Store {
     /// The enrolment of this id, revoked or not.
     pub(crate) async fn enrolment(&self, id: &str) -> Result<Option<Enrolment>, Fault> {
         let id = id.to_owned();
-        self.call(move |db| find(db, &id)).await
+        self.read(move |db| find(db, &id)).await
     }
 
     /// Gives a good enrolment the key `to` if its key is `from`, which stays good until the new one is seen.

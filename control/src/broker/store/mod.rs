@@ -1,12 +1,14 @@
 //! Users, tokens, enrolments, agents, resources and grants, in one SQLite file.
 //!
-//! One connection lives on one thread of its own; everybody else sends it work and waits. What a call answered is on
-//! disk. Sessions are not here: they live in memory and are learned again from the ends.
+//! One connection changes it and another one reads it, each on a thread of its own; everybody else sends them work and waits.
+//! What a call answered is on disk, and readers see it: SQLite's log lets them read while it is written. Sessions are not here: they live in memory and are learned again from the ends.
 
 mod audit;
 mod backup;
+mod catalogue;
 mod directory;
 mod enrolments;
+mod lane;
 mod schema;
 mod signins;
 mod standing;
@@ -16,31 +18,27 @@ mod tokens;
 mod tests;
 
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use audit::AuditQuery;
 pub use backup::{Saved, backup, restore};
-pub(crate) use directory::{ANNOUNCED_MAX, AgentRecord, Listed};
+pub(crate) use catalogue::{Catalogue, Granted, Listed};
+pub(crate) use directory::{ANNOUNCED_MAX, AgentRecord};
 pub(crate) use enrolments::{Enrolment, NewEnd};
 pub(crate) use signins::{Begun, Displaced, Person, Renewed};
 pub(crate) use standing::Standing;
 pub(crate) use tokens::{Issued, NewSubject, Owner, Removed};
 
+use self::catalogue::Shelf;
+use self::lane::Lane;
 use crate::broker::data::{DataDir, DataLock};
 use crate::code::{Code, Fault};
 
 const DATABASE_FILE: &str = "broker.db";
-/// Calls waiting for the database. One takes some ten microseconds, a durable write a few milliseconds; more than
-/// this are served so late that their callers had better wait outside.
-const QUEUE_MAX: usize = 1024;
 /// For someone who looks into the file with another tool while we run.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// A database that is opened and sound, and not yet changed: two processes may each have one.
 #[derive(Debug)]
@@ -61,8 +59,9 @@ impl Database {
 /// The database, as the rest of the broker sees it.
 #[derive(Debug)]
 pub(crate) struct Store {
-    jobs: Mutex<Option<mpsc::Sender<Job>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    writer: Lane,
+    reader: Lane,
+    shelf: Arc<Shelf>,
 }
 
 impl Store {
@@ -73,28 +72,19 @@ impl Store {
     pub(crate) fn open(database: Database, lock: Arc<DataLock>) -> Result<Self, Fault> {
         let Database(mut db) = database;
         schema::migrate(&mut db)?;
-        let (jobs, mut inbox) = mpsc::channel::<Job>(QUEUE_MAX);
-        let thread = std::thread::Builder::new()
-            .name("broker-store".into())
-            .spawn(move || {
-                while let Some(job) = inbox.blocking_recv() {
-                    job(&mut db);
-                }
-                drop(db);
-                drop(lock);
-            })
-            .map_err(|error| Code::Internal.because(format!("no thread: {error}")))?;
-        Ok(Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) })
+        let reader = open_reader(&db)?;
+        Ok(Self {
+            writer: Lane::open("broker-store", db, lock)?,
+            reader: Lane::open("broker-reads", reader, ())?,
+            shelf: Arc::default(),
+        })
     }
 
     /// Finishes what is queued, closes the database and gives its hold on the data directory up. Later calls fail.
     pub(crate) async fn close(&self) {
-        drop(lock(&self.jobs).take());
-        let thread = lock(&self.thread).take();
-        if let Some(thread) = thread {
-            // A panic on the thread was reported when it happened.
-            drop(tokio::task::spawn_blocking(move || thread.join()).await);
-        }
+        // The last connection to close folds the log in, and that must be able to write.
+        self.reader.close().await;
+        self.writer.close().await;
     }
 
     /// Comes back once the database has answered.
@@ -102,21 +92,25 @@ impl Store {
     /// # Errors
     /// [`Code::DataCorrupt`], [`Code::DataDirUnusable`], [`Code::Internal`].
     pub(crate) async fn answers(&self) -> Result<(), Fault> {
-        self.call(|db| db.query_row("SELECT count(*) FROM users", [], |_| Ok(()))).await
+        let count = |db: &Connection| db.query_row("SELECT count(*) FROM users", [], |_| Ok(()));
+        self.call(move |db| count(db)).await?;
+        self.read(count).await
     }
 
+    /// Changes something, behind all that others change.
     async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Fault> {
-        let gone = || Code::Internal.because("the database is closed");
-        let jobs = lock(&self.jobs).clone().ok_or_else(gone)?;
-        let (answer, answered) = oneshot::channel();
-        // The caller may have gone; nobody misses the answer then.
-        let job: Job = Box::new(move |db| drop(answer.send(work(db))));
-        jobs.send(job).await.map_err(|_| gone())?;
-        drop(jobs);
-        answered.await.map_err(|_| gone())?.map_err(|error| schema::fault(&error))
+        self.writer.call(work).await
+    }
+
+    /// Reads as of one moment. It sees what was answered before, and does not wait for what is being written.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Fault> {
+        self.reader.call(move |db| work(&*db.transaction()?)).await
     }
 }
 
@@ -133,4 +127,14 @@ fn open_private(data: &DataDir) -> Result<Connection, Fault> {
     let db = Connection::open_with_flags(data.file(DATABASE_FILE), flags)
         .and_then(|db| db.busy_timeout(BUSY_TIMEOUT).map(|()| db));
     db.map_err(|error| schema::fault(&error))
+}
+
+/// A second connection to the same database, which changes nothing.
+fn open_reader(db: &Connection) -> Result<Connection, Fault> {
+    let path = db.path().ok_or_else(|| Code::Internal.because("the database has no path"))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let reader = Connection::open_with_flags(path, flags)
+        .and_then(|db| db.busy_timeout(BUSY_TIMEOUT).map(|()| db))
+        .and_then(|db| db.execute_batch("PRAGMA trusted_schema = OFF").map(|()| db));
+    reader.map_err(|error| schema::fault(&error))
 }

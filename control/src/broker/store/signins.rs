@@ -120,7 +120,7 @@ impl Store {
 
     /// When the next sign-in after `after_ms` ends.
     pub(crate) async fn next_end(&self, after_ms: u64) -> Result<Option<u64>, Fault> {
-        self.call(move |db| {
+        self.read(move |db| {
             let sql = "SELECT min(expires_ms) FROM tokens WHERE expires_ms > ?1";
             let next = db.prepare_cached(sql)?.query_row([sql_int(after_ms)], |row| row.get(0))?;
             Ok(Option::<i64>::map(next, i64::cast_unsigned))
@@ -130,7 +130,7 @@ impl Store {
 
     /// The tokens that ended after `from_ms`, by `to_ms`.
     pub(crate) async fn ended(&self, from_ms: u64, to_ms: u64) -> Result<Vec<String>, Fault> {
-        self.call(move |db| {
+        self.read(move |db| {
             let sql = "SELECT id FROM tokens WHERE expires_ms > ?1 AND expires_ms <= ?2";
             let mut query = db.prepare_cached(sql)?;
             query.query_map([sql_int(from_ms), sql_int(to_ms)], |row| row.get(0))?.collect()

@@ -47,7 +47,7 @@ impl Store {
     /// [`Code::TokenRevoked`], [`Code::TokenExpired`], [`Code::TokenInvalid`] if it is no user's.
     pub(crate) async fn standing(&self, token: &str, resource: &str) -> Result<Standing, Fault> {
         let (token, resource) = (token.to_owned(), resource.to_owned());
-        let found = self.call(move |db| match user_of(db, &token)? {
+        let found = self.read(move |db| match user_of(db, &token)? {
             Ok(owner) => standing(db, owner.subject(), &resource).map(Ok),
             Err(code) => Ok(Err(code)),
         });
@@ -62,7 +62,7 @@ impl Store {
     ) -> Result<Option<Standing>, Fault> {
         let (user, resource) = (user.to_owned(), resource.to_owned());
         let now = sql_int(clock::unix_ms());
-        self.call(move |db| {
+        self.read(move |db| {
             let sql = "SELECT id FROM tokens WHERE kind = 'user' AND name = ?1
                        AND revoked_ms IS NULL AND coalesce(expires_ms > ?2, TRUE)
                        ORDER BY created_ms DESC LIMIT 1";
@@ -83,7 +83,7 @@ impl Store {
         &self,
         grants: Vec<Grant>,
     ) -> Result<Vec<(Grant, Result<Standing, Code>)>, Fault> {
-        self.call(move |db| {
+        self.read(move |db| {
             let looked_up = grants.into_iter().map(|grant| {
                 let found = of_grant(db, &grant)?;
                 Ok((grant, found))
@@ -96,7 +96,7 @@ impl Store {
     /// What policies see of a resource, see [`Standing::announced`]: of one that is not known any more, its name.
     pub(crate) async fn facts(&self, resource: &str) -> Result<Vec<ResourceFacts>, Fault> {
         let name = resource.to_owned();
-        let announced = self.call(move |db| facts_of(db, &name)).await?;
+        let announced = self.read(move |db| facts_of(db, &name)).await?;
         Ok(or_named(announced, resource))
     }
 }

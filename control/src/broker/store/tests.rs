@@ -8,9 +8,11 @@ use crate::api::{GrantView, TokenKind};
 use crate::broker::clock;
 use crate::broker::seal::Grant;
 use crate::claims::Claims;
-use crate::policy::ResourceFacts;
+use crate::policy::{Object, ResourceFacts, Thing};
 use crate::wire::{Look, PublicKey, Resource, ResourceKind, SessionId};
 
+#[path = "catalogue_tests.rs"]
+mod catalogues;
 #[path = "enrolment_tests.rs"]
 mod enrolments;
 #[path = "hardship_tests.rs"]
@@ -36,14 +38,18 @@ fn agent(name: &str, resources: &[&str]) -> AgentRecord {
     AgentRecord { name: name.into(), key: "key".into(), version: "1".into(), resources }
 }
 
-async fn resources(store: &Store) -> Vec<Listed> {
-    store.catalogue("ada").await.unwrap().into_iter().map(|(listed, _)| listed).collect()
+async fn resources(store: &Store) -> Vec<Arc<Listed>> {
+    store.catalogue("ada").await.unwrap().0.to_vec()
 }
 
 /// Resources that a user was granted.
-async fn granted(store: &Store, user: &str) -> Vec<Listed> {
-    let catalogue = store.catalogue(user).await.unwrap().into_iter();
-    catalogue.filter_map(|(listed, granted)| granted.then_some(listed)).collect()
+async fn granted(store: &Store, user: &str) -> Vec<Arc<Listed>> {
+    let (catalogue, granted) = store.catalogue(user).await.unwrap();
+    catalogue.iter().filter(|listed| granted.covers(&listed.name)).cloned().collect()
+}
+
+fn thing(facts: ResourceFacts) -> Thing {
+    Thing::from(Object::Resource(facts))
 }
 
 /// What the ends of ada's session show.
@@ -79,9 +85,9 @@ async fn what_was_answered_is_there_after_reopening() {
     assert_eq!((owner.name.as_str(), owner.admin, owner.token), ("ada", true, issued.id));
     let feed = granted(&store, "ada").await;
     let look = Look::default();
-    let (agents, announced) = (vec!["lab".into()], vec![ResourceFacts::named("ssh")]);
+    let (agents, announced) = (vec!["lab".into()], vec![thing(ResourceFacts::named("ssh"))]);
     let ssh = Listed { name: "ssh".into(), kind: ResourceKind::Tcp, look, agents, announced };
-    assert_eq!(feed, [ssh]);
+    assert_eq!(feed, [Arc::new(ssh)]);
     assert_eq!(resources(&store).await.len(), 2);
     assert!(granted(&store, "eve").await.is_empty());
 }
@@ -218,7 +224,8 @@ async fn every_way_in_which_agents_announce_a_resource_is_known() {
     let facts = store.facts("db").await.unwrap();
     let tags = facts.iter().flat_map(|it| &it.tags).collect::<Vec<_>>();
     assert_eq!(tags, ["test", "prod"], "and each but once");
-    assert_eq!(resources(&store).await[0].announced, facts);
+    let announced = facts.into_iter().map(thing).collect::<Vec<_>>();
+    assert_eq!(resources(&store).await[0].announced, announced);
     assert_eq!(store.facts("web").await.unwrap(), [ResourceFacts::named("web")]);
     for number in 0..100 {
         let tag = number.to_string();

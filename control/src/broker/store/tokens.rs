@@ -83,7 +83,7 @@ impl Store {
             return Err(Code::TokenInvalid.into());
         }
         let hash = hash(token);
-        let found = self.call(move |db| find(db, "hash", &hash.as_slice())).await?;
+        let found = self.read(move |db| find(db, "hash", &hash.as_slice())).await?;
         match found {
             None => Err(Code::TokenInvalid.into()),
             Some((_, Some(_))) => Err(Code::TokenRevoked.into()),
@@ -100,7 +100,7 @@ impl Store {
     /// What is known by now of the owner of the token with this id; `None` once the token is not good.
     pub(crate) async fn owner_again(&self, id: &str) -> Result<Option<Owner>, Fault> {
         let id = id.to_owned();
-        self.call(move |db| Ok(good(db, &id)?.ok())).await
+        self.read(move |db| Ok(good(db, &id)?.ok())).await
     }
 
     /// Makes a token, and its user with the grants if need be.
@@ -134,7 +134,7 @@ impl Store {
     }
 
     pub(crate) async fn tokens(&self) -> Result<Vec<TokenView>, Fault> {
-        self.call(|db| {
+        self.read(|db| {
             let mut query = db.prepare_cached(
                 "SELECT id, kind, tokens.name, coalesce(tokens.admin, users.admin, 0), tokens.created_ms,
                         revoked_ms, expires_ms, uses_left

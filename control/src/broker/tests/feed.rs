@@ -3,9 +3,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 
-use super::support::{Bench, eventually, soon};
-use crate::api::{AgentView, GrantView, ResourceView};
+use super::support::{Bench, eventually, register, soon};
+use crate::api::{AgentView, EstimateView, GrantView, ResourceView};
 use crate::code::Code;
+use crate::wire::{FromAgent, Resource, ToAgent};
 
 type Sender = hyper::client::conn::http1::SendRequest<Full<bytes::Bytes>>;
 
@@ -119,6 +120,39 @@ async fn a_burst_of_changes_is_a_few_looks_and_the_last_one_is_told() {
     assert!(last.contains("\"ssh\""), "{last}");
     // One at once, and one for each calm that has passed since.
     assert!(events as u128 <= at.as_millis() / CALM.as_millis() + 2, "{events} events in {at:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_big_feed_is_judged_like_a_small_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let mut agents = Vec::new();
+    for number in 0..4 {
+        let name = format!("lab{number}");
+        let mut link = bench.agent_link(&name).await;
+        let mut word = register(&name, vec![]);
+        if let FromAgent::Register { resources, .. } = &mut word {
+            let names = (0..100).map(|it| format!("r{number}-{it:02}"));
+            *resources = names.map(|name| Resource::tcp(name, "127.0.0.1:22")).collect();
+        }
+        link.say(&word).await;
+        assert_eq!(link.hear::<ToAgent>().await, ToAgent::Registered);
+        agents.push(link);
+    }
+    let (ada, _) = bench.user("ada", &["r1-07", "r3-99"]).await;
+    let (bob, _) = bench.user("bob", &["*"]).await;
+    let feed = async |token: &str| {
+        let feed = bench.get("/v1/resources", token).await.json::<Vec<ResourceView>>();
+        assert!(feed.iter().all(|resource| resource.online && resource.agents.is_empty()));
+        feed.into_iter().map(|resource| resource.name).collect::<Vec<_>>()
+    };
+    assert_eq!(feed(&ada).await, ["r1-07", "r3-99"]);
+    let all = feed(&bob).await;
+    assert!(all.len() == 400 && all.is_sorted());
+    let ways = async |token: &str| {
+        bench.get("/v1/estimate", token).await.json::<EstimateView>().resources.len()
+    };
+    assert_eq!((ways(&ada).await, ways(&bob).await), (2, 400));
 }
 
 /// As the broker has it between two looks.
