@@ -17,7 +17,7 @@ use switchback_engine::Tuning;
 pub use gateways::{
     FromGateway, GATEWAY_EVENTS_MAX, GATEWAY_LINK, GATEWAY_METERS_MAX, GATEWAY_PAIRS_MAX,
     GATEWAYS_MAX, GatewayPlace, GatewayRegister, GatewayRtt, HeldPair, LOCAL_GATEWAY, LegEvent,
-    LegWish, PairFigures, PairName, PairView, Side, ToGateway,
+    LegWish, PairFigures, PairName, PairView, RELAY_USERS_MAX, Side, ToGateway,
 };
 pub use service::{
     Balance, FOLDER_DEPTH_MAX, Look, PoolShare, TAGS_MAX, TITLE_CHARS_MAX, TargetHealth,

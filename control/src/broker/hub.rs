@@ -15,7 +15,7 @@ use crate::broker::clock;
 use crate::broker::counters::Counters;
 use crate::broker::events;
 use crate::broker::gateway::DataPlane;
-use crate::broker::gateways::{Member, Members, Meter};
+use crate::broker::gateways::{Ending, Member, Members, Meter};
 use crate::broker::limits::LINK_QUEUE_MAX;
 use crate::broker::orchestrator::{
     AgentSnapshot, Explained, How, Input, LinkId, Notice, Orchestrator, Output, SessionLimits,
@@ -79,6 +79,7 @@ pub(super) struct Core {
     pub(super) meters: HashMap<PairId, Meter>,
     /// Gateways on other machines.
     pub(super) members: Members,
+    pub(super) ending: Ending,
 }
 
 impl Hub {
@@ -92,7 +93,7 @@ impl Hub {
     ) -> Self {
         let orchestrator = Orchestrator::new(limits);
         let (links, meters, members) = (HashMap::new(), HashMap::new(), Members::default());
-        let core = Core { orchestrator, links, meters, members };
+        let core = Core { orchestrator, links, meters, members, ending: Ending::default() };
         Self {
             core: Mutex::new(core),
             seal,
@@ -179,6 +180,7 @@ impl Hub {
     }
 
     /// A name and an outgoing queue for a new link.
+        self.tell_ending(core);
     pub(crate) fn attach(&self) -> (LinkId, mpsc::Receiver<Outgoing>) {
         let link = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
         let (sender, receiver) = mpsc::channel(LINK_QUEUE_MAX);
@@ -616,7 +618,8 @@ mod tests {
     fn meters_go_with_their_pairs_however_those_went() {
         let orchestrator = Orchestrator::new(SessionLimits::default());
         let (links, meters, members) = (HashMap::new(), HashMap::new(), Members::default());
-        let mut core = Core { orchestrator, links, meters, members };
+        let ending = Ending::default();
+        let mut core = Core { orchestrator, links, meters, members, ending };
         let (name, now): (GatewayId, _) = ("a".into(), Instant::now());
         let up = GatewayUp {
             name: name.clone(),

@@ -312,7 +312,9 @@ impl Gateway {
             ToGateway::Tune { pair: PairName(pair), tuning } => {
                 parts.tunings.expect(pair, Arc::new(tuning), clock::steady_seconds());
             }
-            ToGateway::EndPair { pair: PairName(pair) } => parts.plane.end_pair(pair),
+            ToGateway::EndPairs { pairs } => {
+                pairs.into_iter().for_each(|PairName(pair)| parts.plane.end_pair(pair));
+            }
             ToGateway::EndRelay { users } => parts.plane.end_relay(&users),
             ToGateway::Drain { drain } => self.draining = drain,
         }

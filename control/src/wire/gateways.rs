@@ -19,8 +19,10 @@ pub const GATEWAYS_MAX: usize = 32;
 pub const GATEWAY_EVENTS_MAX: usize = 128;
 /// Pairs whose figures go into one message: about 32 KiB.
 pub const GATEWAY_METERS_MAX: usize = 24;
-/// Live pairs in one message: about 32 KiB.
+/// Pairs in one message: about 32 KiB of live ones.
 pub const GATEWAY_PAIRS_MAX: usize = 256;
+/// Users of the relay in one message: about 12 KiB.
+pub const RELAY_USERS_MAX: usize = 512;
 
 /// A pair's id as messages carry it: 32 lower-case hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -285,14 +287,14 @@ pub enum ToGateway {
         /// What it brings.
         tuning: Tuning,
     },
-    /// Cut the pair, or send the leg away that waits for it.
-    EndPair {
-        /// Which.
-        pair: PairName,
+    /// Cut these pairs, or send the legs away that wait for them.
+    EndPairs {
+        /// Which, [`GATEWAY_PAIRS_MAX`] at most.
+        pairs: Vec<PairName>,
     },
     /// These users of the relay may use it no more.
     EndRelay {
-        /// Their names.
+        /// Their names, [`RELAY_USERS_MAX`] at most.
         users: Vec<String>,
     },
     /// Its sessions are being moved away, or may come again: to be told again when it registers anew.

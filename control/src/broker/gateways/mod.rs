@@ -3,11 +3,13 @@
 //! The orchestrator knows a gateway by its name and what it is near to; [`Members`] knows the link that leads there, the
 //! key that its tickets are minted with, and its relay. The broker's own gateway is no member: what is asked of it goes to the
 //! data plane of this process.
+mod ending;
 mod told;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub(in crate::broker) use ending::Ending;
 use switchback_engine::{LegSide, PairId, PairMeter};
 
 use crate::broker::clock;

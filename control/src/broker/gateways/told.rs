@@ -7,11 +7,8 @@ use super::{Member, Meter};
 use crate::broker::clock;
 use crate::broker::hub::{Core, Hub, Outgoing};
 use crate::broker::orchestrator::{GatewayId, GatewaySnapshot, GatewayUp, Input, LinkId};
-use crate::broker::udp::relay_users;
 use crate::code::{Code, Fault};
-use crate::wire::{
-    GatewayRtt, LOCAL_GATEWAY, LegEvent, PairFigures, PairName, RelayAccess, SessionId, ToGateway,
-};
+use crate::wire::{GatewayRtt, LegEvent, PairFigures, PairName, RelayAccess, SessionId, ToGateway};
 
 impl Hub {
     /// A gateway registers; one of the same name that has a link loses that.
@@ -108,36 +105,6 @@ impl Hub {
 
     // --- doing what the orchestrator says ---
 
-    /// Cuts a pair wherever it is: one that is no longer known may be anywhere.
-    pub(in crate::broker) fn end_pair(&self, core: &mut Core, pair: PairId) {
-        let gateway = core.orchestrator.gateway_of(pair).cloned();
-        if let Some(gateway) = gateway {
-            return self.end_pair_at(core, &gateway, pair);
-        }
-        self.data_plane.end_pair(pair);
-        self.tell_members(core, &ToGateway::EndPair { pair: PairName(pair) });
-    }
-
-    pub(in crate::broker) fn end_pair_at(
-        &self,
-        core: &mut Core,
-        gateway: &GatewayId,
-        pair: PairId,
-    ) {
-        if let Some(link) = core.members.get(gateway).map(|member| member.link) {
-            self.send(core, link, &ToGateway::EndPair { pair: PairName(pair) });
-        } else if &**gateway == LOCAL_GATEWAY {
-            self.data_plane.end_pair(pair);
-        }
-    }
-
-    /// Both ends may have used relays of several gateways.
-    pub(in crate::broker) fn end_relay(&self, core: &mut Core, session: &SessionId) {
-        let users = relay_users(session);
-        self.data_plane.end_relay(&users);
-        self.tell_members(core, &ToGateway::EndRelay { users: users.into() });
-    }
-
     /// A gateway hears whose pair will come, so that it can say so to a broker that was started anew.
     pub(in crate::broker) fn expect(&self, core: &mut Core, pair: PairId, session: &SessionId) {
         if let Some(link) = core.member_of(pair).map(|member| member.link) {
@@ -177,11 +144,6 @@ impl Hub {
             }
             None => self.udp.relay(session, user, side, now),
         }
-    }
-
-    fn tell_members(&self, core: &mut Core, message: &ToGateway) {
-        let links: Vec<_> = core.members.links().collect();
-        links.into_iter().for_each(|link| self.send(core, link, message));
     }
 
     // --- what the API asks ---
