@@ -114,6 +114,8 @@ pub(crate) struct Counters {
     pub(crate) certificates_refused: Counter,
     /// Moves of sessions between transports.
     pub(crate) moves: Moves,
+    /// Moves that are no events, as their sessions had told of so many.
+    pub(crate) events_left_out: Counter,
     /// What ends of sessions count about loss.
     pub(crate) losses: Losses,
 }

@@ -69,7 +69,7 @@ pub(super) fn of_output(after: &Orchestrator, output: &Output) -> Option<EventVi
         Output::SessionOver { grant, code, .. } => {
             EventView { code: Some(*code), ..of_grant(EventKind::SessionEnded, grant) }
         }
-        Output::Moved { moved, grant, .. } => {
+        Output::Moved { moved, grant, told: true, .. } => {
             let from = moved.from.as_deref().unwrap_or("nothing");
             let stall_ms = moved.stall_us / 1000;
             EventView {

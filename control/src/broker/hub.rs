@@ -404,8 +404,9 @@ impl Hub {
             Output::Tell { link, end, session, notice } => {
                 self.tell(core, link, end, session, notice);
             }
-            Output::Moved { moved, first_direct, .. } => {
-                self.counters.moves.add(&moved, first_direct)
+            Output::Moved { moved, first_direct, told, .. } => {
+                self.counters.moves.add(&moved, first_direct);
+                self.counters.events_left_out.add_many(u64::from(!told));
             }
             Output::Lossy { by_client, counted } => self.counters.losses.add(by_client, &counted),
             Output::Ignored { code } => self.counters.faults.add(code),

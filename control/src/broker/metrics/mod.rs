@@ -108,6 +108,11 @@ fn refusals(page: &mut Page, app: &App) {
             counters.links_overrun.get(),
         ),
         (
+            "switchback_events_left_out_total",
+            "Moves of sessions that are counted but are no events, as their sessions moved too often.",
+            counters.events_left_out.get(),
+        ),
+        (
             "switchback_replay_cache_full_total",
             "Legs refused because too many tickets were in use at once.",
             app.admission.overflow(),

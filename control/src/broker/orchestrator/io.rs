@@ -359,11 +359,12 @@ pub(crate) enum Output {
         session: SessionId,
         notice: Notice,
     },
-    /// Count a move; `first_direct`: the session had no direct path before.
+    /// Count a move; `first_direct`: the session had no direct path before; `told`: it is an event too.
     Moved {
         grant: Box<Grant>,
         moved: Box<PathMove>,
         first_direct: bool,
+        told: bool,
     },
     /// Count what an end has counted about loss.
     Lossy {

@@ -154,7 +154,7 @@ impl Orchestrator {
             }
             Input::CandidatesRefused { link } => self.candidates_refused(link),
             Input::Moved { link, session, moved, direct } => {
-                self.moved(link, &session, moved, direct);
+                self.moved(now, link, &session, moved, direct);
             }
             Input::Explain { session } => self.explain(&session),
             Input::Paths { link, session, paths } => self.paths(now, link, &session, paths),

@@ -26,6 +26,9 @@ use crate::wire::{
 const CANDIDATES: Rate = Rate { burst: 16.0, per_second: 0.5 };
 /// Changes of an agent's network that its clients are told of: each is a message per session.
 const NETWORKS: Rate = Rate { burst: 4.0, per_second: 0.2 };
+/// Moves and stalls of one session that everybody's events hold: a minute on a bad network, and what a day brings. Clients say
+/// as many as they like, and whoever listens must still find what happened to others.
+const MOVES_TOLD: Rate = Rate { burst: 8.0, per_second: 0.05 };
 /// Half of the time that relay credentials are good: a link that is down for the other half harms nothing.
 const RENEW_AFTER: Duration = Duration::from_secs(RELAY_TTL / 2);
 /// Sessions whose relay credentials are renewed per tick: a thirtieth of what a link's queue takes, so that an agent with
@@ -41,6 +44,8 @@ pub(super) struct UdpState {
     paths: [Option<(Instant, Box<PathReport>)>; 2],
     /// Or the time to a direct path would be wrong, as it is not known or passed before anybody used the session.
     pub(super) was_direct: bool,
+    /// For what becomes of its moves besides a sum.
+    moves: Bucket,
     /// What the client, and what the agent, is to hear when it has a link again.
     missed: [Missed; 2],
 }
@@ -68,11 +73,11 @@ impl UdpState {
     /// Of a session granted now, or (`known_again`) told of by an end, whose credentials may be as old as they get.
     pub(super) fn new(known_again: bool, now: Instant) -> Self {
         let renew_at = if known_again { now } else { now + RENEW_AFTER };
-        let full = Bucket::full(CANDIDATES, now);
+        let (full, moves) = (Bucket::full(CANDIDATES, now), Bucket::full(MOVES_TOLD, now));
         // Whether it was is not known then, and the time would be wrong.
         let was_direct = known_again;
         let (paths, missed) = ([None, None], Default::default());
-        Self { from_client: full, from_agent: full, renew_at, paths, was_direct, missed }
+        Self { from_client: full, from_agent: full, renew_at, paths, was_direct, moves, missed }
     }
 }
 
@@ -231,6 +236,7 @@ impl Orchestrator {
     /// direct path says nothing of its use.
     pub(super) fn moved(
         &mut self,
+        now: Instant,
         link: LinkId,
         id: &SessionId,
         moved: Box<PathMove>,
@@ -243,8 +249,9 @@ impl Orchestrator {
         }
         let first_direct = direct && !session.udp.was_direct;
         session.udp.was_direct |= direct;
+        let told = session.udp.moves.take(now);
         let grant = Box::new(session.grant.clone());
-        self.out.push(Output::Moved { grant, moved, first_direct });
+        self.out.push(Output::Moved { grant, moved, first_direct, told });
     }
 
     /// Asks both ends what they see.

@@ -302,3 +302,22 @@ fn a_client_counts_its_first_direct_move_once() {
         [say(CLIENT, false), say(CLIENT, true), say(CLIENT, true), say(AGENT, true)];
     assert_eq!(answers, [vec![false], vec![true], vec![false], vec![]]);
 }
+
+#[test]
+fn a_session_that_moves_all_the_time_is_counted_all_the_time_and_told_of_now_and_then() {
+    let mut world = world(UdpUse::Prefer);
+    let (_, _, grant) = told(&open(&mut world, None));
+    let (_, _, other) = told(&open(&mut world, None));
+    let say = |world: &mut World, grant: &Grant| {
+        let (session, moved) = (grant.session.clone(), to_direct());
+        let out = world.say(Input::Moved { link: CLIENT, session, moved, direct: true });
+        let [Output::Moved { told, .. }] = out[..] else { panic!("{out:?}") };
+        told
+    };
+    let events = (0..1000).filter(|_| say(&mut world, &grant)).count();
+    assert_eq!(events, 8, "a burst");
+    assert!(say(&mut world, &other), "another session has its own");
+    world.after(41);
+    let events = (0..1000).filter(|_| say(&mut world, &grant)).count();
+    assert_eq!(events, 2, "one each 20 s");
+}

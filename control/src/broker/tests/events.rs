@@ -6,6 +6,7 @@ use hyper_util::rt::TokioIo;
 
 use super::support::*;
 use crate::api::{EventKind, EventPage};
+use crate::wire::{FromClient, PathMove};
 
 /// The kinds of events of this answer, and what the next page is after.
 fn kinds(page: &EventPage) -> Vec<EventKind> {
@@ -83,4 +84,44 @@ async fn a_stream_of_events_goes_on_until_its_token_is_revoked() {
     while let Some(frame) = soon(body.frame()).await {
         drop(frame);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_whose_session_moves_without_end_pushes_nobodys_events_out() {
+    const MOVES: usize = 5000;
+    let temp = tempfile::tempdir().unwrap();
+    let bench = Bench::first(temp.path()).await;
+    let (ada, _) = bench.user("ada", &["ssh"]).await;
+    let (eve, _) = bench.user("eve", &["ssh"]).await;
+    let _agent = bench.agent("lab", vec![]).await;
+    let mut client = bench.client_link(&ada).await;
+    client.open("ssh").await.ok().unwrap();
+    let mut flood = bench.client_link(&eve).await;
+    let session = flood.open("ssh").await.ok().unwrap().session;
+    let moved = PathMove {
+        at_ms: 1,
+        from: None,
+        to: "UDP (Shortpath)".into(),
+        cause: "better".into(),
+        stall_us: 0,
+        rtt_us: None,
+    };
+    for _ in 0..MOVES {
+        flood
+            .say(&FromClient::Moved { session: session.clone(), moved: moved.clone().into() })
+            .await;
+    }
+    let metric = "switchback_events_left_out_total ";
+    let left_out = async || {
+        let page = bench.get("/metrics", &bench.admin).await;
+        let line = page.text().lines().find_map(|line| line.strip_prefix(metric)).unwrap();
+        line.parse::<usize>().unwrap()
+    };
+    eventually(async || left_out().await >= MOVES - 100).await;
+    let page = bench.get("/v1/events", &bench.admin).await.json::<EventPage>();
+    assert_eq!(kinds(&page)[0], EventKind::BrokerStarted, "nothing was forgotten");
+    let of_ada = bench.get("/v1/events", &ada).await.json::<EventPage>();
+    assert_eq!(kinds(&of_ada), [EventKind::ClientOnline, EventKind::SessionGranted]);
+    let moves = kinds(&page).iter().filter(|kind| **kind == EventKind::SessionMoved).count();
+    assert!((1..100).contains(&moves), "{moves}");
 }
