@@ -24,6 +24,8 @@ mod pool_tests;
 mod random_tests;
 mod ready;
 mod rights;
+#[cfg(test)]
+mod rights_tests;
 mod sessions;
 mod shadow;
 #[cfg(test)]

@@ -78,16 +78,15 @@ impl Orchestrator {
         }
     }
 
-    /// An end shows a session that is bound by policy: it may not know yet what that says.
+    /// An end shows a session: it may not know yet what policy says of it. An agent is also told that nothing binds the
+    /// session, as it may have missed that a rate was lifted; a client holds to what is never given back.
     pub(super) fn tell_policy_again(&mut self, end: &End, id: &SessionId) {
         let Some(session) = self.sessions.get(id) else { return };
         let grant = session.grant.clone();
-        if !grant.rights.obligations.is_none() {
-            let end = match end {
-                End::Client => LegSide::Client,
-                End::Agent => LegSide::Agent,
-            };
-            self.tell_policy(&grant, end);
+        match end {
+            End::Agent => self.tell_policy(&grant, LegSide::Agent),
+            End::Client if grant.rights.obligations.is_none() => {}
+            End::Client => self.tell_policy(&grant, LegSide::Client),
         }
     }
 

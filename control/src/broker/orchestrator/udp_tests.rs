@@ -74,8 +74,10 @@ fn told(outputs: &[Output]) -> (Option<Vec<Candidate>>, Option<Vec<Candidate>>, 
     (agent.clone(), client.clone(), *grant.clone())
 }
 
+/// What ends are told but for policy, which an agent hears with each session that it shows.
 fn notices(outputs: &[Output]) -> Vec<(LinkId, LegSide, Notice)> {
     let told = outputs.iter().filter_map(|output| match output {
+        Output::Tell { notice: Notice::Policy { .. }, .. } => None,
         Output::Tell { link, end, notice, .. } => Some((*link, *end, notice.clone())),
         _ => None,
     });

@@ -19,11 +19,15 @@ async fn is_in(bench: &Bench, session: &SessionId, state: SessionState) -> bool 
 
 /// The agent's leg for an offer that has it dialled.
 async fn dial_offer(bench: &Bench, agent: &mut Link) -> (TcpStream, SealedGrant) {
-    match agent.hear().await {
-        ToAgent::Offer { session, leg: AgentLeg::Dial { ticket } } => {
-            (bench.dial(&ticket).await, session.grant)
+    loop {
+        match agent.hear().await {
+            ToAgent::Offer { session, leg: AgentLeg::Dial { ticket } } => {
+                return (bench.dial(&ticket).await, session.grant);
+            }
+            // With each session that it shows.
+            ToAgent::About(AboutSession::Policy { .. }) => {}
+            other => panic!("{other:?}"),
         }
-        other => panic!("{other:?}"),
     }
 }
 
