@@ -75,6 +75,9 @@ kinds! {
     SessionGranted "session_granted" "A session begins.";
     SessionMoved "session_moved" "A session went over to another transport.";
     SessionEnded "session_ended" "A session is over.";
+    Enrolled "enrolled" "An agent or a gateway spent a use of a join string, and is known by its key.";
+    KeyReplaced "key_replaced" "An agent or a gateway is known by a new key.";
+    EnrolmentRevoked "enrolment_revoked" "An agent or a gateway is known no more; its sessions have ended or move.";
     TokenRevoked "token_revoked" "A token was revoked; what it held up has ended.";
     GrantsChanged "grants_changed" "A user may use less than before.";
     CertificateReloaded "certificate_reloaded" "The certificate files hold another pair, which is used now.";

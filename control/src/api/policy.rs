@@ -11,11 +11,11 @@ pub struct AuditRecord {
     pub at_ms: u64,
     /// The session's id, or one of its own for what is no session: what logs and lists know it by.
     pub correlation: String,
-    /// Who asked; empty if it was the broker itself.
+    /// Who asked: a user, or the end that enrols (`agent/NAME`, `gateway/NAME`); empty if it was the broker itself, or nobody known.
     pub user: String,
-    /// `connect`, `kill`, `admin`, `policy-reload`, ...
+    /// `connect`, `kill`, `admin`, `enrol`, `policy-reload`, ...
     pub action: String,
-    /// What it was about: a resource, a session, or a request to the API.
+    /// What it was about: a resource, a session, an agent or a gateway, or a request to the API.
     pub resource: String,
     /// Whether it was allowed.
     pub allowed: bool,

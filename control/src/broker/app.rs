@@ -11,7 +11,7 @@ use crate::broker::admission::TicketAdmission;
 use crate::broker::audit::Audit;
 use crate::broker::config::{Authority, ServeConfig};
 use crate::broker::counters::Counters;
-use crate::broker::enrolment::ENROLMENTS;
+use crate::broker::enrolment::Enrolments;
 use crate::broker::hub::Hub;
 use crate::broker::limits::{ENROLMENT_LINKS_MAX, USER_LINKS_MAX};
 use crate::broker::looks::Looks;
@@ -41,8 +41,7 @@ pub(crate) struct App {
     pub(crate) user_requests: Rates<String>,
     pub(crate) failed_sign_ins: Rates<IpAddr>,
     pub(crate) signins: Signins,
-    /// Enrolments and rotations of a source.
-    pub(crate) enrolments: Rates<IpAddr>,
+    pub(crate) enrolments: Enrolments,
     /// Client links by user.
     pub(crate) user_links: Arc<Shares<String>>,
     /// Links of agents and gateways by enrolment.
@@ -78,7 +77,7 @@ impl App {
             user_requests: Rates::new(USER_REQUESTS),
             failed_sign_ins: Rates::new(FAILED_SIGN_INS),
             signins: Signins::default(),
-            enrolments: Rates::new(ENROLMENTS),
+            enrolments: Enrolments::default(),
             user_links: Shares::new(USER_LINKS_MAX),
             enrolment_links: Shares::new(ENROLMENT_LINKS_MAX),
             looks: Looks::default(),

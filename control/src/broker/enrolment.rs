@@ -1,20 +1,25 @@
 //! Agents and gateways: enrolled by a join string, signed in by assertions of their own keys, given new keys.
-use std::time::Duration;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
-use crate::api::TokenKind;
 use crate::api::enrol::{Enrolled, NewEnrolment, NewKey, subject};
+use crate::api::{AuditRecord, EventKind, TokenKind};
 use crate::broker::app::App;
 use crate::broker::clock;
+use crate::broker::events::of_enrolment;
 use crate::broker::limits::is_name;
-use crate::broker::rate::Rate;
-use crate::broker::store::{Enrolment, NewEnd, Owner};
+use crate::broker::orchestrator::Input;
+use crate::broker::rate::{Rate, Rates};
+use crate::broker::store::{Admitted, Enrolment, NewEnd, Owner};
 use crate::code::{Code, Fault};
 use crate::enrol::proof::{self, Enrolling, Rotating, SigningIn, fingerprint};
 use crate::wire::LOCAL_GATEWAY;
 
 /// Enrolments of one source, good ones too: a pool of machines behind one address starts at once. One costs about 0.2 ms of
 /// CPU and a durable write, and needs a good join string: failures are limited like all failed sign-ins.
-pub(crate) const ENROLMENTS: Rate = Rate { burst: 4096.0, per_second: 256.0 };
+const ENROLMENTS: Rate = Rate { burst: 4096.0, per_second: 256.0 };
+/// New keys of one end: it makes one a month, and when it is asked to. Each is a record that is kept.
+const ROTATIONS: Rate = Rate { burst: 16.0, per_second: 1.0 / 60.0 };
 /// How long the key before is taken, unless the new one is seen earlier: the answer that it was replaced may be lost, and the
 /// end then asks again with both.
 const OLD_KEY_LIFE: Duration = Duration::from_secs(60);
@@ -27,6 +32,18 @@ pub(crate) const JOIN_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// When a join string ends that is made now, Unix milliseconds.
 pub(crate) fn join_end(life: Duration) -> u64 {
     clock::unix_ms().saturating_add(clock::millis(life))
+}
+
+/// How often sources may ask, and enrolments for another key.
+pub(crate) struct Enrolments {
+    pub(crate) sources: Rates<IpAddr>,
+    rotations: Rates<String>,
+}
+
+impl Default for Enrolments {
+    fn default() -> Self {
+        Self { sources: Rates::new(ENROLMENTS), rotations: Rates::new(ROTATIONS) }
+    }
 }
 
 /// The agent or gateway whose assertion this is.
@@ -75,13 +92,39 @@ fn judge(bearer: &str, of: &Enrolment, pin: &str) -> Result<(SigningIn, bool), F
     }
 }
 
-/// Enrols an end by its join string's token.
+/// Enrols an end by its join string's token; `from`: where it is.
 ///
 /// # Errors
-/// [`Code::UsageInvalid`], [`Code::ProofInvalid`], and those of [`crate::broker::store::Store::enrol`].
-pub(crate) async fn enrol(app: &App, token: &str, wish: NewEnrolment) -> Result<Enrolled, Fault> {
-    let NewEnrolment { kind, name, key, proof } = wish;
+/// [`Code::UsageInvalid`], [`Code::ProofInvalid`], [`Code::AuditFull`], and those of [`crate::broker::store::Store::enrol`].
+pub(crate) async fn enrol(
+    app: &App,
+    token: &str,
+    wish: NewEnrolment,
+    from: IpAddr,
+) -> Result<Enrolled, Fault> {
     let allowed = app.store.join_kind(token).await?;
+    let place = app.audit.place()?;
+    let whom = if is_name(&wish.name) { subject(wish.kind, &wish.name) } else { String::new() };
+    let admitted = admit(app, token, allowed, wish).await;
+    let Admitted { enrolment: Enrolment { id, kind, name, .. }, join, is_new } =
+        admitted.inspect_err(|fault| app.audit.tell_refusal(refusal(fault, &whom, from)))?;
+    if is_new {
+        tracing::info!(enrolment = id, kind = kind.as_str(), name, "enrolled");
+        let end = subject(kind, &name);
+        let detail = Some(format!("by the join string {join}"));
+        place.record(AuditRecord { detail, ..record(Action::Enrol, &id, (&end, &end), from) });
+        app.hub.bus.publish(of_enrolment(EventKind::Enrolled, &id, (kind, &name)));
+    }
+    Ok(Enrolled { id, kind, name })
+}
+
+async fn admit(
+    app: &App,
+    token: &str,
+    allowed: TokenKind,
+    wish: NewEnrolment,
+) -> Result<Admitted, Fault> {
+    let NewEnrolment { kind, name, key, proof } = wish;
     if allowed != kind || kind == TokenKind::User {
         let text = format!(
             "this is no join string for a {}, but for a {}",
@@ -99,17 +142,20 @@ pub(crate) async fn enrol(app: &App, token: &str, wish: NewEnrolment) -> Result<
         return Err(unproved("it is about another end or another join string"));
     }
     let end = NewEnd { token: token.to_owned(), kind, name, key };
-    let Enrolment { id, kind, name, .. } = app.store.enrol(end).await?;
-    tracing::info!(enrolment = id, kind = kind.as_str(), name, "enrolled");
-    Ok(Enrolled { id, kind, name })
+    app.store.enrol(end).await
 }
 
 /// Gives an enrolment another key: `bearer` is the statement of the present one, the proof that of the new one. Once more the
-/// same is done already.
+/// same is done already. `from`: where it is.
 ///
 /// # Errors
-/// [`Code::TokenInvalid`], [`Code::TokenRevoked`], [`Code::ProofInvalid`].
-pub(crate) async fn rotate(app: &App, bearer: &str, wish: NewKey) -> Result<(), Fault> {
+/// [`Code::TokenInvalid`], [`Code::TokenRevoked`], [`Code::ProofInvalid`], [`Code::RateLimited`], [`Code::AuditFull`].
+pub(crate) async fn rotate(
+    app: &App,
+    bearer: &str,
+    wish: NewKey,
+    from: IpAddr,
+) -> Result<(), Fault> {
     let id = proof::signer::<Rotating>(bearer).map_err(invalid)?;
     let enrolment = enrolment(app, id).await?;
     let (id, pin) = (&enrolment.id, &app.pin);
@@ -128,12 +174,72 @@ pub(crate) async fn rotate(app: &App, bearer: &str, wish: NewKey) -> Result<(), 
     if enrolment.is_revoked {
         return Err(Code::TokenRevoked.into());
     }
-    if !is_done && !app.store.swap_key(id, &enrolment.key, &wish.key).await? {
+    if is_done {
+        return Ok(());
+    }
+    if !app.enrolments.rotations.take(id.clone(), Instant::now()) {
+        return Err(Code::RateLimited.because("too many new keys of this end"));
+    }
+    let place = app.audit.place()?;
+    if !app.store.swap_key(id, &enrolment.key, &wish.key).await? {
         return Err(Code::TokenInvalid.because("another request changed the enrolment meanwhile"));
     }
-    let (kind, name) = (enrolment.kind.as_str(), &enrolment.name);
-    tracing::info!(enrolment = id, kind, name, "a new key");
+    let (kind, name) = (enrolment.kind, &*enrolment.name);
+    tracing::info!(enrolment = id, kind = kind.as_str(), name, "a new key");
+    let end = subject(kind, name);
+    place.record(record(Action::ReplaceKey, id, (&end, &end), from));
+    app.hub.bus.publish(of_enrolment(EventKind::KeyReplaced, id, (kind, name)));
     Ok(())
+}
+
+/// The database knows that the enrolment `id` was revoked: what it held up ends.
+pub(crate) fn revoked(
+    app: &App,
+    id: String,
+    (kind, name): (TokenKind, String),
+    by: &str,
+    from: IpAddr,
+) {
+    app.audit.tell(record(Action::Revoke, &id, (by, &subject(kind, &name)), from));
+    app.hub.bus.publish(of_enrolment(EventKind::EnrolmentRevoked, &id, (kind, &name)));
+    app.hub.withdraw(Input::TokenRevoked { token: id });
+}
+
+/// What is done with enrolments.
+enum Action {
+    Enrol,
+    ReplaceKey,
+    Revoke,
+}
+
+impl Action {
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Enrol => "enrol",
+            Self::ReplaceKey => "replace-key",
+            Self::Revoke => "revoke",
+        }
+    }
+}
+
+/// What is kept of it: names and ids, no key and no join string.
+fn record(action: Action, id: &str, (by, end): (&str, &str), from: IpAddr) -> AuditRecord {
+    AuditRecord {
+        at_ms: clock::unix_ms(),
+        correlation: id.to_owned(),
+        user: by.to_owned(),
+        action: action.as_str().to_owned(),
+        resource: end.to_owned(),
+        allowed: true,
+        source: Some(from.to_canonical().to_string()),
+        ..AuditRecord::default()
+    }
+}
+
+/// Somebody who has a join string may not enrol with it as `whom`: a name that they chose themselves.
+fn refusal(fault: &Fault, whom: &str, from: IpAddr) -> AuditRecord {
+    let (allowed, code, detail) = (false, Some(fault.code), Some(fault.detail.clone()));
+    AuditRecord { allowed, code, detail, ..record(Action::Enrol, "", ("", whom), from) }
 }
 
 /// Asks an end that has just registered for a new key if it missed the order.

@@ -1,5 +1,5 @@
 //! Events made of what the orchestrator is told and what it says. Pure.
-use crate::api::{EventKind, EventView};
+use crate::api::{EventKind, EventView, TokenKind};
 use crate::broker::orchestrator::{Input, Orchestrator, Output};
 use crate::broker::seal::Grant;
 
@@ -31,6 +31,17 @@ pub(crate) fn grants_changed(user: &str, resources: &[String]) -> EventView {
     }
 }
 
+pub(crate) fn token_revoked(token: &str) -> EventView {
+    EventView { detail: Some(format!("token {token}")), ..about(EventKind::TokenRevoked) }
+}
+
+/// Something happened to an enrolment.
+pub(crate) fn of_enrolment(kind: EventKind, id: &str, (end, name): (TokenKind, &str)) -> EventView {
+    let agent = (end == TokenKind::Agent).then(|| name.to_owned());
+    let gateway = if agent.is_none() { format!("gateway {name}, ") } else { String::new() };
+    EventView { agent, detail: Some(format!("{gateway}enrolment {id}")), ..about(kind) }
+}
+
 /// What an input means to others, from the state before it is taken in.
 pub(super) fn of_input(before: &Orchestrator, input: &Input) -> Option<EventView> {
     Some(match input {
@@ -50,9 +61,6 @@ pub(super) fn of_input(before: &Orchestrator, input: &Input) -> Option<EventView
         Input::GatewayUp { up } => of_gateway(EventKind::GatewayOnline, &up.name),
         Input::GatewayDown { gateway } => of_gateway(EventKind::GatewayOffline, gateway),
         Input::GatewayDrains { gateway, drain: true } => of_gateway(EventKind::Draining, gateway),
-        Input::TokenRevoked { token } => {
-            EventView { detail: Some(format!("token {token}")), ..about(EventKind::TokenRevoked) }
-        }
         Input::GrantsChanged { user, resources } => grants_changed(user, resources),
         _ => return None,
     })

@@ -147,6 +147,12 @@ impl Hub {
         self.apply_locked(&mut core, input);
     }
 
+    /// A token is good no more.
+    pub(crate) fn token_revoked(&self, token: String) {
+        self.bus.publish(events::token_revoked(&token));
+        self.withdraw(Input::TokenRevoked { token });
+    }
+
     /// Someone may have lost a right: what was decided and is not done yet is void.
     pub(crate) fn rights_changed(&self) {
         self.withdraw(Input::RightsChanged);
@@ -174,13 +180,13 @@ impl Hub {
             told.into_iter().for_each(|event| self.bus.publish(event));
             self.execute(core, output);
         }
+        self.tell_ending(core);
         if ticks {
             core.forget_meters();
         }
     }
 
     /// A name and an outgoing queue for a new link.
-        self.tell_ending(core);
     pub(crate) fn attach(&self) -> (LinkId, mpsc::Receiver<Outgoing>) {
         let link = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
         let (sender, receiver) = mpsc::channel(LINK_QUEUE_MAX);

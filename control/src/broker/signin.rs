@@ -119,7 +119,7 @@ fn displace(app: &App, user: &str, Displaced { token, was_over }: Displaced) {
         app.hub.withdraw(Input::TokenExpired { token });
     } else {
         tracing::info!(user, token, "the user has too many sign-ins, and this one ended");
-        app.hub.withdraw(Input::TokenRevoked { token });
+        app.hub.token_revoked(token);
     }
 }
 
@@ -155,7 +155,7 @@ pub(crate) async fn sign_out(app: &App, owner: Owner) -> Result<(), Fault> {
     }
     app.store.revoke(&owner.token, false).await?;
     tracing::info!(user = owner.name, token = owner.token, "signed out");
-    app.hub.withdraw(Input::TokenRevoked { token: owner.token });
+    app.hub.token_revoked(owner.token);
     Ok(())
 }
 

@@ -26,9 +26,9 @@ pub(super) async fn enrol(
     headers: HeaderMap,
     Body(wish): Body<NewEnrolment>,
 ) -> Result<Json<Enrolled>, Refused> {
-    app.enrolments.charge(visitor.address, "enrolments")?;
+    app.enrolments.sources.charge(visitor.address, "enrolments")?;
     let enrolled = match bearer(headers.get(AUTHORIZATION)) {
-        Ok(token) => enrolment::enrol(&app, token, wish).await,
+        Ok(token) => enrolment::enrol(&app, token, wish, visitor.address.ip()).await,
         Err(fault) => Err(fault),
     };
     Ok(Json(enrolled.map_err(|fault| {
@@ -46,9 +46,9 @@ pub(super) async fn rotate(
     headers: HeaderMap,
     Body(wish): Body<NewKey>,
 ) -> Result<StatusCode, Refused> {
-    app.enrolments.charge(visitor.address, "enrolments")?;
+    app.enrolments.sources.charge(visitor.address, "enrolments")?;
     let rotated = match bearer(headers.get(AUTHORIZATION)) {
-        Ok(token) => enrolment::rotate(&app, token, wish).await,
+        Ok(token) => enrolment::rotate(&app, token, wish, visitor.address.ip()).await,
         Err(fault) => Err(fault),
     };
     rotated.map_err(|fault| {

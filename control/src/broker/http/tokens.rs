@@ -2,20 +2,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::Deserialize;
 
 use super::answer::{Body, Id, Query, Refused};
 use super::caller::Admin;
 use crate::api::{GrantView, IssuedToken, NewToken, TokenKind, TokenView};
 use crate::broker::app::App;
-use crate::broker::enrolment::{JOIN_LIFE, JOIN_USES, join_end};
+use crate::broker::door::Visitor;
+use crate::broker::enrolment::{self, JOIN_LIFE, JOIN_USES, join_end};
 use crate::broker::events::grants_changed;
 use crate::broker::limits::{is_name, is_user_name};
 use crate::broker::orchestrator::Input;
-use crate::broker::store::{NewSubject, Removed};
+use crate::broker::store::{Ended, NewSubject, Removed};
 use crate::claims::Claims;
 use crate::code::{Code, Fault};
 
@@ -117,18 +118,23 @@ pub(super) struct Along {
 pub(super) async fn revoke(
     State(app): State<Arc<App>>,
     Admin(by): Admin,
+    Extension(visitor): Extension<Visitor>,
     Id(id): Id,
     Query(Along { enrolments }): Query<Along>,
 ) -> Result<StatusCode, Refused> {
+    let source = visitor.address.ip();
     match app.store.revoke(&id, enrolments).await? {
         Removed::Unknown => Err(Code::SubjectUnknown.because("no such token or enrolment").into()),
         Removed::LastAdmin => Err(Code::UsageInvalid
             .because("this is the last administrator's token; issue another one first")
             .into()),
         Removed::Done(ended) => {
-            for token in ended {
-                tracing::info!(token, by = by.name, "revoked");
-                app.hub.withdraw(Input::TokenRevoked { token });
+            for Ended { id, end } in ended {
+                tracing::info!(token = id, by = by.name, "revoked");
+                match end {
+                    Some(end) => enrolment::revoked(&app, id, end, &by.name, source),
+                    None => app.hub.token_revoked(id),
+                }
             }
             Ok(StatusCode::NO_CONTENT)
         }

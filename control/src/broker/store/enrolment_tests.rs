@@ -20,6 +20,10 @@ fn end(join: &Issued, name: &str) -> NewEnd {
     NewEnd { token, kind: TokenKind::Agent, name: name.into(), key }
 }
 
+async fn enrolled(store: &Store, end: NewEnd) -> Enrolment {
+    store.enrol(end).await.unwrap().enrolment
+}
+
 async fn refused(store: &Store, end: NewEnd) -> Code {
     store.enrol(end).await.unwrap_err().code
 }
@@ -30,19 +34,21 @@ async fn a_use_is_spent_with_the_enrolment_and_a_repetition_spends_none() {
     let store = open(temp.path()).unwrap();
     let join = string(&store, 2).await;
     let lab = end(&join, "lab");
-    let enrolled = store.enrol(lab.clone()).await.unwrap();
-    assert_eq!((enrolled.name.as_str(), &enrolled.key), ("lab", &lab.key));
-    assert_eq!(store.enrol(lab.clone()).await.unwrap(), enrolled);
+    let first = store.enrol(lab.clone()).await.unwrap();
+    let Admitted { enrolment: known, join: by, is_new: true } = first else { panic!("{first:?}") };
+    assert_eq!((known.name.as_str(), &known.key, &by), ("lab", &lab.key, &join.id));
+    let again = store.enrol(lab.clone()).await.unwrap();
+    assert_eq!((again.enrolment, again.is_new), (known.clone(), false));
     // What was answered is there after a crash, and the use is gone.
     store.close().await;
     let store = open(temp.path()).unwrap();
-    assert_eq!(store.enrol(lab.clone()).await.unwrap(), enrolled);
+    assert_eq!(enrolled(&store, lab.clone()).await, known);
     let left = store.tokens().await.unwrap()[0].uses_left;
     assert_eq!(left, Some(1));
-    store.enrol(end(&join, "annex")).await.unwrap();
+    enrolled(&store, end(&join, "annex")).await;
     assert_eq!(refused(&store, end(&join, "third")).await, Code::JoinUsed);
-    assert_eq!(store.enrol(lab).await.unwrap(), enrolled, "also once it is used up");
-    assert!(store.is_good(&enrolled.id).await.unwrap());
+    assert_eq!(enrolled(&store, lab).await, known, "also once it is used up");
+    assert!(store.is_good(&known.id).await.unwrap());
 }
 
 #[tokio::test]
@@ -60,7 +66,7 @@ async fn a_disk_that_is_full_costs_no_use() {
     let (full, fault) = loop {
         let end = end(&join, &format!("lab-{}", good.len()));
         match store.enrol(end.clone()).await {
-            Ok(enrolled) => good.push(enrolled.id),
+            Ok(admitted) => good.push(admitted.enrolment.id),
             Err(fault) => break (end, fault),
         }
     };
@@ -68,7 +74,7 @@ async fn a_disk_that_is_full_costs_no_use() {
     let left = async || store.tokens().await.unwrap()[0].uses_left.unwrap() as usize;
     assert_eq!(left().await, 1000 - good.len());
     limit(1_000_000).await.unwrap();
-    store.enrol(full).await.unwrap();
+    enrolled(&store, full).await;
     assert_eq!(left().await, 999 - good.len());
 }
 
@@ -89,7 +95,7 @@ async fn a_string_that_is_no_good_enrols_nobody() {
     assert_eq!(refused(&store, end(&login, "lab")).await, Code::TokenInvalid);
     let unknown = Issued { token: crate::secret::Secret::new("A".repeat(43)), ..bound.clone() };
     assert_eq!(refused(&store, end(&unknown, "lab")).await, Code::TokenInvalid);
-    store.enrol(end(&bound, "lab")).await.unwrap();
+    enrolled(&store, end(&bound, "lab")).await;
 }
 
 #[tokio::test]
@@ -98,15 +104,16 @@ async fn a_name_is_its_first_enrolments_until_that_is_revoked() {
     let store = open(temp.path()).unwrap();
     let join = store.issue(joins("*", None, None)).await.unwrap();
     let lab = end(&join, "lab");
-    let first = store.enrol(lab.clone()).await.unwrap();
+    let first = enrolled(&store, lab.clone()).await;
     assert_eq!(refused(&store, end(&join, "lab")).await, Code::AgentNameTaken);
     let renamed = NewEnd { name: "annex".into(), ..lab.clone() };
     assert_eq!(refused(&store, renamed).await, Code::ProofInvalid, "one key, one end");
-    let done = Removed::Done(vec![first.id.clone()]);
+    let whose = Some((TokenKind::Agent, "lab".to_owned()));
+    let done = Removed::Done(vec![Ended { id: first.id.clone(), end: whose }]);
     assert_eq!(store.revoke(&first.id, false).await.unwrap(), done);
     assert!(!store.is_good(&first.id).await.unwrap());
     assert_eq!(refused(&store, lab).await, Code::TokenRevoked, "that key never again");
-    let second = store.enrol(end(&join, "lab")).await.unwrap();
+    let second = enrolled(&store, end(&join, "lab")).await;
     assert_ne!(second.id, first.id);
 }
 
@@ -117,14 +124,16 @@ async fn a_string_is_revoked_alone_or_with_those_who_joined_by_it() {
     let (join, other) = (string(&store, 5).await, string(&store, 5).await);
     let mut ids = Vec::new();
     for (join, name) in [(&join, "a"), (&join, "b"), (&other, "c")] {
-        ids.push(store.enrol(end(join, name)).await.unwrap().id);
+        ids.push(enrolled(&store, end(join, name)).await.id);
     }
     store.revoke(&join.id, false).await.unwrap();
     assert!(store.is_good(&ids[0]).await.unwrap());
     let Removed::Done(mut ended) = store.revoke(&join.id, true).await.unwrap() else { panic!() };
-    ended.sort();
-    let mut all = vec![ids[0].clone(), ids[1].clone(), join.id.clone()];
-    all.sort();
+    ended.sort_by(|a, b| a.id.cmp(&b.id));
+    let agent = |name: &str| Some((TokenKind::Agent, name.to_owned()));
+    let all = [(&ids[0], agent("a")), (&ids[1], agent("b")), (&join.id, None)];
+    let mut all = all.map(|(id, end)| Ended { id: id.clone(), end });
+    all.sort_by(|a, b| a.id.cmp(&b.id));
     assert_eq!(ended, all);
     let good = async |id: &str| store.is_good(id).await.unwrap();
     assert_eq!(
@@ -138,8 +147,8 @@ async fn a_key_is_swapped_for_the_one_it_was_asked_against_and_no_other() {
     let temp = tempfile::tempdir().unwrap();
     let store = open(temp.path()).unwrap();
     let join = string(&store, 2).await;
-    let lab = store.enrol(end(&join, "lab")).await.unwrap();
-    let annex = store.enrol(end(&join, "annex")).await.unwrap();
+    let lab = enrolled(&store, end(&join, "lab")).await;
+    let annex = enrolled(&store, end(&join, "annex")).await;
     assert!(store.order_rotation(&lab.id).await.unwrap());
     assert!(!store.order_rotation(&join.id).await.unwrap());
     assert!(!store.swap_key(&lab.id, "another", "new").await.unwrap());
@@ -159,7 +168,7 @@ async fn enrolments_are_bounded_and_the_longest_unseen_gives_its_place() {
     let temp = tempfile::tempdir().unwrap();
     let store = open(temp.path()).unwrap();
     let join = store.issue(joins("*", None, None)).await.unwrap();
-    let first = store.enrol(end(&join, "lab")).await.unwrap();
+    let first = enrolled(&store, end(&join, "lab")).await;
     let many = "WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 32768)
         INSERT INTO enrolments (id, kind, name, key, token, created_ms, seen_ms, key_ms)
         SELECT 'e' || i, kind, 'a' || i, 'k' || i, token, created_ms, seen_ms, key_ms FROM enrolments, n";
@@ -170,12 +179,12 @@ async fn enrolments_are_bounded_and_the_longest_unseen_gives_its_place() {
     store.call(move |db| db.execute(age, [31 * day])).await.unwrap();
     let online = (3..=32_768).map(|i| format!("e{i}")).chain([first.id.clone()]).collect();
     store.keep_enrolments(online).await.unwrap();
-    store.enrol(end(&join, "annex")).await.unwrap();
+    enrolled(&store, end(&join, "annex")).await;
     assert!(store.enrolment("e2").await.unwrap().is_none());
     assert!(store.is_good(&first.id).await.unwrap());
     assert_eq!(refused(&store, end(&join, "another")).await, Code::RateLimited);
     store.revoke(&first.id, false).await.unwrap();
-    store.enrol(end(&join, "another")).await.unwrap();
+    enrolled(&store, end(&join, "another")).await;
     // That it was revoked is told for a while, and then forgotten.
     store.keep_enrolments(vec![]).await.unwrap();
     assert!(store.enrolment(&first.id).await.unwrap().is_some());

@@ -4,7 +4,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::Store;
-use super::tokens::{hash, kind, sql_int};
+use super::tokens::{Ended, hash, kind, sql_int};
 use crate::api::enrol::EnrolmentView;
 use crate::api::{TokenKind, TokenView};
 use crate::broker::clock;
@@ -54,6 +54,16 @@ impl Enrolment {
     }
 }
 
+/// An end that is known from now on, or was before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Admitted {
+    pub(crate) enrolment: Enrolment,
+    /// The join string that it enrolled with.
+    pub(crate) join: String,
+    /// It spent a use.
+    pub(crate) is_new: bool,
+}
+
 /// Who wants to enrol.
 #[derive(Clone, Debug)]
 pub(crate) struct NewEnd {
@@ -85,7 +95,7 @@ impl Store {
     /// [`Code::TokenInvalid`], [`Code::TokenRevoked`], [`Code::JoinUsed`], [`Code::JoinExpired`],
     /// [`Code::AgentNotAllowed`], [`Code::GatewayNotAllowed`], [`Code::AgentNameTaken`], [`Code::GatewayNameTaken`],
     /// [`Code::ProofInvalid`] for a key that is another end's, [`Code::RateLimited`] while there is no room.
-    pub(crate) async fn enrol(&self, end: NewEnd) -> Result<Enrolment, Fault> {
+    pub(crate) async fn enrol(&self, end: NewEnd) -> Result<Admitted, Fault> {
         let now = clock::unix_ms();
         self.call(move |db| {
             let step = db.transaction()?;
@@ -156,7 +166,7 @@ fn enrol(
     step: &Transaction<'_>,
     end: &NewEnd,
     now: u64,
-) -> rusqlite::Result<Result<Enrolment, Fault>> {
+) -> rusqlite::Result<Result<Admitted, Fault>> {
     let sql =
         "SELECT id, kind, name, revoked_ms, expires_ms, uses_left FROM tokens WHERE hash = ?1";
     let join = step.query_row(sql, [hash(&end.token).as_slice()], join).optional()?;
@@ -167,7 +177,7 @@ fn enrol(
         let same = known.is_of(end) && known.token == join.id;
         return Ok(match known.enrolment {
             it if it.is_revoked => Err(Code::TokenRevoked.into()),
-            it if same => Ok(it),
+            enrolment if same => Ok(Admitted { enrolment, join: join.id, is_new: false }),
             _ => Err(Code::ProofInvalid.because("this key is that of another end")),
         });
     }
@@ -194,7 +204,8 @@ fn enrol(
         params![id, kind, name, end.key, join.id, sql_int(now)],
     )?;
     let enrolment = find(step, &id)?;
-    Ok(enrolment.ok_or_else(|| Code::Internal.because("an enrolment is not there")))
+    let admitted = enrolment.map(|enrolment| Admitted { enrolment, join: join.id, is_new: true });
+    Ok(admitted.ok_or_else(|| Code::Internal.because("an enrolment is not there")))
 }
 
 fn taken(end: &NewEnd) -> Fault {
@@ -301,16 +312,18 @@ pub(super) fn find(db: &Connection, id: &str) -> rusqlite::Result<Option<Enrolme
     found.optional()
 }
 
-/// Revokes the enrolment of this id, and those made with the join string of this id; answers which.
+/// Revokes the enrolment of this id, and those made with the join string of this id; answers whose.
 pub(super) fn revoke(
     step: &Transaction<'_>,
     (id, join): (&str, Option<&str>),
     now: u64,
-) -> rusqlite::Result<Vec<String>> {
+) -> rusqlite::Result<Vec<Ended>> {
     let sql = "UPDATE enrolments SET revoked_ms = coalesce(revoked_ms, ?3)
-               WHERE id = ?1 OR token = ?2 RETURNING id";
+               WHERE id = ?1 OR token = ?2 RETURNING id, kind, name";
     let mut query = step.prepare_cached(sql)?;
-    query.query_map(params![id, join, sql_int(now)], |row| row.get(0))?.collect()
+    let ended =
+        |row: &Row<'_>| Ok(Ended { id: row.get(0)?, end: Some((kind(row, 1)?, row.get(2)?)) });
+    query.query_map(params![id, join, sql_int(now)], ended)?.collect()
 }
 
 /// Every enrolment, oldest first.

@@ -26,10 +26,10 @@ pub(crate) use audit::AuditQuery;
 pub use backup::{Saved, backup, restore};
 pub(crate) use catalogue::{Catalogue, Granted, Listed};
 pub(crate) use directory::{ANNOUNCED_MAX, AgentRecord};
-pub(crate) use enrolments::{Enrolment, NewEnd};
+pub(crate) use enrolments::{Admitted, Enrolment, NewEnd};
 pub(crate) use signins::{Begun, Displaced, Person, Renewed};
 pub(crate) use standing::Standing;
-pub(crate) use tokens::{Issued, NewSubject, Owner, Removed};
+pub(crate) use tokens::{Ended, Issued, NewSubject, Owner, Removed};
 
 use self::catalogue::Shelf;
 use self::lane::Lane;

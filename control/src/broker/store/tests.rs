@@ -116,6 +116,10 @@ async fn the_first_tokens_are_issued_once() {
     assert!(store.issue_first(subjects()).await.unwrap().is_none());
 }
 
+fn token_of(issued: &Issued) -> Ended {
+    Ended { id: issued.id.clone(), end: None }
+}
+
 #[tokio::test]
 async fn tokens_are_good_until_revoked_and_the_last_administrator_stays() {
     let temp = tempfile::tempdir().unwrap();
@@ -125,7 +129,7 @@ async fn tokens_are_good_until_revoked_and_the_last_administrator_stays() {
     assert_eq!(store.revoke(&admin.id, false).await.unwrap(), Removed::LastAdmin);
     assert_eq!(store.revoke("nobody", true).await.unwrap(), Removed::Unknown);
     for _ in 0..2 {
-        let done = Removed::Done(vec![ada.id.clone()]);
+        let done = Removed::Done(vec![token_of(&ada)]);
         assert_eq!(store.revoke(&ada.id, false).await.unwrap(), done);
     }
     let fault = store.owner(ada.token.reveal()).await.unwrap_err();
@@ -135,7 +139,7 @@ async fn tokens_are_good_until_revoked_and_the_last_administrator_stays() {
         assert_eq!(store.owner(guess).await.unwrap_err().code, Code::TokenInvalid);
     }
     let second = store.issue(user("ada", true, &[])).await.unwrap();
-    let done = Removed::Done(vec![admin.id.clone()]);
+    let done = Removed::Done(vec![token_of(&admin)]);
     assert_eq!(store.revoke(&admin.id, false).await.unwrap(), done);
     assert_eq!(store.revoke(&second.id, false).await.unwrap(), Removed::LastAdmin);
 }

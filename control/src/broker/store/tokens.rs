@@ -64,11 +64,19 @@ pub(crate) struct NewSubject {
 /// What became of a wish to revoke.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Removed {
-    /// These tokens and enrolments are good no more.
-    Done(Vec<String>),
+    /// These are good no more.
+    Done(Vec<Ended>),
     Unknown,
     /// It is the last good token of an administrator that does not end by itself: without it nobody could issue another.
     LastAdmin,
+}
+
+/// A token or an enrolment that was revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) id: String,
+    /// Whose enrolment it was: kind and name.
+    pub(crate) end: Option<(TokenKind, String)>,
 }
 
 impl Store {
@@ -165,7 +173,7 @@ impl Store {
             let mut ended = super::enrolments::revoke(&step, (&id, join), now)?;
             step.commit()?;
             if is_token {
-                ended.push(id);
+                ended.push(Ended { id, end: None });
             }
             Ok(if ended.is_empty() { Removed::Unknown } else { Removed::Done(ended) })
         })

@@ -186,14 +186,14 @@ async fn only_a_fresh_assertion_of_the_right_key_for_this_broker_opens_a_link() 
 }
 
 /// Both statements of a rotation.
-fn rotation(bench: &Bench, id: &str, old: &EndKey, new: &EndKey) -> (String, NewKey) {
+pub(super) fn rotation(bench: &Bench, id: &str, old: &EndKey, new: &EndKey) -> (String, NewKey) {
     let (aud, sub, key) = (bench.pin(), id.to_owned(), new.public().to_owned());
     let said = Rotating { aud, sub, key: key.clone() };
     let bearer = old.sign(Some(id), &said).unwrap().reveal().to_owned();
     (bearer, NewKey { key, proof: new.sign(Some(id), &said).unwrap() })
 }
 
-async fn rotate(bench: &Bench, (bearer, body): &(String, NewKey)) -> Option<Code> {
+pub(super) async fn rotate(bench: &Bench, (bearer, body): &(String, NewKey)) -> Option<Code> {
     let body = serde_json::to_vec(body).unwrap();
     bench.ask(Method::POST, "/v1/enrol/rotate", Some(bearer), body).await.code()
 }

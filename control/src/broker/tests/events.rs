@@ -52,7 +52,7 @@ async fn a_sessions_story_is_told_to_its_user_and_to_administrators() {
     let over = of_ada.events.last().unwrap();
     assert_eq!(over.code, Some(crate::Code::SessionKilled));
     assert_eq!((over.session.as_ref(), over.resource.as_deref()), (Some(&session), Some("ssh")));
-    let first = [EventKind::BrokerStarted, EventKind::AgentOnline];
+    let first = [EventKind::BrokerStarted, EventKind::Enrolled, EventKind::AgentOnline];
     assert_eq!(kinds(&page(&bench.admin).await), [&first[..], &story].concat());
     assert!(page(&eve).await.events.is_empty());
     let later = bench.get(&format!("/v1/events?after={}", of_ada.next), &ada).await;

@@ -12,3 +12,4 @@ mod sessions;
 mod signin;
 mod start;
 mod support;
+mod trail;
