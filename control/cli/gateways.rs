@@ -16,7 +16,8 @@ use crate::output::{self, human};
 /// List gateways; drain one before it is stopped.
 ///
 /// `local` is the broker's own. UDP and TCP are the round trips from this machine, measured now. A gateway that drains gets no
-/// new leg, and its sessions move to others without a pause; it is `drained` once it relays nothing.
+/// new leg, and its sessions move to others without a pause; it is `drained` once it relays nothing, and stays so over restarts
+/// of itself and of the broker until it is undrained.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -32,6 +32,7 @@ use crate::claims::Claims;
 use crate::code::{Code, Fault};
 use crate::secret::Secret;
 use crate::ticket::TicketKey;
+use crate::wire::LOCAL_GATEWAY;
 
 const SEAL_KEY_FILE: &str = "seal.key";
 /// Name of the user that the first start makes.
@@ -343,6 +344,9 @@ async fn begin(
     tls: Arc<rustls::ServerConfig>,
 ) -> Result<Option<FirstInvites>, Fault> {
     let first_invites = first_invites(app).await?;
+    if app.store.is_gateway_draining(LOCAL_GATEWAY).await? {
+        app.hub.drain_gateway(LOCAL_GATEWAY, true);
+    }
     let router = http::router(app.clone());
     let (counters, tasks) = (app.counters.clone(), app.tasks.clone());
     let door = Door::new(tls, router, counters, tasks, app.stop.clone());

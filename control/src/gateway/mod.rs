@@ -124,7 +124,8 @@ pub struct Gateway {
     address: String,
     ticket_key: Secret,
     relay_key: Option<Secret>,
-    draining: bool,
+    /// It is about to end.
+    leaving: bool,
 }
 
 /// What the engine's threads and the link share.
@@ -190,7 +191,7 @@ impl Gateway {
             address,
             ticket_key,
             relay_key,
-            draining: false,
+            leaving: false,
         })
     }
 
@@ -249,7 +250,7 @@ impl Gateway {
                 _ = tick.tick() => broker.tell_figures(&parts),
                 () = stop.cancelled(), if leaving.is_none() => {
                     tracing::info!(pairs = parts.plane.pairs(), "leaving: sessions move elsewhere");
-                    self.draining = true;
+                    self.leaving = true;
                     broker.say(FromGateway::Draining);
                     leaving = Some(Instant::now() + drain);
                 }
@@ -316,7 +317,9 @@ impl Gateway {
                 pairs.into_iter().for_each(|PairName(pair)| parts.plane.end_pair(pair));
             }
             ToGateway::EndRelay { users } => parts.plane.end_relay(&users),
-            ToGateway::Drain { drain } => self.draining = drain,
+            ToGateway::Drain { drain } => {
+                tracing::info!(drain, "sessions are moved away, or may come again");
+            }
         }
         Ok(())
     }
@@ -332,7 +335,7 @@ impl Gateway {
             relay_key: self.relay_key.clone(),
             now: clock::steady_seconds(),
             capacity: u32::try_from(self.config.limits.pairs_max).unwrap_or(u32::MAX),
-            draining: self.draining,
+            draining: self.leaving,
         }
     }
 }

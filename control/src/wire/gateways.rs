@@ -172,7 +172,7 @@ pub struct GatewayRegister {
     pub now: u64,
     /// Pairs that it may hold.
     pub capacity: u32,
-    /// It was told to drain, and not to stop doing so.
+    /// It is about to end: its sessions shall move.
     #[serde(default, skip_serializing_if = "super::is_false")]
     pub draining: bool,
 }
@@ -297,7 +297,7 @@ pub enum ToGateway {
         /// Their names, [`RELAY_USERS_MAX`] at most.
         users: Vec<String>,
     },
-    /// Its sessions are being moved away, or may come again: to be told again when it registers anew.
+    /// Its sessions are being moved away, or may come again: for its log.
     Drain {
         /// Which of the two.
         drain: bool,

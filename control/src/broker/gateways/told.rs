@@ -88,19 +88,14 @@ impl Hub {
         }
     }
 
-    /// Has a gateway's sessions move, or lets some come again.
-    ///
-    /// # Errors
-    /// [`Code::GatewayUnknown`].
-    pub(crate) fn drain_gateway(&self, name: &str, drain: bool) -> Result<(), Fault> {
+    /// Has a gateway's sessions move, or lets some come again, if it is known.
+    pub(crate) fn drain_gateway(&self, name: &str, drain: bool) {
         let mut core = self.core();
-        let known = core.orchestrator.gateways().into_iter().find(|it| &*it.name == name);
-        let gateway = known.ok_or(Code::GatewayUnknown)?.name;
+        let gateway = name.into();
         if let Some(link) = core.members.get(name).map(|member| member.link) {
             self.send(&mut core, link, &ToGateway::Drain { drain });
         }
         self.apply_locked(&mut core, Input::GatewayDrains { gateway, drain });
-        Ok(())
     }
 
     // --- doing what the orchestrator says ---

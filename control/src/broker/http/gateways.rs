@@ -12,6 +12,7 @@ use crate::broker::app::App;
 use crate::broker::door::Visitor;
 use crate::broker::orchestrator::GatewaySnapshot;
 use crate::broker::store::Listed;
+use crate::code::Code;
 
 /// List the gateways that sessions may go through; figures of load for administrators only.
 #[utoipa::path(get, path = "/v1/gateways", tag = "gateways", security(("bearer" = ["user"])),
@@ -24,7 +25,7 @@ pub(super) async fn list(
     Json(views(&app, app.administers(&owner, visitor.address.ip()).allowed))
 }
 
-/// Move a gateway's sessions to others, and give it no new ones.
+/// Move a gateway's sessions to others, and give it no new ones, over restarts of either until it is let have some again.
 #[utoipa::path(put, path = "/v1/gateways/{id}/drain", tag = "gateways", security(("bearer" = ["admin"])),
     params(("id" = String, Path, description = "Its name.")),
     responses((status = 204, description = "Done.")))]
@@ -33,7 +34,7 @@ pub(super) async fn drain(
     Admin(by): Admin,
     Id(name): Id,
 ) -> Result<StatusCode, Refused> {
-    set(&app, &by.name, &name, true)
+    set(&app, &by.name, &name, true).await
 }
 
 /// Give a gateway sessions again.
@@ -45,11 +46,17 @@ pub(super) async fn undrain(
     Admin(by): Admin,
     Id(name): Id,
 ) -> Result<StatusCode, Refused> {
-    set(&app, &by.name, &name, false)
+    set(&app, &by.name, &name, false).await
 }
 
-fn set(app: &App, by: &str, name: &str, drain: bool) -> Result<StatusCode, Refused> {
-    app.hub.drain_gateway(name, drain)?;
+async fn set(app: &App, by: &str, name: &str, drain: bool) -> Result<StatusCode, Refused> {
+    let known = app.hub.gateways().iter().any(|it| &*it.name == name);
+    // One that is away may be let come back.
+    let changed = (known || !drain) && app.store.drain_gateway(name, drain).await?;
+    if !known && !changed {
+        return Err(Code::GatewayUnknown.into());
+    }
+    app.hub.drain_gateway(name, drain);
     tracing::info!(gateway = name, by, drain, "gateway drains, or no longer");
     Ok(StatusCode::NO_CONTENT)
 }

@@ -175,14 +175,20 @@ impl Gateway {
         let keys = (self.link, self.owner.token.clone());
         let member = Member::new(keys, address.clone(), &ticket_key, relay_key.as_ref(), now)?;
         let name: GatewayId = name.into();
+        let ordered = self.app.store.is_gateway_draining(&name).await?;
+        let draining = draining || ordered;
         let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
         let peer = self.visitor.address;
         tracing::info!(gateway = &*name, %peer, address, version, draining, "gateway registered");
         let up = GatewayUp { name: name.clone(), address, region, version, capacity, draining };
         self.app.hub.gateway_up(up, member)?;
-        // From here on one does; it may have come in between.
+        // From here on one does, and so does an order to drain; they may have come in between.
         if !self.app.store.is_good(&self.owner.token).await? {
             return Err(Code::TokenRevoked.into());
+        }
+        let still = self.app.store.is_gateway_draining(&name).await?;
+        if ordered || still {
+            self.app.hub.drain_gateway(&name, still);
         }
         self.due = None;
         self.name = Some(name);

@@ -8,6 +8,7 @@ mod backup;
 mod catalogue;
 mod directory;
 mod enrolments;
+mod gateways;
 mod lane;
 mod schema;
 mod signins;

@@ -7,8 +7,17 @@ use crate::code::{Code, Fault};
 ///
 /// A process that takes over takes them after `go` and before `serving`. If it fails in between, it leaves a newer
 /// database than the one before it can open: with a second step, a failed takeover is no longer harmless there.
-const MIGRATIONS: [&str; 8] =
-    [FIRST, SIGN_INS, GATEWAY_TOKENS, POOLS, PROVIDED_USERS, AUDIT, ENROLMENTS, TOKENS_BY_NAME];
+const MIGRATIONS: [&str; 9] = [
+    FIRST,
+    SIGN_INS,
+    GATEWAY_TOKENS,
+    POOLS,
+    PROVIDED_USERS,
+    AUDIT,
+    ENROLMENTS,
+    TOKENS_BY_NAME,
+    DRAINED_GATEWAYS,
+];
 
 pub(super) const FIRST: &str = "
     CREATE TABLE users (
@@ -111,6 +120,11 @@ const ENROLMENTS: &str = "
 /// Each grant that is judged asks for the other sign-ins of its user.
 const TOKENS_BY_NAME: &str = "
     CREATE INDEX tokens_by_name ON tokens (name) WHERE kind = 'user';
+";
+
+/// Gateways that get no legs until someone says otherwise.
+const DRAINED_GATEWAYS: &str = "
+    CREATE TABLE drained_gateways (name TEXT PRIMARY KEY) STRICT;
 ";
 
 /// Whether a database is sound, and not newer than this program. Changes nothing that another process using it would

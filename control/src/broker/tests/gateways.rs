@@ -11,7 +11,7 @@ use super::support::{Bench, eventually, soon};
 use crate::agent::{self, AgentConfig, AgentOptions};
 use crate::api::{GatewayState, GatewayView, IssuedToken, NewToken, SessionView, TokenKind};
 use crate::client::{Client, ClientOptions};
-use crate::code::Fault;
+use crate::code::{Code, Fault};
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::invite::{Invite, InviteKind};
 use crate::udp::UdpOptions;
@@ -25,26 +25,49 @@ struct Running {
 }
 
 async fn gateway(bench: &Bench, name: &'static str) -> Running {
+    config: GatewayConfig,
     let wish = NewToken::new(TokenKind::Gateway, name);
     let issued: IssuedToken = bench.as_admin(Method::POST, "/v1/tokens", &wish).await.json();
     let invite = Invite::parse(issued.invite.reveal(), InviteKind::Gateway).unwrap();
     let state = bench.data().join(format!("gateway-{name}"));
+impl Running {
+    async fn start(bench: &Bench, name: &'static str, config: GatewayConfig) -> Self {
+        let (gateway, stop) =
+            (Gateway::start(config.clone()).await.unwrap(), CancellationToken::new());
+        let task = tokio::spawn(gateway.run(stop.clone(), Duration::ZERO));
+        eventually(async || state_of(bench, name).await.is_some_and(|it| it != GatewayState::Lost))
+            .await;
+        Self { name, config, stop, task }
+    }
+
+    /// Ends it and starts it again.
+    async fn restart(self, bench: &Bench) -> Self {
+        let Self { name, config, stop, task } = self;
+        stop.cancel();
+        soon(task).await.unwrap().unwrap();
+        is_in(bench, name, GatewayState::Lost).await;
+        Self::start(bench, name, config).await
+    }
+}
+
     let config = GatewayConfig {
         workers: Some(1),
         ..GatewayConfig::new(invite, name.into(), state, "127.0.0.1:0".parse().unwrap())
     };
-    let (gateway, stop) = (Gateway::start(config).await.unwrap(), CancellationToken::new());
-    let task = tokio::spawn(gateway.run(stop.clone(), Duration::ZERO));
-    is_in(bench, name, GatewayState::Up).await;
-    Running { name, stop, task }
+    Running::start(bench, name, config).await
+}
+
+async fn view_of(bench: &Bench, name: &str) -> Option<GatewayView> {
+    let gateways: Vec<GatewayView> = bench.get("/v1/gateways", &bench.admin).await.json();
+    gateways.into_iter().find(|it| it.name == name)
+}
+
+async fn state_of(bench: &Bench, name: &str) -> Option<GatewayState> {
+    view_of(bench, name).await.map(|it| it.state)
 }
 
 async fn is_in(bench: &Bench, name: &str, state: GatewayState) {
-    eventually(async || {
-        let gateways: Vec<GatewayView> = bench.get("/v1/gateways", &bench.admin).await.json();
-        gateways.iter().any(|it| it.name == name && it.state == state)
-    })
-    .await;
+    eventually(async || state_of(bench, name).await == Some(state)).await;
 }
 
 async fn drain(bench: &Bench, name: &str, drain: bool) {
@@ -181,4 +204,41 @@ async fn a_gateway_relays_on_without_a_broker_and_tells_the_next_one_what_it_hol
     .await;
     stop.cancel();
     assert!(soon(pumping).await.unwrap() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_was_drained_stays_so_over_restarts_until_it_is_undrained() {
+    let data = tempfile::tempdir().unwrap();
+    let bench = Bench::first(data.path()).await;
+    let running = gateway(&bench, "a").await;
+    for name in ["a", "local"] {
+        drain(&bench, name, true).await;
+        is_in(&bench, name, GatewayState::Drained).await;
+    }
+    let running = running.restart(&bench).await;
+    assert_eq!(state_of(&bench, "a").await, Some(GatewayState::Drained), "it was started anew");
+    let bench = bench.restart().await;
+    eventually(async || view_of(&bench, "a").await.is_some()).await;
+    for name in ["a", "local"] {
+        assert_eq!(state_of(&bench, name).await, Some(GatewayState::Drained), "{name}");
+        drain(&bench, name, false).await;
+        assert_eq!(state_of(&bench, name).await, Some(GatewayState::Up), "{name}");
+    }
+    let running = running.restart(&bench).await;
+    assert_eq!(state_of(&bench, "a").await, Some(GatewayState::Up));
+
+    // While one is away it can be let come back.
+    drain(&bench, "a", true).await;
+    running.stop.cancel();
+    is_in(&bench, "a", GatewayState::Lost).await;
+    drain(&bench, "a", false).await;
+    let config = running.config.clone();
+    soon(running.task).await.unwrap().unwrap();
+    let again = Running::start(&bench, "a", config).await;
+    assert_eq!(state_of(&bench, "a").await, Some(GatewayState::Up));
+    drop(again);
+    let unknown = bench.as_admin(Method::PUT, "/v1/gateways/nowhere/drain", &()).await;
+    assert_eq!(unknown.code(), Some(Code::GatewayUnknown));
+    let unknown = bench.as_admin(Method::DELETE, "/v1/gateways/nowhere/drain", &()).await;
+    assert_eq!(unknown.code(), Some(Code::GatewayUnknown));
 }
