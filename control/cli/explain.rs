@@ -45,11 +45,12 @@ fn headline(explained: &ExplainView) -> String {
     let transport = session.transport.as_deref().unwrap_or("nothing carries it");
     let TransportPolicy { udp, standby } = explained.policy;
     format!(
-        "session {}: {} of {} at agent {}\n  {transport}, RTT {}\n  policy udp={}, standby={}",
+        "session {}: {} of {} at agent {}, through {}\n  {transport}, RTT {}\n  policy udp={}, standby={}",
         session.id,
         session.resource,
         session.user,
         session.agent,
+        session.gateway,
         human::rtt(session.rtt.end_to_end),
         udp.as_str(),
         standby.as_str()

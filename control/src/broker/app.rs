@@ -25,6 +25,7 @@ use crate::code::{Code, Fault};
 use crate::firewall::Places;
 use crate::invite::{Invite, InviteKind};
 use crate::secret::Secret;
+use crate::wire::SessionId;
 
 /// The broker's parts.
 pub(crate) struct App {
@@ -129,10 +130,17 @@ impl App {
         charged.err().unwrap_or(fault)
     }
 
-    /// Where packets of a session have to get to; `agent_managed`: its agent's managed listeners.
-    pub(crate) fn places(&self, agent_managed: Vec<SocketAddr>) -> Places {
-        let (gateway, gateway_port) = (self.authority.host.clone(), self.authority.port);
-        let (relay, relay_ports) = self.relay.clone();
+    /// Where packets of a session have to get to, through the gateway of its last leg; `agent_managed`: its agent's managed
+    /// listeners.
+    pub(crate) fn places(&self, session: &SessionId, agent_managed: Vec<SocketAddr>) -> Places {
+        let (relay, own_ports) = self.relay.clone();
+        let there = self.hub.place_of(session);
+        let there =
+            there.and_then(|(address, ports)| Some((Authority::parse(&address, 0)?, ports)));
+        let (gateway, ports) = there.unwrap_or_else(|| (self.authority.clone(), own_ports));
+        // Another server relays for all gateways, and none does if this one's own does not.
+        let relay_ports = ports.filter(|_| own_ports.is_some());
+        let Authority { host: gateway, port: gateway_port } = gateway;
         Places { gateway, gateway_port, relay, relay_ports, agent_managed }
     }
 

@@ -333,6 +333,7 @@ impl Gateway {
             address: self.address.clone(),
             ticket_key: self.ticket_key.clone(),
             relay_key: self.relay_key.clone(),
+            relay_ports: self.config.plane().relay_places().1,
             now: clock::steady_seconds(),
             capacity: u32::try_from(self.config.limits.pairs_max).unwrap_or(u32::MAX),
             draining: self.leaving,

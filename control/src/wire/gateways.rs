@@ -168,6 +168,9 @@ pub struct GatewayRegister {
     /// What its relay's credentials are made with, 32 bytes in hex; absent: it relays no UDP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay_key: Option<Secret>,
+    /// UDP ports that it relays on, first and last; absent if it relays no UDP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay_ports: Option<(u16, u16)>,
     /// Its clock, Unix seconds: tickets expire by it.
     pub now: u64,
     /// Pairs that it may hold.
@@ -329,6 +332,7 @@ mod tests {
             address: "gate.example:443".into(),
             ticket_key: Secret::new("t1cket"),
             relay_key: Some(Secret::new("r3lay")),
+            relay_ports: None,
             now: 1,
             capacity: 1,
             draining: false,

@@ -109,7 +109,8 @@ mod tests {
         let (link, queue) = hub.attach();
         let key = Secret::new(HEXLOWER.encode(&[4; 32]));
         let address = "a.example:443".to_owned();
-        let member = Member::new((link, "g".into()), address.clone(), &key, None, 1).unwrap();
+        let member =
+            Member::new((link, "g".into()), address.clone(), &key, (None, None), 1).unwrap();
         let up = GatewayUp {
             name: "a".into(),
             address,

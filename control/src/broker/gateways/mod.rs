@@ -30,6 +30,8 @@ pub(crate) struct Member {
     address: String,
     tickets: TicketKey,
     relay: Option<RelayKeys>,
+    /// First and last.
+    relay_ports: Option<(u16, u16)>,
     /// Its clock less ours, seconds: its tickets expire by its own.
     ahead: i64,
 }
@@ -43,13 +45,13 @@ impl Member {
         (link, token): (LinkId, String),
         address: String,
         ticket_key: &Secret,
-        relay_key: Option<&Secret>,
+        (relay_key, relay_ports): (Option<&Secret>, Option<(u16, u16)>),
         now: u64,
     ) -> Result<Self, Fault> {
         let tickets = TicketKey::new(&key(ticket_key)?);
         let relay = relay_key.map(key).transpose()?.map(|key| RelayKeys::new(&key));
         let ahead = now.cast_signed().saturating_sub(clock::steady_seconds().cast_signed());
-        Ok(Self { link, token, address, tickets, relay, ahead })
+        Ok(Self { link, token, address, tickets, relay, relay_ports, ahead })
     }
 
     /// Admission of one leg there, from now on for [`TICKET_TTL`].
@@ -63,6 +65,11 @@ impl Member {
     /// Its relay's keys and its address, if it relays.
     pub(crate) fn relay(&self) -> Option<(&RelayKeys, &str)> {
         self.relay.as_ref().map(|keys| (keys, &*self.address))
+    }
+
+    /// The UDP ports that it relays on, first and last, as far as it says.
+    pub(crate) const fn relay_ports(&self) -> Option<(u16, u16)> {
+        self.relay_ports
     }
 
     /// Its clock when ours shows `now`.

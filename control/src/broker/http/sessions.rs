@@ -128,7 +128,7 @@ pub(super) async fn explain(
         let [client, agent] = said.map(|said| {
             said.map(|(at, paths)| EndView { age_ms: clock::millis(at.elapsed()), paths })
         });
-        let places = app.places(app.hub.managed(&session.agent, &session.resource));
+        let places = app.places(&id, app.hub.managed(&session.agent, &session.resource));
         let rules = [("client", &client), ("agent", &agent)]
             .into_iter()
             .flat_map(|(name, end)| end.iter().map(move |end| (name, &end.paths.reasons)))

@@ -145,6 +145,7 @@ impl Gateway {
             address,
             ticket_key,
             relay_key,
+            relay_ports,
             now,
             capacity,
             draining,
@@ -173,7 +174,8 @@ impl Gateway {
             return Err(Code::TokenRevoked.into());
         }
         let keys = (self.link, self.owner.token.clone());
-        let member = Member::new(keys, address.clone(), &ticket_key, relay_key.as_ref(), now)?;
+        let relay = (relay_key.as_ref(), relay_ports);
+        let member = Member::new(keys, address.clone(), &ticket_key, relay, now)?;
         let name: GatewayId = name.into();
         let ordered = self.app.store.is_gateway_draining(&name).await?;
         let draining = draining || ordered;

@@ -227,6 +227,11 @@ impl Orchestrator {
         self.gateways.table.iter().map(snapshot).collect()
     }
 
+    /// `HOST:PORT` of a gateway; `None`: it is the broker's own, or not known.
+    pub(crate) fn address_of(&self, gateway: &str) -> Option<&str> {
+        self.gateways.table.get(gateway)?.address.as_deref()
+    }
+
     /// What the agent of this name measured.
     pub(crate) fn rtts_of_agent(&self, agent: &str) -> Vec<GatewayRtt> {
         self.agents.by_name(agent).map(|(_, agent)| agent.rtts.clone()).unwrap_or_default()

@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::support::{Bench, eventually, soon};
 use crate::agent::{self, AgentConfig, AgentOptions};
-use crate::api::{GatewayState, GatewayView, IssuedToken, NewToken, SessionView, TokenKind};
+use crate::api::{
+    ExplainView, GatewayState, GatewayView, IssuedToken, NewToken, SessionView, TokenKind,
+};
 use crate::client::{Client, ClientOptions};
 use crate::code::{Code, Fault};
 use crate::gateway::{Gateway, GatewayConfig};
@@ -17,19 +19,17 @@ use crate::invite::{Invite, InviteKind};
 use crate::udp::UdpOptions;
 use crate::wire::Resource;
 
+/// Below those that systems give out.
+const RELAY_PORTS: (u16, u16) = (30_000, 30_999);
+
 /// A gateway that runs, and the way to end it at once.
 struct Running {
     name: &'static str,
+    config: GatewayConfig,
     stop: CancellationToken,
     task: JoinHandle<Result<(), Fault>>,
 }
 
-async fn gateway(bench: &Bench, name: &'static str) -> Running {
-    config: GatewayConfig,
-    let wish = NewToken::new(TokenKind::Gateway, name);
-    let issued: IssuedToken = bench.as_admin(Method::POST, "/v1/tokens", &wish).await.json();
-    let invite = Invite::parse(issued.invite.reveal(), InviteKind::Gateway).unwrap();
-    let state = bench.data().join(format!("gateway-{name}"));
 impl Running {
     async fn start(bench: &Bench, name: &'static str, config: GatewayConfig) -> Self {
         let (gateway, stop) =
@@ -50,8 +50,14 @@ impl Running {
     }
 }
 
+async fn gateway(bench: &Bench, name: &'static str) -> Running {
+    let wish = NewToken::new(TokenKind::Gateway, name);
+    let issued: IssuedToken = bench.as_admin(Method::POST, "/v1/tokens", &wish).await.json();
+    let invite = Invite::parse(issued.invite.reveal(), InviteKind::Gateway).unwrap();
+    let state = bench.data().join(format!("gateway-{name}"));
     let config = GatewayConfig {
         workers: Some(1),
+        turn_ports: Some(RELAY_PORTS.0..=RELAY_PORTS.1),
         ..GatewayConfig::new(invite, name.into(), state, "127.0.0.1:0".parse().unwrap())
     };
     Running::start(bench, name, config).await
@@ -195,6 +201,12 @@ async fn a_gateway_relays_on_without_a_broker_and_tells_the_next_one_what_it_hol
     let pumping = tokio::spawn(pump(stream, stop.clone()));
     let before = only_session(&bench).await;
     assert_eq!(before.gateway, "a");
+    let path = format!("/v1/sessions/{}/explain", before.id);
+    let places = bench.get(&path, &bench.admin).await.json::<ExplainView>().places;
+    let there = format!("{}:{}", places.gateway, places.gateway_port);
+    let is_there = view_of(&bench, "a").await.unwrap().address == there;
+    assert!(is_there && there != bench.address.to_string(), "firewall rules name {there}");
+    assert_eq!((places.relay, places.relay_ports), (None, Some(RELAY_PORTS)));
     let bench = bench.restart().await;
     is_in(&bench, "a", GatewayState::Up).await;
     eventually(async || {
