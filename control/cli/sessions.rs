@@ -1,7 +1,7 @@
 //! `sessions`, `session`, `kill`: what is going on, and the way to end it.
 use clap::Args;
 use switchback_control::Fault;
-use switchback_control::api::{LegView, SendingView, SessionView, SlowPart};
+use switchback_control::api::{GatewayView, LegView, SendingView, SessionView, SlowPart};
 use switchback_control::wire::{LossCounts, PathLeg, RttView, SessionId};
 
 use crate::account;
@@ -13,7 +13,7 @@ use crate::output::{self, human};
 ///
 /// Administrators see all sessions, others their own. RTT is end to end, from client to agent and back. JITTER is the round
 /// trip's mean deviation, LOSS what the UDP path in use loses. UP and DOWN are application bytes a second, from and to the
-/// client. STATE is connecting, active, idle (no byte for a minute), paused (no path, or by somebody), shadowed (somebody
+/// client. GATEWAY is the one that the session's last leg went through, shown where there are several. STATE is connecting, active, idle (no byte for a minute), paused (no path, or by somebody), shadowed (somebody
 /// watches) or closing. --wide adds agent, sums, who watches, who paused it, lost sessions that it goes on from, and
 /// CLIENT-LEG and AGENT-LEG: the two parts of the round trip as the gateway measures them, with a `!` at the one that holds
 /// the session back (`switchback session ID` says why).
@@ -59,16 +59,30 @@ pub(crate) struct KillArgs {
 
 /// Runs `sessions`.
 pub(crate) async fn list(args: &SessionsArgs, global: &Global) -> Result<(), Fault> {
-    let sessions = account::api(global)?.sessions().await?;
+    let api = account::api(global)?;
+    let sessions = api.sessions().await?;
     if global.json {
         return output::json(&sessions);
     }
-    let columns: Vec<_> = COLUMNS.iter().filter(|column| args.wide || !column.wide).collect();
+    table_of(sessions, &api.gateways().await?, args.wide).print("no sessions")
+}
+
+fn table_of(sessions: Vec<SessionView>, gateways: &[GatewayView], wide: bool) -> Table {
+    let is_shown = |column: &&Shown| match column.place {
+        Place::Always => true,
+        Place::Wide => wide,
+        Place::AmongGateways => gateways.len() > 1,
+    };
+    let columns: Vec<_> = COLUMNS.iter().filter(is_shown).collect();
     let mut table = Table::new(&columns.iter().map(|column| (column.head)()).collect::<Vec<_>>());
-    for session in sessions {
+    for mut session in sessions {
+        // The broker's own is told by its address.
+        if let Some(gateway) = gateways.iter().find(|it| it.address == session.gateway) {
+            session.gateway.clone_from(&gateway.name);
+        }
         table.row(columns.iter().map(|column| (column.cell)(&session)));
     }
-    table.print("no sessions")
+    table
 }
 
 /// Runs `session`.
@@ -105,25 +119,38 @@ pub(crate) async fn kill(args: KillArgs, global: &Global) -> Result<(), Fault> {
 /// A column of the list.
 struct Shown {
     head: fn() -> Column,
-    /// Only where there is room for all.
-    wide: bool,
+    place: Place,
     cell: fn(&SessionView) -> String,
 }
 
+/// Where a column is shown.
+enum Place {
+    Always,
+    /// Only where there is room for all.
+    Wide,
+    /// Only where sessions may go through one or another.
+    AmongGateways,
+}
+
 const fn text(head: fn() -> Column, cell: fn(&SessionView) -> String) -> Shown {
-    Shown { head, wide: false, cell }
+    Shown { head, place: Place::Always, cell }
 }
 
 const fn wide(head: fn() -> Column, cell: fn(&SessionView) -> String) -> Shown {
-    Shown { head, wide: true, cell }
+    Shown { head, place: Place::Wide, cell }
 }
 
-/// Those that are not wide fit 120 characters with names of usual length.
+/// Those that are always shown fit 120 characters with names of usual length.
 const COLUMNS: &[Shown] = &[
     text(|| Column::Text("ID"), |it| it.id.0.clone()),
     text(|| Column::Text("USER"), |it| it.user.clone()),
     text(|| Column::Text("RESOURCE"), |it| it.resource.clone()),
     wide(|| Column::Text("AGENT"), |it| it.agent.clone()),
+    Shown {
+        head: || Column::Text("GATEWAY"),
+        place: Place::AmongGateways,
+        cell: |it| it.gateway.clone(),
+    },
     text(|| Column::Text("STATE"), |it| it.state.as_str().into()),
     text(
         || Column::Text("TRANSPORT"),
@@ -385,6 +412,31 @@ mod tests {
             interval_ms: 1000,
             age_ms: 300,
         }
+    }
+
+    #[test]
+    fn the_gateway_of_each_session_is_shown_by_its_name_where_there_are_several() {
+        let session = |id: &str, gateway: &str| {
+            let text = format!(
+                r#"{{"id":"{id}","user":"ada","resource":"ssh","agent":"lab","gateway":"{gateway}",
+                    "state":"active","rtt":{{}},"client_to_target":0,"target_to_client":0,"age_ms":0,
+                    "channels":0,"resumes":0}}"#
+            );
+            serde_json::from_str::<SessionView>(&text).unwrap()
+        };
+        let gateway = |name: &str, address: &str| {
+            let text = format!(r#"{{"name":"{name}","address":"{address}","state":"up"}}"#);
+            serde_json::from_str::<GatewayView>(&text).unwrap()
+        };
+        let sessions = || vec![session("a", "broker:443"), session("b", "eu-1")];
+        let mut gateways = vec![gateway("local", "broker:443")];
+        let text = table_of(sessions(), &gateways, true).render();
+        assert!(!text.contains("GATEWAY") && !text.contains("eu-1"), "{text}");
+        gateways.push(gateway("eu-1", "eu-1.example:443"));
+        let text = table_of(sessions(), &gateways, false).render();
+        let row = |id: &str| text.lines().find(|line| line.starts_with(id)).unwrap().to_owned();
+        assert!(text.contains("GATEWAY"), "{text}");
+        assert!(row("a ").contains("local") && row("b ").contains("eu-1"), "{text}");
     }
 
     fn shown(name: &str, leg: &LegView) -> Option<String> {

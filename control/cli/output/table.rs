@@ -56,7 +56,8 @@ impl Table {
         if self.grid.is_empty() { output::line(nothing) } else { output::line(&self.render()) }
     }
 
-    fn render(&self) -> String {
+    /// As it is printed.
+    pub(crate) fn render(&self) -> String {
         let lines: Vec<_> = self.grid.lines().map(|line| line.trim_end().to_owned()).collect();
         lines.join("\n")
     }
