@@ -171,6 +171,7 @@ impl Agent {
             let rights = self.app.hub.rights();
             // Until it is registered, a revocation does not reach the link.
             if !self.app.store.is_good(&self.owner.token).await? {
+                self.app.store.retract(&name).await?;
                 return Err(Code::TokenRevoked.into());
             }
             let (good, bad) = judge_held(&self.app, sessions.clone()).await?;

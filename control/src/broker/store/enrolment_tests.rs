@@ -193,3 +193,33 @@ async fn enrolments_are_bounded_and_the_longest_unseen_gives_its_place() {
     store.keep_enrolments(vec![]).await.unwrap();
     assert!(store.enrolment(&first.id).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn what_a_revoked_agent_announced_shuts_nobody_out_any_more() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = open(temp.path()).unwrap();
+    let join = string(&store, 5).await;
+    let announce = async |name: &str, tag: &str| {
+        let mut record = agent(name, &["ssh"]);
+        record.resources[0].look.tags = [tag.to_owned()].into();
+        store.announce(record).await.unwrap();
+    };
+    let ways = async || store.facts("ssh").await.unwrap().len();
+    enrolled(&store, end(&join, "lab")).await;
+    let rogue = enrolled(&store, end(&join, "rogue")).await;
+    announce("lab", "ours").await;
+    announce("rogue", "forbidden").await;
+    assert_eq!(ways().await, 2);
+    store.revoke(&rogue.id, false).await.unwrap();
+    assert_eq!(ways().await, 1);
+    // It was about to register as that happened.
+    announce("rogue", "forbidden").await;
+    store.retract("rogue").await.unwrap();
+    assert_eq!(ways().await, 1);
+    // Its successor of the same name is another one.
+    enrolled(&store, end(&join, "rogue")).await;
+    announce("rogue", "new").await;
+    store.revoke(&rogue.id, false).await.unwrap();
+    store.retract("rogue").await.unwrap();
+    assert_eq!(ways().await, 2);
+}

@@ -145,6 +145,12 @@ impl Store {
         .await
     }
 
+    /// Forgets what an agent announced whose enrolment was revoked meanwhile.
+    pub(crate) async fn retract(&self, agent: &str) -> Result<(), Fault> {
+        let agent = agent.to_owned();
+        self.call(move |db| retract(db, &agent)).await
+    }
+
     /// Notes that these are connected, and forgets those that were revoked long ago. To be called now and then.
     pub(crate) async fn keep_enrolments(&self, online: Vec<String>) -> Result<(), Fault> {
         let now = clock::unix_ms();
@@ -323,7 +329,21 @@ pub(super) fn revoke(
     let mut query = step.prepare_cached(sql)?;
     let ended =
         |row: &Row<'_>| Ok(Ended { id: row.get(0)?, end: Some((kind(row, 1)?, row.get(2)?)) });
-    query.query_map(params![id, join, sql_int(now)], ended)?.collect()
+    let ended = query.query_map(params![id, join, sql_int(now)], ended)?;
+    let ended: Vec<_> = ended.collect::<rusqlite::Result<_>>()?;
+    for (kind, name) in ended.iter().filter_map(|it| it.end.as_ref()) {
+        if *kind == TokenKind::Agent {
+            retract(step, name)?;
+        }
+    }
+    Ok(ended)
+}
+
+/// Forgets what an agent announced that is enrolled no more: policies must allow each way in which a resource is announced.
+fn retract(db: &Connection, agent: &str) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM resources WHERE agent = ?1 AND NOT EXISTS (
+                   SELECT 1 FROM enrolments WHERE kind = 'agent' AND name = ?1 AND revoked_ms IS NULL)";
+    db.prepare_cached(sql)?.execute([agent]).map(drop)
 }
 
 /// Every enrolment, oldest first.
