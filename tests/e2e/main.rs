@@ -3,6 +3,7 @@
 //! Every test starts its own broker, agent and target on loopback port 0 with temporary directories, and ends what it
 //! started. Tests that need a program that is missing print why and are skipped.
 mod enrol;
+mod enrol_killed;
 mod gateways;
 mod http;
 mod many_sessions;
