@@ -14,7 +14,8 @@ use crate::output::table::{Column, Table};
 /// Show what was decided, for whom and why.
 ///
 /// Every session that was granted or refused, ended by policy or by someone, watched, paused or sent a message; every change by
-/// an administrator and every reload of the policies. The data directory has the same as JSON lines (audit.jsonl). For administrators.
+/// an administrator and every reload of the policies; every agent and gateway that enrolled, has a new key or was revoked. The
+/// data directory has the same as JSON lines (audit.jsonl). For administrators.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
