@@ -2,7 +2,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::Store;
 use super::tokens::sql_int;
@@ -180,7 +180,11 @@ fn announce(
     now: u64,
 ) -> rusqlite::Result<Option<BTreeSet<String>>> {
     let step = db.transaction()?;
-    if !step.prepare_cached("SELECT 1 FROM agents WHERE name = ?1")?.exists([&agent.name])? {
+    let known = step
+        .prepare_cached("SELECT key, version FROM agents WHERE name = ?1")?
+        .query_row([&agent.name], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    if known.is_none() {
         let agents: i64 = step.query_row("SELECT count(*) FROM agents", [], |row| row.get(0))?;
         if agents >= AGENTS_MAX {
             return Ok(None);
@@ -203,20 +207,24 @@ fn announce(
         .execute(params![agent.name, name, kind.as_str(), target, look])?;
     }
     let after = offered(&step, &agent.name)?;
-    step.commit()?;
-    // An agent that comes back as it was changes nothing.
+    // An agent that comes back as it was changes nothing, and waits for no disk: after a restart of the broker they all do. That
+    // it was seen is noted by `keep_agents`.
+    if before != after || known != Some((agent.key.clone(), agent.version.clone())) {
+        step.commit()?;
+    }
     let changed = before.symmetric_difference(&after).map(|(name, ..)| name.clone());
     Ok(Some(changed.collect()))
 }
 
-/// Name, kind and look of what an agent offers.
+/// Name, kind, look and target of what an agent offers.
 fn offered(
     step: &Transaction<'_>,
     agent: &str,
-) -> rusqlite::Result<BTreeSet<(String, String, String)>> {
-    let sql = "SELECT name, kind, look FROM resources WHERE agent = ?1";
+) -> rusqlite::Result<BTreeSet<(String, String, String, String)>> {
+    let sql = "SELECT name, kind, look, target FROM resources WHERE agent = ?1";
     let mut query = step.prepare_cached(sql)?;
-    query.query_map([agent], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
+    let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+    query.query_map([agent], row)?.collect()
 }
 
 /// What policies see of a resource, as each of its agents announced it; nothing: none ever announced such a one.

@@ -204,7 +204,11 @@ async fn what_a_revoked_agent_announced_shuts_nobody_out_any_more() {
         record.resources[0].look.tags = [tag.to_owned()].into();
         store.announce(record).await.unwrap();
     };
-    let ways = async || store.facts("ssh").await.unwrap().len();
+    let ways = async || {
+        let ways = store.facts("ssh").await.unwrap().len();
+        assert_eq!(resources(&store).await[0].announced.len(), ways, "feeds know it too");
+        ways
+    };
     enrolled(&store, end(&join, "lab")).await;
     let rogue = enrolled(&store, end(&join, "rogue")).await;
     announce("lab", "ours").await;

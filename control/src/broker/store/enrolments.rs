@@ -147,8 +147,13 @@ impl Store {
 
     /// Forgets what an agent announced whose enrolment was revoked meanwhile.
     pub(crate) async fn retract(&self, agent: &str) -> Result<(), Fault> {
-        let agent = agent.to_owned();
-        self.call(move |db| retract(db, &agent)).await
+        let (agent, shelf) = (agent.to_owned(), self.shelf.clone());
+        self.call(move |db| {
+            let done = retract(db, &agent);
+            shelf.all_changed();
+            done
+        })
+        .await
     }
 
     /// Notes that these are connected, and forgets those that were revoked long ago. To be called now and then.

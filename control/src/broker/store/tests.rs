@@ -213,6 +213,27 @@ async fn agents_are_bounded_and_unused_ones_are_forgotten() {
 }
 
 #[tokio::test]
+async fn agents_that_come_back_as_they_were_wait_for_no_disk() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = open(temp.path()).unwrap();
+    let writes = Connection::open(temp.path().join("broker.db")).unwrap();
+    // Another connection's number changes with each commit.
+    let writes =
+        || writes.query_row("PRAGMA data_version", [], |row| row.get::<_, i64>(0)).unwrap();
+    let first = agent("lab", &["ssh"]);
+    let mut moved = first.clone();
+    moved.resources[0].target = "127.0.0.1:23".into();
+    let newer = AgentRecord { version: "2".into(), ..moved.clone() };
+    for (record, is_written) in
+        [(&first, true), (&first, false), (&moved, true), (&newer, true), (&newer, false)]
+    {
+        let before = writes();
+        store.announce(record.clone()).await.unwrap();
+        assert_eq!(writes() != before, is_written, "{record:?}");
+    }
+}
+
+#[tokio::test]
 async fn every_way_in_which_agents_announce_a_resource_is_known() {
     let temp = tempfile::tempdir().unwrap();
     let store = open(temp.path()).unwrap();

@@ -161,6 +161,7 @@ impl Store {
     pub(crate) async fn revoke(&self, id: &str, enrolments: bool) -> Result<Removed, Fault> {
         let id = id.to_owned();
         let now = clock::unix_ms();
+        let shelf = self.shelf.clone();
         self.call(move |db| {
             let step = db.transaction()?;
             let admins = good_admin_tokens(&step)?;
@@ -171,7 +172,12 @@ impl Store {
             let is_token = step.execute(sql, params![id, sql_int(now)])? > 0;
             let join = enrolments.then_some(&*id);
             let mut ended = super::enrolments::revoke(&step, (&id, join), now)?;
-            step.commit()?;
+            let done = step.commit();
+            if !ended.is_empty() {
+                // What ended agents announced went with them.
+                shelf.all_changed();
+            }
+            done?;
             if is_token {
                 ended.push(Ended { id, end: None });
             }
