@@ -244,7 +244,8 @@ fn announce(config: &AgentConfig, global: &Global) -> Result<(), Fault> {
         let Resource { name, target, tuning, kind, transport, .. } = resource;
         let udp =
             (transport.udp != UdpUse::Prefer).then(|| format!("udp={}", transport.udp.as_str()));
-        let standby = (transport.standby != Standby::Warm).then(|| "standby=cold".to_owned());
+        let standby = (transport.standby != Standby::Warm)
+            .then(|| format!("standby={}", transport.standby.as_str()));
         let proxy = resource.proxy.map(|ProxyHeader::V2| "proxy=v2".to_owned());
         let tuning = (!tuning.is_empty()).then(|| tuning.to_string());
         let options: Vec<_> = udp.into_iter().chain(standby).chain(tuning).chain(proxy).collect();

@@ -94,6 +94,9 @@ fn from_parts(
     }
     match (transport.udp, transport.standby) {
         (UdpUse::Off, Standby::Cold) => Err("standby=cold with udp=off leaves nothing".into()),
+        (UdpUse::Require, Standby::TwoGateways) => {
+            Err("standby=two-gateways with udp=require carries nothing".into())
+        }
         _ => Ok(ResourceSpec(resource)),
     }
 }
@@ -118,7 +121,8 @@ fn set_option(resource: &mut Resource, key: &str, value: &str) -> Result<(), Str
         }
         STANDBY => {
             let standby = Standby::from_text(value);
-            resource.transport.standby = standby.ok_or_else(|| wrong("warm or cold"))?;
+            resource.transport.standby =
+                standby.ok_or_else(|| wrong("warm, cold or two-gateways"))?;
         }
         TITLE => resource.look.title = Some(value.to_owned()),
         ICON => resource.look.icon = Some(value.to_owned()),
@@ -303,9 +307,13 @@ mod tests {
             ("dns=udp:127.0.0.1", "no :PORT"),
             ("dns=udp:127.0.0.1:53;proxy=v2", "for tcp: services"),
             ("ssh=tcp:h:22;udp=on", "udp: `on` is not allowed; expected prefer, require"),
-            ("ssh=tcp:h:22;standby=hot", "standby: `hot` is not allowed; expected warm or cold"),
+            (
+                "ssh=tcp:h:22;standby=hot",
+                "standby: `hot` is not allowed; expected warm, cold or two-gateways",
+            ),
             ("ssh=tcp:h:22;udp=off;udp=off", "udp is given twice"),
             ("ssh=tcp:h:22;udp=off;standby=cold", "leaves nothing"),
+            ("ssh=tcp:h:22;udp=require;standby=two-gateways", "carries nothing"),
             ("ssh=tcp:h:22;pool=widest", "breadth or depth"),
             ("ssh=tcp:h:22;max-sessions=0", "1 or more"),
             ("ssh=tcp:h:22;health=maybe", "probe or use"),

@@ -35,6 +35,8 @@ the gateway, over the gateway's own --tuning:
       off                  TCP only
   standby=warm|cold        keep TCP and a relay ready beside UDP (warm, the default), or (cold) dial TCP anew, and ask
                            for a relay, when UDP falls silent: one pause of some RTTs, and no place at the gateway
+      two-gateways         as warm, and TCP through a second gateway where there is one: when a gateway dies, nothing
+                           has to be dialled
   shadow=tcp:HOST:PORT     connect watchers to this service instead of showing what passes (they need --control)
   shadow-view=tcp:...      the same for a service that only shows, e.g. x11vnc -viewonly
   title=TEXT               what people see in the feed in place of the name

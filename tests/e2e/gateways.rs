@@ -87,6 +87,40 @@ fn sessions_move_off_a_gateway_that_drains_and_outlive_one_that_is_killed() {
 }
 
 #[test]
+fn with_two_gateways_standing_by_a_session_goes_on_where_it_already_is_when_one_is_killed() {
+    let echo = EchoTarget::start();
+    let resource = format!("{};standby=two-gateways", echo.resource("echo"));
+    let bed = Bed::start(Io::Epoll, &[resource]);
+    let mut gateways: Vec<_> =
+        ["a", "b"].into_iter().map(|name| (name, gateway(&bed, name))).collect();
+    set(&bed, "drain", "local");
+    let (connect, local) = bed.forward("echo");
+    let stream = Stream::start(local, Duration::from_secs(9));
+    let has_paths =
+        |session: &Value, count| session["paths"].as_array().map(Vec::len) == Some(count);
+    let before = session(&bed, "a second gateway to stand by", |session| has_paths(session, 2));
+    let first = before["gateway"].as_str().unwrap();
+    let at = gateways.iter().position(|(name, _)| *name == first).expect("one of the two");
+    gateways.remove(at).1.kill();
+    let other = gateways[0].0;
+    let after = session(&bed, "the session to be at the other", |session| {
+        session["gateway"] == other && has_paths(session, 1)
+    });
+    assert_eq!((&after["id"], &after["resumes"]), (&before["id"], &1.into()), "one leg lost");
+    let log = connect.stderr();
+    assert!(log.contains("on through its second gateway"), "{log}");
+    assert!(!log.contains("session paused"), "never without a leg: {log}");
+    is_in(&bed, first, "lost");
+    // The broker's own is the next to stand by.
+    set(&bed, "undrain", "local");
+    session(&bed, "a second gateway again", |session| has_paths(session, 2));
+    let silence = stream.longest_silence();
+    println!("longest silence {silence:?}");
+    assert!(silence < Duration::from_secs(5), "{silence:?}");
+    assert_eq!(echo.accepted(), 1, "the target saw one connection");
+}
+
+#[test]
 fn a_gateway_relays_on_without_a_broker_and_tells_the_next_one_what_it_holds() {
     let echo = EchoTarget::start();
     let mut bed = Bed::start(Io::Epoll, &[echo.resource("echo")]);

@@ -125,8 +125,8 @@ impl Desk {
         Ahead::to(lock(&self.gateway).clone())
     }
 
-    /// A ticket came: `gateway` as it says.
-    fn note_gateway(&self, gateway: Option<&str>) {
+    /// A session's ticket came: `gateway` as it says.
+    pub(super) fn note_gateway(&self, gateway: Option<&str>) {
         let gateway = gateway.unwrap_or(&self.home);
         let mut last = lock(&self.gateway);
         if *last != gateway {
@@ -360,12 +360,13 @@ impl Desk {
             LinkEvent::Message(ToClient::Notice(notice)) => self.notice(notice),
             LinkEvent::Message(ToClient::About(about)) => self.told_of(about),
             LinkEvent::Message(answer @ (ToClient::Granted { .. } | ToClient::Leg { .. })) => {
-                let (ToClient::Granted { request, ticket, .. }
-                | ToClient::Leg { request, ticket, .. }) = &answer
+                let (ToClient::Granted { request, .. } | ToClient::Leg { request, .. }) = &answer
                 else {
                     return;
                 };
-                self.note_gateway(ticket.gateway.as_deref());
+                if let ToClient::Granted { ticket, .. } = &answer {
+                    self.note_gateway(ticket.gateway.as_deref());
+                }
                 self.answer(*request, Ok(answer));
             }
         }

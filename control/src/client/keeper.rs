@@ -1,4 +1,6 @@
 //! Keeps one session carried: makes its legs, follows its events, and ends it once.
+mod second;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
@@ -15,6 +17,7 @@ use tokio_util::sync::DropGuard;
 
 use crate::client::desk::{Desk, Ending};
 use crate::client::legs::{Action, LegPlan};
+use crate::client::second::Second;
 use crate::code::{Code, Fault};
 use crate::dial::leg::{self, Ahead};
 use crate::reason;
@@ -62,6 +65,8 @@ pub(super) struct Keeper {
     /// The broker wants it to leave its gateway.
     pub(super) relocate: Arc<Notify>,
     pub(super) moving: Moving,
+    /// A leg through another gateway, where the resource wants one.
+    pub(super) second: Second<LegId>,
 }
 
 /// From which gateway to which.
@@ -83,7 +88,8 @@ pub(super) struct Moving {
 impl Moving {
     /// What to ask for.
     fn wish(&self) -> LegWish {
-        LegWish { not_via: self.failed.then(|| self.via.clone()), instead: self.instead }
+        let not_via = self.failed.then(|| self.via.clone());
+        LegWish { not_via, instead: self.instead, second: false }
     }
 
     /// An attempt failed: if it had come as far as to a gateway, that is the one to avoid.
@@ -122,7 +128,7 @@ impl Keeper {
     ) {
         let mut plan = LegPlan::new(Instant::now(), start_by);
         let mut first = Some(first);
-        let mut attempt: Option<Attempt> = None;
+        let (mut attempt, mut second): (Option<Attempt>, Option<Attempt>) = (None, None);
         let mut relayed = self.udp.relayed();
         let end = loop {
             let wake = match plan.poll(Instant::now()) {
@@ -154,6 +160,14 @@ impl Keeper {
                 Ok(()) = relayed.changed() => {
                     let relayed = *relayed.borrow_and_update();
                     self.desk.tell_relayed(&self.id, relayed);
+                }
+                made = next(&mut second) => {
+                    second = None;
+                    self.settle_second(made);
+                }
+                () = at(self.second.due()) => {
+                    let wanted = self.wants_second();
+                    second = self.second.begin(Instant::now(), wanted).then(|| self.attempt_second());
                 }
                 () = at(wake) => {}
                 () = at(self.cold_at) => self.let_go(),
@@ -227,6 +241,7 @@ impl Keeper {
     /// A session may lose a leg before it ever carried anything, or have another under way already.
     fn lost(&mut self, leg: LegId, plan: &mut LegPlan) {
         self.moving.left.remove(&leg);
+        self.second.lost(Instant::now(), leg);
         if self.is_spare(leg) || (!self.legs.contains(&leg) && self.handle.stats().leg.is_some()) {
             return;
         }
@@ -234,6 +249,14 @@ impl Keeper {
         self.legs.remove(&leg);
         // What broke was as a rule the gateway.
         self.moving.failed |= newest;
+        if self.legs.is_empty()
+            && let Some((second, via)) = self.second.take(Instant::now())
+        {
+            tracing::info!(session = %self.id, leg = %second, "on through its second gateway");
+            (self.moving.via, self.moving.failed) = (via, false);
+            self.legs.insert(second);
+            return;
+        }
         if self.legs.is_empty() && self.handle.stats().leg.is_none() {
             plan.down(Instant::now(), rand::random());
         } else if newest {
@@ -246,20 +269,26 @@ impl Keeper {
     fn settle(&mut self, made: Result<Made, Fault>, plan: &mut LegPlan) {
         match made {
             Ok(Made { stream, via, instead }) => {
+                let now = Instant::now();
                 let leg = if instead {
                     self.moving.left.append(&mut self.legs);
-                    self.moving.leave_at = Some(Instant::now() + LEAVE_AFTER);
+                    self.moving.left.extend(self.second.take(now).map(|(leg, _)| leg));
+                    self.moving.leave_at = Some(now + LEAVE_AFTER);
                     self.handle.attach_instead(stream, LegKind::TcpReverse)
                 } else {
                     self.handle.attach(stream, LegKind::TcpReverse)
                 };
+                if let Some(leg) = self.second.take_via(now, &via) {
+                    self.moving.left.insert(leg);
+                    self.moving.leave_at = Some(now + LEAVE_AFTER);
+                }
                 (self.moving.via, self.moving.failed, self.moving.instead) = (via, false, false);
                 tracing::debug!(session = %self.id, %leg, "leg attached");
                 self.legs.insert(leg);
                 if let Some(carrier) = self.handle.stats().leg {
                     self.cool(carrier);
                 }
-                plan.attached(Instant::now());
+                plan.attached(now);
                 self.phase.send_replace(Phase::Up);
             }
             Err(fault) => {
@@ -302,6 +331,7 @@ impl Keeper {
                 None => {
                     let ahead = desk.dial_ahead();
                     let (ticket, access) = ask_ticket(&desk, grant, udp.clone(), wish).await?;
+                    desk.note_gateway(ticket.gateway.as_deref());
                     if let Some(access) = access {
                         udp.begin(wanted, *access, &session);
                     }
@@ -351,7 +381,9 @@ async fn ask_ticket(
     wish: LegWish,
 ) -> Result<Answer, Fault> {
     let leg = move |request| {
-        let (grant, udp, wish) = (grant.clone(), udp.candidates(), wish.clone());
+        // Of UDP both ends were told with the first leg.
+        let candidates = (!wish.second).then(|| udp.candidates()).flatten();
+        let (grant, udp, wish) = (grant.clone(), candidates, wish.clone());
         FromClient::Leg { request, grant, udp, wish }
     };
     match desk.ask(leg).await? {

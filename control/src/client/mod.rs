@@ -10,6 +10,7 @@ mod legs;
 pub mod local;
 pub mod profile;
 mod ready;
+mod second;
 mod session;
 mod shadow;
 pub mod signin;
@@ -46,6 +47,7 @@ use crate::wire::{
 use desk::{Desk, LinkState, Live};
 use keeper::{Keeper, Moving, Phase};
 use ready::Shelf;
+use second::Second;
 
 /// Pauses between requests for a session that is refused for now.
 const OPEN_BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -290,6 +292,7 @@ impl Client {
             cold_at: None,
             relocate,
             moving: Moving::default(),
+            second: Second::new(Instant::now()),
         };
         tokio::spawn(keeper.run((ticket, ahead), start_by, events, ordered));
         let held = session::Held { id, agent, kind, shadow_target, handle, udp };

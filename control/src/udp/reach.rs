@@ -135,7 +135,7 @@ impl Reach {
             token,
             policy: policy(transport),
             dscp: who.dscp,
-            standby: transport.standby == Standby::Warm,
+            standby: transport.standby != Standby::Cold,
         };
         Ok(self.underlay.connect(plan, session))
     }

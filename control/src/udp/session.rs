@@ -367,7 +367,7 @@ pub(crate) fn under(transport: TransportPolicy, config: &SessionConfig) -> Sessi
     let may = allowed(transport.udp);
     let allowed = config.allowed.iter().copied().filter(|kind| may.contains(kind)).collect();
     let suspect_after = match transport.standby {
-        Standby::Warm => config.suspect_after,
+        Standby::Warm | Standby::TwoGateways => config.suspect_after,
         Standby::Cold => config.suspect_after.min(COLD_SUSPECT_AFTER),
     };
     SessionConfig { allowed, suspect_after, ..config.clone() }

@@ -109,6 +109,10 @@ pub struct LegWish {
     /// It replaces the legs of its kind that work, see `relocate`.
     #[serde(default, skip_serializing_if = "super::is_false")]
     pub instead: bool,
+    /// It stands by, see [`Standby::TwoGateways`](super::Standby::TwoGateways): through another gateway than `not_via`, or not
+    /// at all.
+    #[serde(default, skip_serializing_if = "super::is_false")]
+    pub second: bool,
 }
 
 impl LegWish {

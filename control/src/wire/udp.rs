@@ -158,6 +158,8 @@ pub enum Standby {
     Warm,
     /// It does not, and holds no place at the gateway; a session whose UDP dies dials TCP anew.
     Cold,
+    /// It does, and TCP through a second gateway as well where there is one: when a gateway dies, the other carries at once.
+    TwoGateways,
 }
 
 impl Standby {
@@ -167,13 +169,15 @@ impl Standby {
         match self {
             Self::Warm => "warm",
             Self::Cold => "cold",
+            Self::TwoGateways => "two-gateways",
         }
     }
 
     /// The standby that is written so.
     #[must_use]
     pub fn from_text(text: &str) -> Option<Self> {
-        [Self::Warm, Self::Cold].into_iter().find(|standby| standby.as_str() == text)
+        let all = [Self::Warm, Self::Cold, Self::TwoGateways];
+        all.into_iter().find(|standby| standby.as_str() == text)
     }
 }
 
@@ -338,7 +342,7 @@ mod tests {
             assert_eq!(UdpUse::from_text(udp.as_str()), Some(udp));
             assert_eq!(serde_json::to_value(udp).unwrap(), udp.as_str());
         }
-        for standby in [Standby::Warm, Standby::Cold] {
+        for standby in [Standby::Warm, Standby::Cold, Standby::TwoGateways] {
             assert_eq!(Standby::from_text(standby.as_str()), Some(standby));
             assert_eq!(serde_json::to_value(standby).unwrap(), standby.as_str());
         }

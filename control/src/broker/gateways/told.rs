@@ -147,13 +147,13 @@ impl Hub {
         self.core().orchestrator.gateways()
     }
 
-    /// `HOST:PORT` of the gateway that a session's last leg went through, and the UDP ports that it relays on, as far as it has
-    /// said; `None`: the broker's own.
+    /// `HOST:PORT` of the gateway that a session goes through, and the UDP ports that it relays on, as far as it has said; `None`:
+    /// the broker's own.
     pub(crate) fn place_of(&self, session: &SessionId) -> Option<(String, Option<(u16, u16)>)> {
         let core = self.core();
-        let name = core.orchestrator.gateway_of_session(session)?;
-        let address = core.orchestrator.address_of(name)?.to_owned();
-        Some((address, core.members.get(name).and_then(Member::relay_ports)))
+        let name = core.orchestrator.session(session, clock::now())?.gateway?;
+        let address = core.orchestrator.address_of(&name)?.to_owned();
+        Some((address, core.members.get(&name).and_then(Member::relay_ports)))
     }
 
     /// What agents that offer `resource` now measured, by name.

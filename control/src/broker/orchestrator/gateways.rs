@@ -111,6 +111,15 @@ impl Gateways {
         self.table.iter().any(|(name, it)| &**name != this && it.is_open())
     }
 
+    /// Whether a leg may lead through another gateway than the one at this address.
+    pub(super) fn is_another_open(&self, not_via: Option<&str>) -> bool {
+        self.table.values().any(|it| it.is_open() && !it.is_at(not_via))
+    }
+
+    pub(super) fn is_up(&self, name: &str) -> bool {
+        self.table.get(name).is_some_and(|it| it.down_since.is_none())
+    }
+
     fn is_draining(&self, name: &str) -> bool {
         self.table.get(name).is_some_and(|it| it.draining)
     }
@@ -147,6 +156,11 @@ impl Gateways {
 
 impl Gateway {
     /// New legs may go there.
+    /// Whether tickets name this address for it.
+    fn is_at(&self, address: Option<&str>) -> bool {
+        address.is_some_and(|address| self.address.as_deref().unwrap_or_default() == address)
+    }
+
     const fn is_open(&self) -> bool {
         self.down_since.is_none() && !self.draining
     }
@@ -254,9 +268,6 @@ impl Orchestrator {
     ) -> GatewayId {
         let client = client.and_then(|link| self.clients.get(&link)).map(|it| &*it.rtts);
         let agent = self.agents.get(agent).map(|it| &*it.rtts);
-        let avoided = |it: &Gateway| {
-            not_via.is_some_and(|avoid| it.address.as_deref().unwrap_or_default() == avoid)
-        };
         let way = |rtts: Option<&[GatewayRtt]>, name: &str| {
             Way::of(rtts.and_then(|rtts| rtts.iter().find(|rtt| rtt.gateway == name)))
         };
@@ -270,7 +281,7 @@ impl Orchestrator {
                 capacity: it.capacity,
             }))
         };
-        let chosen = choose(&|it| it.is_open() && !avoided(it))
+        let chosen = choose(&|it| it.is_open() && !it.is_at(not_via))
             .or_else(|| choose(&Gateway::is_open))
             .or_else(|| choose(&|it| it.down_since.is_none()));
         let name = chosen.map(|chosen| chosen.name);

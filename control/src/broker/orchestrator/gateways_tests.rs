@@ -155,7 +155,7 @@ fn a_gateway_that_drains_sends_its_sessions_and_warm_legs_elsewhere() {
     assert_eq!(told_to_move(&out), std::slice::from_ref(&grant.session));
     assert!(out.contains(&Output::EndPairAt { gateway: id("a"), pair: warm }));
     assert_eq!(told_to_move(&world.after(1)), [], "once is enough for a while");
-    let instead = LegWish { not_via: None, instead: true };
+    let instead = LegWish { instead: true, ..LegWish::default() };
     let (next, place) = leg(&mut world, &grant, instead);
     assert_eq!(place, "b");
     world.say(Input::PairStarted { pair: next });
@@ -182,11 +182,36 @@ fn a_session_that_did_not_move_is_told_again_and_one_that_has_nowhere_to_go_is_n
 }
 
 #[test]
+fn a_second_leg_stands_by_at_another_gateway_and_is_shown_when_the_first_ones_is_gone() {
+    let mut world = two();
+    let (grant, pair) = carried(&mut world);
+    let wish =
+        LegWish { not_via: Some("a.example:443".into()), second: true, ..LegWish::default() };
+    let (second, place) = leg(&mut world, &grant, wish.clone());
+    assert_eq!(place, "b");
+    world.say(Input::PairStarted { pair: second });
+    let shown = |world: &World| {
+        let shown = world.orchestrator.session(&grant.session, world.now()).unwrap();
+        (shown.pair, shown.gateway)
+    };
+    assert_eq!(shown(&world), (Some(pair), Some(id("a"))), "it stands by");
+    world.say(Input::GatewayDown { gateway: id("a") });
+    assert_eq!(shown(&world), (Some(second), Some(id("b"))));
+    // The one that is left must not be the only one that there is.
+    world.say(Input::GatewayDrains { gateway: id(LOCAL_GATEWAY), drain: true });
+    let wish = LegWish { not_via: Some("b.example:443".into()), ..wish };
+    let (pair, grant) = (world.fresh_pair(), grant.clone());
+    let out = world.say(Input::Leg { link: CLIENT, request: 9, grant, pair, udp: None, wish });
+    let refused = |output: &Output| matches!(output, Output::RefuseClient { fault, .. } if fault.code == Code::GatewayUnknown);
+    assert!(out.iter().any(refused), "{out:?}");
+}
+
+#[test]
 fn after_a_gateways_death_the_next_leg_goes_through_another() {
     let mut world = two();
     let (grant, _) = carried(&mut world);
     // The client saw it before the broker did.
-    let wish = LegWish { not_via: Some("a.example:443".into()), instead: false };
+    let wish = LegWish { not_via: Some("a.example:443".into()), ..LegWish::default() };
     let (next, place) = leg(&mut world, &grant, wish.clone());
     assert_eq!(place, "b");
     world.say(Input::GatewayDown { gateway: id("a") });

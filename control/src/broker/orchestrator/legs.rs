@@ -98,8 +98,13 @@ impl Orchestrator {
         self.tune(agent, grant, pair);
         self.tell_offer(agent, grant, pair, how, (udp, wish.instead));
         let surplus = self.sessions.get_mut(&grant.session).and_then(|session| {
-            session.gateway = Some(gateway);
-            session.legs.push(Leg { pair, live: false });
+            if wish.second {
+                // The newest shows where the session is; this one stands by.
+                session.legs.insert(0, Leg { pair, live: false });
+            } else {
+                session.gateway = Some(gateway);
+                session.legs.push(Leg { pair, live: false });
+            }
             (session.legs.len() > LEGS_MAX).then(|| session.legs.remove(0))
         });
         if let Some(surplus) = surplus {
@@ -229,8 +234,10 @@ impl Orchestrator {
                     known.since = now;
                 }
                 if let Some(session) = self.sessions.get_mut(session) {
-                    session.gateway = Some(known.gateway.clone());
                     session.leg_started(pair, now);
+                    if session.legs.last().is_some_and(|newest| newest.pair == pair) {
+                        session.gateway = Some(known.gateway.clone());
+                    }
                 }
             }
             // The session ended while its legs met.
@@ -238,6 +245,19 @@ impl Orchestrator {
             // No client ever had a ticket for it.
             Purpose::Warm { .. } => {}
         }
+    }
+
+    /// The pair that carries a session and its gateway, as far as is known here: the newest where it was last sent to, unless
+    /// that gateway is gone and another leg stood by.
+    pub(super) fn carried_by(&self, session: &Session) -> (Option<PairId>, Option<GatewayId>) {
+        let at = |pair: &PairId| self.pairs.get(pair).map(|pair| &pair.gateway);
+        let is_up = |pair: &PairId| at(pair).is_some_and(|gateway| self.gateways.is_up(gateway));
+        let live = || session.legs.iter().rev().filter(|leg| leg.live).map(|leg| leg.pair);
+        let own = live().find(|pair| at(pair) == session.gateway.as_ref());
+        let carrier = own.filter(is_up).or_else(|| live().find(is_up));
+        let carrier = carrier.or(own).or_else(|| live().next());
+        let gateway = carrier.as_ref().and_then(at).or(session.gateway.as_ref());
+        (carrier, gateway.cloned())
     }
 
     pub(super) fn pair_ended(&mut self, now: Instant, pair: PairId) {

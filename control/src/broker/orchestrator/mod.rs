@@ -252,7 +252,7 @@ impl Orchestrator {
         self.pairs.get(&pair)?.session().cloned()
     }
 
-    /// The gateway that a session's last leg went through.
+    /// The gateway that a session was last sent to.
     pub(crate) fn gateway_of_session(&self, id: &SessionId) -> Option<&GatewayId> {
         self.sessions.get(id)?.gateway.as_ref()
     }
@@ -446,6 +446,9 @@ impl Orchestrator {
         let (agent_link, agent) = found.ok_or_else(|| self.offline(now, grant))?;
         if agent.key != grant.agent_key {
             return Err(Code::GrantInvalid.because("the agent has a new key since"));
+        }
+        if wish.second && !self.gateways.is_another_open(wish.not_via.as_deref()) {
+            return Err(Code::GatewayUnknown.because("there is no second gateway now"));
         }
         let udp = udp.filter(|_| grant.udp);
         let peering = self.peering(agent_link, &grant.resource, &grant.rights, udp);

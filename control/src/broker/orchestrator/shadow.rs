@@ -250,6 +250,7 @@ impl Orchestrator {
     pub(super) fn snapshot_of(&self, session: &Session, now: Instant) -> Snapshot {
         let mut snapshot = session.snapshot(now);
         snapshot.life.watchers = self.watchers(&snapshot.session);
+        (snapshot.pair, snapshot.gateway) = self.carried_by(session);
         if snapshot.state == SessionState::Active {
             snapshot.state = if session.life.held.is_some() {
                 SessionState::Paused
