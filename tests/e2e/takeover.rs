@@ -42,7 +42,9 @@ fn five_hundred_busy_sessions_go_on_through_a_takeover_while_new_ones_are_opened
             (pairs.rounds() > rounds + 2 && sessions.opened() > opened + 2).then_some(())
         });
         assert!(!old.has_ended(), "it still relays its pairs");
-        assert!(old.stderr().contains("draining"), "and says so");
+        eventually("it to say so", Duration::from_secs(5), || {
+            old.stderr().contains("draining").then_some(())
+        });
         assert_known_as_they_are(&bed, &sessions.ids());
         pairs.finish();
         sessions.finish();
