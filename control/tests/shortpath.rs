@@ -110,6 +110,10 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
     timeout(PATIENCE, what).await.expect("it never came")
 }
 
+fn holds_tcp(end: EndView) -> bool {
+    end.paths.legs.iter().any(|leg| leg.transport == TCP)
+}
+
 async fn serve(listen: SocketAddr, data: &tempfile::TempDir) -> Broker {
     for _ in 0..100 {
         let mut config = ServeConfig::new(listen, data.path().join("broker"));
@@ -152,14 +156,16 @@ async fn udp_echo() -> SocketAddr {
     address
 }
 
-async fn until(session: &ClientSession, wanted: impl Fn(&str) -> bool) {
+/// The session is carried by a leg that is `wanted`; what both ends know of its paths, where it never is.
+async fn until(login: &Invite, session: &ClientSession, wanted: impl Fn(&str) -> bool) {
     let there = async {
         while !session.stats().transport.as_deref().is_some_and(&wanted) {
             sleep(Duration::from_millis(10)).await;
         }
     };
     if timeout(PATIENCE, there).await.is_err() {
-        panic!("it stays on {:?}", session.stats());
+        let explained = ApiClient::new(login.clone()).explain(session.id()).await;
+        panic!("it stays on {:?}: {explained:#?}", session.stats());
     }
 }
 
@@ -198,7 +204,7 @@ async fn a_session_goes_direct_and_its_connections_do_not_notice() {
     let mut moves = session.moves();
     let mut stream = application(&session).await;
     echoes(&mut stream, b"before").await;
-    until(&session, is_direct).await;
+    until(&world.login, &session, is_direct).await;
     echoes(&mut stream, b"after").await;
     let moved = async {
         loop {
@@ -247,7 +253,7 @@ async fn the_metrics_tell_paths_moves_stalls_and_time_to_direct() {
     let client = world.client(UdpOptions::default()).await;
     let session = client.open("prefer").await.unwrap();
     let off = client.open("off").await.unwrap();
-    until(&session, is_direct).await;
+    until(&world.login, &session, is_direct).await;
     let api = ApiClient::new(world.login.clone());
     let expected = [
         "switchback_sessions_by_transport{transport=\"UDP (Shortpath)\"} 1",
@@ -287,14 +293,22 @@ impl Victim {
         Self(Some(builder.worker_threads(1).enable_all().build().unwrap()))
     }
 
-    /// Opens `prefer` there, and waits for a direct path; the session's id.
+    /// Opens `prefer` there, and waits for a direct path with TCP beside it; the session's id.
     async fn open(&self, login: Invite) -> SessionId {
         let runtime = self.0.as_ref().unwrap();
         let opened = runtime.spawn(async move {
-            let client = Client::connect(login).await.unwrap();
+            let client = Client::connect(login.clone()).await.unwrap();
             let session = client.open("prefer").await.unwrap();
-            until(&session, is_direct).await;
+            until(&login, &session, is_direct).await;
             let id = session.id().clone();
+            let api = ApiClient::new(login);
+            // The agent has its TCP leg too: what ends with the client's sockets tells it of their end.
+            let tcp = async {
+                while !api.explain(&id).await.is_ok_and(|it| it.agent.is_some_and(holds_tcp)) {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            soon(tcp).await;
             // Held for as long as the runtime lives.
             tokio::spawn(async move {
                 std::future::pending::<()>().await;
@@ -344,7 +358,7 @@ async fn without_standby_a_session_on_udp_holds_no_place_at_the_gateway() {
     let client = world.client(UdpOptions::default()).await;
     let session = client.open("cold").await.unwrap();
     let mut stream = application(&session).await;
-    until(&session, is_direct).await;
+    until(&world.login, &session, is_direct).await;
     let api = ApiClient::new(world.login.clone());
     soon(async {
         while !api.metrics().await.unwrap().lines().any(|it| it == "switchback_gateway_pairs 0") {
@@ -376,7 +390,7 @@ async fn a_session_on_udp_outlives_its_broker_and_gateway_without_a_gap() {
     let client = world.client(UdpOptions::default()).await;
     let session = client.open("prefer").await.unwrap();
     let mut stream = application(&session).await;
-    until(&session, is_direct).await;
+    until(&world.login, &session, is_direct).await;
     let chatter = async {
         loop {
             echoes(&mut stream, b"still here").await;
@@ -412,7 +426,7 @@ async fn a_refused_target_is_told_whatever_carries_the_session() {
         assert_eq!(soon(refusal(local)).await, ErrorKind::ConnectionReset);
         sleep(Duration::from_millis(20)).await;
     }
-    until(&session, is_direct).await;
+    until(&world.login, &session, is_direct).await;
     assert_eq!(soon(refusal(local)).await, ErrorKind::ConnectionReset);
     session.close().await;
     world.end().await;
@@ -427,7 +441,7 @@ async fn each_policy_is_kept() {
     echoes(&mut application(&required).await, b"direct").await;
     let relayed = client.open("relay-only").await.unwrap();
     echoes(&mut application(&relayed).await, b"over tcp at first").await;
-    until(&relayed, |label| label == RELAYED).await;
+    until(&world.login, &relayed, |label| label == RELAYED).await;
     echoes(&mut application(&relayed).await, b"relayed").await;
     let off = client.open("off").await.unwrap();
     assert_eq!(off.transport().udp, UdpUse::Off);
@@ -481,7 +495,7 @@ async fn a_udp_service_answers_each_local_address_by_itself() {
         ask(&player, name).await;
         players.push(player);
     }
-    until(&session, is_direct).await;
+    until(&world.login, &session, is_direct).await;
     for (player, name) in players.iter().zip(["one again", "two again"]) {
         ask(player, name).await;
     }
