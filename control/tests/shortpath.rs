@@ -1,4 +1,5 @@
 //! Client, broker, gateway and agent in one process: sessions find UDP, keep to their policies, and carry datagrams.
+use std::cell::Cell;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -391,16 +392,18 @@ async fn a_session_on_udp_outlives_its_broker_and_gateway_without_a_gap() {
     let session = client.open("prefer").await.unwrap();
     let mut stream = application(&session).await;
     until(&world.login, &session, is_direct).await;
+    let back = Cell::new(false);
     let chatter = async {
-        loop {
+        while !back.get() {
             echoes(&mut stream, b"still here").await;
             sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::select! {
-        () = chatter => unreachable!("it talks for ever"),
-        () = world.restart() => {}
-    }
+    let restart = async {
+        world.restart().await;
+        back.set(true);
+    };
+    tokio::join!(chatter, restart);
     echoes(&mut stream, b"and after").await;
     let api = ApiClient::new(world.login.clone());
     let known = soon(async {

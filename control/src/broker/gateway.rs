@@ -1,8 +1,9 @@
 //! The data plane, as the broker sees it: something that joins pairs, ends them and tells.
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use switchback_engine::{
@@ -127,22 +128,38 @@ pub(crate) struct Sockets {
     stun: Option<UdpSocket>,
 }
 
+/// As long as TCP is retried for: what a killed process had is free well within that.
+const UDP_RETRY_FOR: Duration = Duration::from_secs(2);
+const UDP_RETRY_EVERY: Duration = Duration::from_millis(50);
+
 impl Sockets {
-    /// Binds TCP and UDP of one port. Blocks for up to 2 s.
+    /// Binds TCP and UDP of one port. Blocks for up to 4 s.
     ///
     /// # Errors
     /// [`Code::AddressInUse`], [`Code::PortNotPermitted`], [`Code::AddressUnavailable`]. A UDP port that cannot be had
     /// is only logged.
     pub(crate) fn bind(address: SocketAddr, listeners: usize) -> Result<Self, Fault> {
         let mut sockets = Self { listeners: bind_tcp(address, listeners)?, stun: None };
-        let address = sockets.address()?;
-        match bind_udp(address, 1) {
-            Ok(stun) => sockets.stun = stun.into_iter().next(),
-            Err(error) => {
-                tracing::warn!(%address, %error, "no STUN: the UDP port could not be had");
+        let give_up = Instant::now() + UDP_RETRY_FOR;
+        loop {
+            match bind_udp(sockets.address()?, 1) {
+                Ok(stun) => sockets.stun = stun.into_iter().next(),
+                Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < give_up => {
+                    if address.port() == 0 {
+                        // Of the number that the kernel chose only TCP was free: another one.
+                        sockets.listeners = bind_tcp(address, listeners)?;
+                    } else {
+                        thread::sleep(UDP_RETRY_EVERY);
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    let address = sockets.address()?;
+                    tracing::warn!(%address, %error, "no STUN: the UDP port could not be had");
+                }
             }
+            return Ok(sockets);
         }
-        Ok(sockets)
     }
 
     /// Sockets as [`Sockets::descriptors`] lists them, received from another process; `stun` says whether the last is

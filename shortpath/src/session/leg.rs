@@ -319,7 +319,7 @@ impl Leg {
     pub(super) fn path_rtt(&mut self, now: Instant, rtt: Duration) {
         // A transport's average holds what came before a change for long.
         if !self.meter.is_loaded() && self.anew.is_none() {
-            self.rtt.sample(now, rtt);
+            self.rtt.follow(now, rtt);
             if self.trip.smoothed().is_none() {
                 self.trip.sample(now, rtt);
             }

@@ -59,6 +59,24 @@ impl Rtt {
         self.next = (self.next + 1) % WINDOW;
     }
 
+    /// Takes an estimate that its source has smoothed already, as a QUIC connection's. While it falls it remembers what it rose
+    /// for: of a fall the highest counts, once, and what was on the way down was as low as this one.
+    pub(super) fn follow(&mut self, now: Instant, estimate: Duration) {
+        let held = self.recent.len();
+        // From the newest backwards.
+        let at = |back: usize| (self.next + held - 1 - back) % held;
+        let higher =
+            |back: usize| back + 1 < held && self.recent[at(back + 1)] >= self.recent[at(back)];
+        let mut falling = Vec::new();
+        if held > 0 && estimate <= self.recent[at(0)] {
+            falling.extend((0..held).take_while(|back| higher(*back)).map(at));
+        }
+        for index in falling {
+            self.recent[index] = estimate;
+        }
+        self.sample(now, estimate);
+    }
+
     pub(super) fn smoothed(&self) -> Option<Duration> {
         self.smoothed
     }
@@ -146,6 +164,26 @@ mod tests {
         assert_eq!(of([280].into_iter().chain([40; 7])).p95(), Some(ms(42)));
         assert_eq!(of([280].into_iter().chain([40; 19])).p95(), Some(ms(40)));
         assert_eq!(of([280, 280].into_iter().chain([40; 18])).p95(), Some(ms(280)));
+    }
+
+    #[test]
+    fn an_estimate_that_falls_counts_its_highest_once() {
+        let (mut rtt, now) = (Rtt::default(), Instant::now());
+        // One late answer, and what a QUIC connection makes of the next ones, of 1 ms.
+        let mut estimate = Duration::from_millis(18);
+        for round in 0..30 {
+            rtt.follow(now, estimate);
+            if round >= TWENTY {
+                assert_eq!(rtt.p95(), Some(estimate), "in round {round}");
+            }
+            estimate = (estimate * 7 + ms(1)) / 8;
+        }
+        assert_eq!(rtt.figures().unwrap().p99_us, 18_000, "it is not forgotten");
+        // Late ones all the time do count.
+        for round in 0..WINDOW as u64 * 2 {
+            rtt.follow(now, ms(10 + 15 * (round % 2)));
+        }
+        assert_eq!(rtt.p95(), Some(ms(25)));
     }
 
     #[test]
