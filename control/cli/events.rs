@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use switchback_control::api::EventView;
-use switchback_control::api::client::{ApiClient, Told};
+use switchback_control::api::client::{ApiClient, EventStream, Told};
 use switchback_control::{Code, Fault};
 use tokio::time::sleep;
 
@@ -62,8 +62,9 @@ async fn show_past(api: &ApiClient, since: Option<Duration>, json: bool) -> Resu
 }
 
 async fn follow(api: &ApiClient, mut after: Option<u64>, json: bool) -> Result<(), Fault> {
-    // Refused or not reachable at first: that is for its user to mend.
-    let mut stream = api.follow(after).await?;
+    // Not reachable at first: that is for its user to mend. A broker that has shown its past was there, and comes back.
+    let mut stream =
+        if after.is_some() { reconnect(api, after).await? } else { api.follow(after).await? };
     loop {
         match stream.next().await {
             Ok(Some(Told::Event(event))) => {
@@ -80,14 +81,17 @@ async fn follow(api: &ApiClient, mut after: Option<u64>, json: bool) -> Result<(
             Ok(None) => {}
             Err(fault) => tracing::info!(%fault, "the stream of events broke"),
         }
-        stream = loop {
-            sleep(RETRY_AFTER).await;
-            match api.follow(after).await {
-                Ok(stream) => break stream,
-                Err(fault) if fault.code == Code::BrokerUnreachable => {}
-                Err(fault) => return Err(fault),
-            }
-        };
+        sleep(RETRY_AFTER).await;
+        stream = reconnect(api, after).await?;
+    }
+}
+
+async fn reconnect(api: &ApiClient, after: Option<u64>) -> Result<EventStream, Fault> {
+    loop {
+        match api.follow(after).await {
+            Err(fault) if fault.code == Code::BrokerUnreachable => sleep(RETRY_AFTER).await,
+            answer => return answer,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use switchback_control::Code;
@@ -289,6 +289,7 @@ fn a_target_that_hangs_is_told_as_such_and_holds_up_nobody_else() {
         stream.read_exact(&mut [0])
     };
     let (connect, local) = bed.forward("hanging");
+    let asked = Instant::now();
     let waiting = thread::spawn(move || ask(local));
     // More than a session's limit come and go meanwhile.
     for _ in 0..1_200 {
@@ -298,7 +299,8 @@ fn a_target_that_hangs_is_told_as_such_and_holds_up_nobody_else() {
     }
     let (_echo, other) = bed.forward("echo");
     ask(other).expect("another session goes on");
-    assert!(!waiting.is_finished());
+    // The agent gives a target 5 s, which a slow machine may take for the rest.
+    assert!(!waiting.is_finished() || asked.elapsed() > Duration::from_secs(5));
     let error = waiting.join().unwrap().expect_err("a reset, not an end");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     eventually("the reason on stderr", Duration::from_secs(5), || {
