@@ -15,6 +15,7 @@ mod gateway;
 mod id;
 mod limits;
 mod outcome;
+mod port;
 mod relay;
 #[allow(unsafe_code)]
 mod ring;

@@ -3,7 +3,6 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use switchback_engine::{
@@ -128,38 +127,34 @@ pub(crate) struct Sockets {
     stun: Option<UdpSocket>,
 }
 
-/// As long as TCP is retried for: what a killed process had is free well within that.
-const UDP_RETRY_FOR: Duration = Duration::from_secs(2);
-const UDP_RETRY_EVERY: Duration = Duration::from_millis(50);
+/// A number of the kernel's choice is free in TCP; that UDP has none of these free does not happen.
+const NUMBERS_TRIED: usize = 4;
 
 impl Sockets {
-    /// Binds TCP and UDP of one port. Blocks for up to 4 s.
+    /// Binds TCP and UDP of one port. Blocks for some seconds while another process has it.
     ///
     /// # Errors
     /// [`Code::AddressInUse`], [`Code::PortNotPermitted`], [`Code::AddressUnavailable`]. A UDP port that cannot be had
     /// is only logged.
     pub(crate) fn bind(address: SocketAddr, listeners: usize) -> Result<Self, Fault> {
         let mut sockets = Self { listeners: bind_tcp(address, listeners)?, stun: None };
-        let give_up = Instant::now() + UDP_RETRY_FOR;
-        loop {
-            match bind_udp(sockets.address()?, 1) {
-                Ok(stun) => sockets.stun = stun.into_iter().next(),
-                Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < give_up => {
-                    if address.port() == 0 {
-                        // Of the number that the kernel chose only TCP was free: another one.
-                        sockets.listeners = bind_tcp(address, listeners)?;
-                    } else {
-                        thread::sleep(UDP_RETRY_EVERY);
-                    }
-                    continue;
+        let numbers = if address.port() == 0 { NUMBERS_TRIED } else { 1 };
+        for left in (0..numbers).rev() {
+            let bound = sockets.address()?;
+            match bind_udp(bound, 1) {
+                Ok(stun) => {
+                    sockets.stun = stun.into_iter().next();
+                    break;
+                }
+                Err(error) if error.kind() == ErrorKind::AddrInUse && left > 0 => {
+                    sockets.listeners = bind_tcp(address, listeners)?;
                 }
                 Err(error) => {
-                    let address = sockets.address()?;
-                    tracing::warn!(%address, %error, "no STUN: the UDP port could not be had");
+                    tracing::warn!(address = %bound, %error, "no STUN: the UDP port could not be had");
                 }
             }
-            return Ok(sockets);
         }
+        Ok(sockets)
     }
 
     /// Sockets as [`Sockets::descriptors`] lists them, received from another process; `stun` says whether the last is

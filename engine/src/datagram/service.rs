@@ -18,6 +18,7 @@ use super::server::{Common, Server};
 use super::shared::{Limits, Shared};
 use super::worker::{Clock, Desk, Judge, Worker};
 use super::{UdpConfig, UdpSockets};
+use crate::port::once_free;
 use crate::ring::prepare_datagrams;
 
 /// STUN and TURN over UDP, on threads of its own. Dropping it shuts it down.
@@ -40,12 +41,16 @@ impl std::fmt::Debug for UdpService {
 
 /// Binds `count` (at least 1) UDP sockets to one address, for [`UdpSockets::primary`]. Of port 0 the first makes a number,
 /// which the others take. A port that anyone else has is refused, even with `SO_REUSEPORT`: the first is bound without it.
+/// `EADDRINUSE` is retried for 2 seconds, in which the kernel tears down what a killed process had. Blocks that long.
 ///
 /// # Errors
 /// `bind(2)`: port in use, no permission for a port below 1024, no such address.
 pub fn bind_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
-    let first = socket(address)?;
-    first.bind(&address.into())?;
+    let first = once_free(|| {
+        let first = socket(address)?;
+        first.bind(&address.into())?;
+        Ok(first)
+    })?;
     first.set_reuse_port(true)?;
     let first = UdpSocket::from(first);
     let more = bind_more(&first, count.saturating_sub(1))?;

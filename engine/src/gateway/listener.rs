@@ -1,33 +1,25 @@
 //! The gateway's listening sockets.
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::StartError;
 use crate::Tuning;
+use crate::port::once_free;
 use crate::ring::{self, defer_accept};
 
 /// Binds `count` (at least 1) non-blocking TCP listeners to one address: one for each relay worker, so that the kernel
 /// deals connections out (`SO_REUSEPORT`). Of port 0 the first makes a number, which the others take.
 ///
-/// A port that anyone else listens on is refused, even with `SO_REUSEPORT`: the first socket is bound without it. The port
-/// of an io_uring process that was killed stays bound until the kernel has torn down its ring, so `EADDRINUSE` is retried
-/// for 2 seconds. Blocks that long.
+/// A port that anyone else listens on is refused, even with `SO_REUSEPORT`: the first socket is bound without it. `EADDRINUSE`
+/// is retried for 2 seconds, in which the kernel tears down what a killed process had. Blocks that long.
 ///
 /// # Errors
 /// `bind(2)` and `listen(2)`: port in use, no permission for a port below 1024, no such address.
 pub fn bind_listeners(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
-    let give_up = Instant::now() + RETRY_FOR;
-    loop {
-        match bind_group(address, count.max(1)) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up => {
-                std::thread::sleep(RETRY_EVERY);
-            }
-            result => return result,
-        }
-    }
+    once_free(|| bind_group(address, count.max(1)))
 }
 
 /// Sets a listener up for a worker. Accepted connections inherit its options as a leg needs them, so an accepted leg costs
@@ -40,9 +32,6 @@ pub(crate) fn prepare_listener(listener: &TcpListener, tuning: &Tuning) -> Resul
     Ok(defer_accept(listener, DEFER)?)
 }
 
-/// Tear-down of a killed ring took well under a second here; 2 s are noticed by nobody who meant another port.
-const RETRY_FOR: Duration = Duration::from_secs(2);
-const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// Connections that wait for accept: a burst of reconnecting agents. Capped by `net.core.somaxconn` (4096 by default).
 const BACKLOG: i32 = 4096;
 /// A connection that has said nothing for this long is reported all the same. The least there is: one SYN-ACK timeout.

@@ -63,16 +63,13 @@ impl Rtt {
     /// for: of a fall the highest counts, once, and what was on the way down was as low as this one.
     pub(super) fn follow(&mut self, now: Instant, estimate: Duration) {
         let held = self.recent.len();
-        // From the newest backwards.
-        let at = |back: usize| (self.next + held - 1 - back) % held;
-        let higher =
-            |back: usize| back + 1 < held && self.recent[at(back + 1)] >= self.recent[at(back)];
-        let mut falling = Vec::new();
-        if held > 0 && estimate <= self.recent[at(0)] {
-            falling.extend((0..held).take_while(|back| higher(*back)).map(at));
-        }
-        for index in falling {
-            self.recent[index] = estimate;
+        for back in 1..held {
+            let [later, earlier] =
+                [back - 1, back].map(|back| (self.next + held - 1 - back) % held);
+            if estimate > self.recent[later] || self.recent[later] > self.recent[earlier] {
+                break;
+            }
+            self.recent[later] = estimate;
         }
         self.sample(now, estimate);
     }
