@@ -54,6 +54,8 @@ enum Command {
     TokioCopy(commands::tokio_copy::RelayArgs),
     /// Relay TCP with a tokio-uring copy loop: another peer
     TokioUring(commands::tokio_copy::RelayArgs),
+    /// Tunnel TCP through one QUIC connection: another peer
+    QuinnTunnel(commands::quinn_tunnel::TunnelArgs),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => return exit_code(commands::lab::run(&args)),
         Command::Echo(args) => commands::echo::run(&args).map(|()| Verdict::Complete),
         Command::TokioCopy(args) => commands::tokio_copy::run(&args).map(|()| Verdict::Complete),
+        Command::QuinnTunnel(args) => commands::quinn_tunnel::run(args).map(|()| Verdict::Complete),
         Command::TokioUring(args) => commands::tokio_uring::run(&args).map(|()| Verdict::Complete),
     };
     exit_code(verdict.map(|verdict| match verdict {

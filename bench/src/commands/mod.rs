@@ -5,6 +5,7 @@ pub(crate) mod control;
 pub(crate) mod echo;
 pub(crate) mod lab;
 pub(crate) mod load;
+pub(crate) mod quinn_tunnel;
 pub(crate) mod shortpath;
 pub(crate) mod tokio_copy;
 pub(crate) mod tokio_uring;

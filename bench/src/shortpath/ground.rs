@@ -42,8 +42,9 @@ pub(crate) enum Ground {
     Veth(Network),
 }
 
-/// The server's first address in every named topology.
+/// The server's first address in every named topology, and the agent's where the client is in another network.
 const LAB_SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const LAB_AGENT: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
 
 impl Ground {
     /// A lab of this topology.
@@ -79,6 +80,14 @@ impl Ground {
         match self {
             Ground::Lab(_) => LAB_SERVER.into(),
             Ground::Veth(network) => network.ip(Place::Relay),
+        }
+    }
+
+    /// The agent's own address, which the client reaches where nothing translates.
+    pub(crate) fn agent(&self) -> IpAddr {
+        match self {
+            Ground::Lab(_) => LAB_AGENT.into(),
+            Ground::Veth(network) => network.ip(Place::Server),
         }
     }
 

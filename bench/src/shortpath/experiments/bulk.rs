@@ -64,6 +64,7 @@ fn cases(quick: bool) -> Vec<Case> {
             PeerKind::SwitchbackUdp,
             PeerKind::SwitchbackTcp,
             PeerKind::Iroh,
+            PeerKind::Quinn,
             PeerKind::Rathole,
             PeerKind::Ssh,
         ],

@@ -36,6 +36,8 @@ const RATE: f64 = 50.0;
 
 /// 40 ms to the agent, nothing but that to the server.
 const TOPOLOGY: &str = "pair:client-link=delay=10ms,agent-link=delay=10ms";
+/// The same without NATs, for who cannot traverse them.
+const ROUTED: &str = "routed:client-link=delay=10ms,agent-link=delay=10ms";
 const DISTANCES: Distances = Distances { path: 40 };
 
 /// Loss each way in percent, and what p99 may be, in milliseconds.
@@ -66,6 +68,7 @@ fn case(loss: u32, p99: f64, measured: Duration) -> Case {
             PeerKind::Switchback,
             PeerKind::SwitchbackTcp,
             PeerKind::Iroh,
+            PeerKind::Quinn,
             PeerKind::Rathole,
             PeerKind::Ssh,
         ],
@@ -75,7 +78,8 @@ fn case(loss: u32, p99: f64, measured: Duration) -> Case {
 }
 
 fn measure(trial: Trial<'_>, loss: u32, measured: Duration) -> Result<Sample> {
-    in_lab(trial, TOPOLOGY, |scene, tunnel| {
+    let topology = if trial.peer == PeerKind::Quinn { ROUTED } else { TOPOLOGY };
+    in_lab(trial, topology, |scene, tunnel| {
         // The two paths are equally long here: settling shows that it works, loss comes later.
         let echo = scene.settle(tunnel, RATE, DISTANCES)?;
         std::thread::sleep(SETTLE);

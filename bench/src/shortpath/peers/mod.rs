@@ -1,6 +1,7 @@
 //! What carries an application's connection from the client to the service: ours and its rivals.
 
 mod iroh;
+mod quinn;
 mod rathole;
 mod ssh;
 mod switchback;
@@ -32,6 +33,8 @@ pub(crate) enum PeerKind {
     SwitchbackTcp,
     /// A TCP tunnel over iroh, with a relay of its own (bench/peers/iroh-tunnel)
     Iroh,
+    /// QUIC alone by quinn, where no NAT is between the ends
+    Quinn,
     /// rathole over plain TCP, through its server
     Rathole,
     /// OpenSSH `ssh -R`, through its server
@@ -50,6 +53,7 @@ impl PeerKind {
             PeerKind::SwitchbackUdp => "switchback-udp",
             PeerKind::SwitchbackTcp => "switchback-tcp",
             PeerKind::Iroh => "iroh",
+            PeerKind::Quinn => "quinn",
             PeerKind::Rathole => "rathole",
             PeerKind::Ssh => "ssh",
             PeerKind::SwitchbackTurn => "switchback-turn",
@@ -59,7 +63,8 @@ impl PeerKind {
 
     /// It is ours.
     pub(crate) fn is_ours(self) -> bool {
-        !matches!(self, PeerKind::Iroh | PeerKind::Rathole | PeerKind::Ssh | PeerKind::Coturn)
+        use PeerKind::{Coturn, Iroh, Quinn, Rathole, Ssh};
+        !matches!(self, Iroh | Quinn | Rathole | Ssh | Coturn)
     }
 
     /// Whether it can be started on this machine.
@@ -80,6 +85,7 @@ impl PeerKind {
             }
             PeerKind::SwitchbackTurn => built(&turn_program(binary), TURN_REMEDY),
             PeerKind::Iroh => required("iroh-tunnel").map(drop),
+            PeerKind::Quinn => Ok(()),
             PeerKind::Rathole => required("rathole").map(drop),
             PeerKind::Ssh => ["sshd", "ssh", "ssh-keygen", "id"]
                 .into_iter()
@@ -100,6 +106,7 @@ impl PeerKind {
     pub(crate) fn version(self, binary: &Path) -> String {
         let told = match self {
             PeerKind::Iroh => Ok("iroh 1.4.1, library defaults".to_owned()),
+            PeerKind::Quinn => Ok("quinn 0.11, library defaults".to_owned()),
             PeerKind::Rathole => version("rathole", "--help"),
             PeerKind::Ssh => version("ssh", "-V"),
             PeerKind::Coturn => version("turnserver", "--version"),
@@ -119,6 +126,7 @@ impl PeerKind {
             PeerKind::SwitchbackUdp => Box::new(Switchback::start(site, Carriers::Udp)?),
             PeerKind::SwitchbackTcp => Box::new(Switchback::start(site, Carriers::Tcp)?),
             PeerKind::Iroh => Box::new(iroh::Iroh::start(site)?),
+            PeerKind::Quinn => Box::new(quinn::Quinn::start(site)?),
             PeerKind::Rathole => Box::new(rathole::Rathole::start(site)?),
             PeerKind::Ssh => Box::new(ssh::Ssh::start(site)?),
             PeerKind::SwitchbackTurn | PeerKind::Coturn => {
