@@ -80,7 +80,7 @@ pub(crate) struct AgentArgs {
     /// `!` in front, those that are not: 10.0.0.0/8,!10.9.0.0/16 [default: all]
     #[arg(long, value_name = "NETWORK,...", env = "SWITCHBACK_UDP_NETWORKS")]
     udp_networks: Option<Networks>,
-    /// Do not ask the router for a port (PCP, NAT-PMP)
+    /// Do not ask the router for a port (PCP, NAT-PMP, UPnP)
     #[arg(long, env = "SWITCHBACK_NO_PORT_MAPPING")]
     no_port_mapping: bool,
     /// Mark UDP packets with this code point, a name or 0-63; a resource's `dscp` goes before it [default: none]

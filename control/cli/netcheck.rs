@@ -21,7 +21,7 @@ use crate::{account, output};
 ///
 /// Connects to the gateway by TCP, asks its STUN by UDP over IPv4 and IPv6, tells which kind of NAT is in between (RFC
 /// 5780: the filtering, and whether mappings differ by address, need a gateway with --stun-alternate), whether the NAT lets a machine behind it
-/// reach its own public address, how large packets may be, whether the router opens a port when asked (PCP, NAT-PMP), and
+/// reach its own public address, how large packets may be, whether the router opens a port when asked (PCP, NAT-PMP, UPnP), and
 /// whether something answers TLS or HTTP in the broker's place. Takes up to 12 seconds.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -148,6 +148,7 @@ fn mapping_words(mapping: &PortMappingReport) -> String {
             let protocol = match protocol {
                 MappingProtocol::Pcp => "PCP",
                 MappingProtocol::NatPmp => "NAT-PMP",
+                MappingProtocol::Upnp => "UPnP",
             };
             format!("yes, by {protocol}: {external}")
         }

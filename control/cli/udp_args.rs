@@ -22,7 +22,7 @@ pub(crate) struct UdpArgs {
     /// `!` in front, those that are not: 10.0.0.0/8,!10.9.0.0/16 [default: all]
     #[arg(long, value_name = "NETWORK,...", env = "SWITCHBACK_UDP_NETWORKS")]
     udp_networks: Option<Networks>,
-    /// Do not ask the router for a port (PCP, NAT-PMP)
+    /// Do not ask the router for a port (PCP, NAT-PMP, UPnP)
     #[arg(long, env = "SWITCHBACK_NO_PORT_MAPPING")]
     no_port_mapping: bool,
     /// Mark UDP packets with this code point: ef, af11 to af43, cs0 to cs7, le, va, default or 0-63 [default: none]

@@ -32,8 +32,9 @@ Examples:
     switchback-bench shortpath --quick
   Everything, with data, a page and plots in one directory (hours; one experiment: minutes):
     switchback-bench shortpath --out report
-  One claim, ours only, often:
+  One claim, ours only, often; one of its cases:
     switchback-bench shortpath failover --peers switchback --rounds 100
+    switchback-bench shortpath tails --case '5 % loss' --peers switchback,iroh
 
 Needs root (or unshare -Urn where /dev/net/tun is open to all). Rivals are installed by
 scripts/bench-peers; what is missing is skipped, with the reason.
@@ -49,6 +50,9 @@ pub(crate) struct ShortpathArgs {
     /// Who is measured [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     peers: Vec<PeerKind>,
+    /// Only the cases whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    case: Option<String>,
     /// Interleaved rounds [default: each experiment's own, 1 to 20; quick: 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
@@ -97,7 +101,8 @@ pub(crate) fn run(args: &ShortpathArgs) -> Result<Verdict> {
     }
     let setup = Setup { binary: binary.clone(), quick: args.quick };
     let rounds = args.rounds.map(usize::from);
-    let plan = Plan { setup, peers, rounds, seed: args.seed };
+    let plan = Plan { setup, peers, case: args.case.clone(), rounds, seed: args.seed };
+    ensure!(total(args, &plan) > 0, "{}", no_case(args));
     let host = Host::read();
     let mut failures = Vec::new();
     let experiments = measure(args, &plan, &mut failures);
@@ -124,17 +129,31 @@ fn measure(
     plan: &Plan,
     failures: &mut Vec<crate::report::Failure>,
 ) -> Vec<crate::shortpath::report::ExperimentReport> {
-    let asked = |experiment: &&Experiment| {
-        args.experiments.is_empty() || args.experiments.contains(&experiment.name)
-    };
-    let chosen: Vec<&Experiment> = ALL.iter().filter(asked).collect();
-    let total = chosen.iter().map(|experiment| plan.measurements(experiment)).sum();
-    let progress = progress_bar(total);
+    let progress = progress_bar(total(args, plan));
     let begun = Instant::now();
-    let mut run = |experiment: &&Experiment| plan.run(experiment, begun, &progress, failures);
-    let reports = chosen.iter().filter_map(&mut run).collect();
+    let run = |experiment| plan.run(experiment, begun, &progress, failures);
+    let reports = chosen(args).filter_map(run).collect();
     progress.finish_and_clear();
     reports
+}
+
+/// The experiments that are asked for.
+fn chosen(args: &ShortpathArgs) -> impl Iterator<Item = &'static Experiment> {
+    let wanted = &args.experiments;
+    let asked = |experiment: &&Experiment| wanted.is_empty() || wanted.contains(&experiment.name);
+    ALL.iter().filter(asked)
+}
+
+/// Measurements in all.
+fn total(args: &ShortpathArgs, plan: &Plan) -> u64 {
+    chosen(args).map(|experiment| plan.measurements(experiment)).sum()
+}
+
+/// Why there is nothing to measure.
+fn no_case(args: &ShortpathArgs) -> String {
+    let cases = chosen(args).flat_map(|experiment| (experiment.cases)(args.quick));
+    let names: Vec<_> = cases.map(|case| case.name).collect();
+    format!("no such case, or none of these peers takes part; there are: {}", names.join("; "))
 }
 
 /// One line that says how far the measurements are.

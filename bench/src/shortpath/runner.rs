@@ -19,6 +19,8 @@ pub(crate) struct Plan {
     pub(crate) setup: Setup,
     /// Who may take part.
     pub(crate) peers: Vec<PeerKind>,
+    /// Only cases whose name contains this.
+    pub(crate) case: Option<String>,
     /// Instead of each experiment's own number.
     pub(crate) rounds: Option<usize>,
     pub(crate) seed: u64,
@@ -37,9 +39,15 @@ impl Plan {
 
     /// Measurements of an experiment.
     pub(crate) fn measurements(&self, experiment: &Experiment) -> u64 {
-        let cases = (experiment.cases)(self.setup.quick);
+        let cases = self.cases(experiment);
         let peers: usize = cases.iter().map(|case| self.taking_part(case).len()).sum();
         (peers * self.rounds(experiment)) as u64
+    }
+
+    fn cases(&self, experiment: &Experiment) -> Vec<Case> {
+        let mut cases = (experiment.cases)(self.setup.quick);
+        cases.retain(|case| self.case.as_ref().is_none_or(|text| case.name.contains(text)));
+        cases
     }
 
     fn taking_part(&self, case: &Case) -> Vec<PeerKind> {
@@ -54,7 +62,7 @@ impl Plan {
         progress: &ProgressBar,
         failures: &mut Vec<Failure>,
     ) -> Option<ExperimentReport> {
-        let cases = (experiment.cases)(self.setup.quick);
+        let cases = self.cases(experiment);
         let none = |peer: PeerKind| (peer, Taken::new(peer.name()));
         let none = |case: &Case| self.taking_part(case).into_iter().map(none).collect();
         let mut outcomes: Vec<Vec<(PeerKind, Taken)>> = cases.iter().map(none).collect();

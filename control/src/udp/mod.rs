@@ -31,7 +31,7 @@ pub struct UdpOptions {
     pub managed_port: Option<u16>,
     /// Networks to use. Default: all.
     pub networks: NetworkFilter,
-    /// Whether to ask the router for a port (PCP, NAT-PMP). Default: yes.
+    /// Whether to ask the router for a port (PCP, NAT-PMP, UPnP). Default: yes.
     pub port_mapping: bool,
     /// Differentiated services code point of this end's UDP packets, 0 to 63; a resource's own goes before it. Default: none.
     pub dscp: Option<u8>,

@@ -7,7 +7,7 @@
 //! * [`Shifts`]: two sockets in turns, where the NAT ends mappings at an age.
 //! * [`Discovery`]: the RFC 5780 tests behind `switchback netcheck`.
 //! * [`MtuProbe`]: the largest packet that passes, for netcheck, too.
-//! * [`PortMapper`]: when to ask the router for a port (PCP, NAT-PMP).
+//! * [`PortMapper`]: when to ask the router for a port (PCP, NAT-PMP, UPnP).
 //! * [`TurnClient`]: one allocation on a TURN server (RFC 8656).
 //!
 //! **Contract of all of them**: after every call that takes `now`, drain `poll_transmit` and `poll_event`, then ask

@@ -1,4 +1,4 @@
-//! When to ask the router for a port of its own (PCP, RFC 6887; NAT-PMP, RFC 6886), and how long its answer is good.
+//! When to ask the router for a port of its own (PCP, RFC 6887; NAT-PMP, RFC 6886; UPnP), and how long its answer is good.
 //!
 //! A port that the router forwards makes us reachable whatever its mapping and filtering. It is asked for once a NAT is
 //! known to be there, renewed at half its lifetime, asked for again when the network changes or the NAT binds our socket
@@ -16,6 +16,8 @@ pub enum MappingProtocol {
     Pcp,
     /// NAT Port Mapping Protocol, RFC 6886.
     NatPmp,
+    /// Universal Plug and Play, an Internet Gateway Device's service.
+    Upnp,
 }
 
 /// Why there is no port.

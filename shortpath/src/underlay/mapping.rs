@@ -1,11 +1,13 @@
-//! Asks the router for a port: the edge of [`PortMapper`], through the crate `crab_nat`.
+//! Asks the router for a port: the edge of [`PortMapper`], by PCP and NAT-PMP through the crate `crab_nat`, else by UPnP.
 //!
 //! IPv4 only: what IPv6 firewalls need, a punch gives them.
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
 
 use crab_nat::{
     GATEWAY_PORT, InternetProtocol, MappingFailure as Failure, PortMapping, PortMappingOptions,
@@ -15,6 +17,7 @@ use crab_nat::{
 use super::Inner;
 use super::interfaces::source_to;
 use super::keeping::Known;
+use super::upnp;
 use crate::path::{
     Candidate, CandidateKind, LocalId, MAPPING_LIFETIME, MappingFailure, MappingGrant,
     MappingProtocol, PortMapper,
@@ -27,6 +30,10 @@ const PATIENCE: TimeoutConfig = TimeoutConfig {
     max_retries: 3,
     max_retry_timeout: None,
 };
+/// What PCP has ahead of UPnP: its first two tries. A router that knows it answers in milliseconds.
+const HEAD_START: Duration = Duration::from_millis(750);
+/// UPnP's share: searching takes 2.25 s, asking some tens of milliseconds.
+const UPNP_WITHIN: Duration = Duration::from_secs(7);
 /// For giving a port back: nobody waits longer for a process that ends.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// The lifetime that [`probe_port_mapping`] asks for: it gives the port back, but the answer may be lost.
@@ -43,7 +50,7 @@ pub struct MappingProbe {
     pub external: SocketAddr,
 }
 
-/// Asks the router for a port for `local_port` and gives it back. Takes 8 s at most.
+/// Asks the router for a port for `local_port` and gives it back. Takes 9 s at most.
 ///
 /// # Errors
 /// Why there is none.
@@ -53,7 +60,7 @@ pub async fn probe_port_mapping(local_port: u16) -> Result<MappingProbe, Mapping
     let probe = MappingProbe {
         router: place.router.into(),
         protocol: held.protocol(),
-        external: held.external,
+        external: held.external(),
     };
     held.give_back().await;
     Ok(probe)
@@ -124,7 +131,7 @@ impl Keeping {
         match answer {
             Ok(held) => {
                 self.mapper.granted(now(), held.grant());
-                tracing::debug!(external = %held.external, protocol = ?held.protocol(), "a port at the router");
+                tracing::debug!(external = %held.external(), protocol = ?held.protocol(), "a port at the router");
                 self.held = Some(held);
             }
             Err(failure) => {
@@ -154,27 +161,47 @@ fn is_behind_nat(known: &Known) -> bool {
 
 /// A port of ours at the router.
 #[derive(Clone, Debug)]
-struct Held {
-    mapping: PortMapping,
-    external: SocketAddr,
+enum Held {
+    Asked { mapping: PortMapping, external: SocketAddr },
+    Upnp(upnp::Port),
 }
 
 impl Held {
     fn protocol(&self) -> MappingProtocol {
-        match self.mapping.mapping_type() {
-            PortMappingType::NatPmp => MappingProtocol::NatPmp,
-            PortMappingType::Pcp { .. } => MappingProtocol::Pcp,
+        match self {
+            Held::Upnp(_) => MappingProtocol::Upnp,
+            Held::Asked { mapping, .. } => match mapping.mapping_type() {
+                PortMappingType::NatPmp => MappingProtocol::NatPmp,
+                PortMappingType::Pcp { .. } => MappingProtocol::Pcp,
+            },
+        }
+    }
+
+    fn external(&self) -> SocketAddr {
+        match self {
+            Held::Upnp(port) => port.external.into(),
+            Held::Asked { external, .. } => *external,
         }
     }
 
     fn grant(&self) -> MappingGrant {
-        let lifetime = Duration::from_secs(self.mapping.lifetime().into());
-        MappingGrant { external: self.external, lifetime }
+        let lifetime = match self {
+            // What is asked for: the answer does not tell.
+            Held::Upnp(_) => MAPPING_LIFETIME,
+            Held::Asked { mapping, .. } => Duration::from_secs(mapping.lifetime().into()),
+        };
+        MappingGrant { external: self.external(), lifetime }
     }
 
     async fn give_back(self) {
+        let giving = async {
+            match self {
+                Held::Upnp(port) => port.give_back().await,
+                Held::Asked { mapping, .. } => drop(mapping.try_drop().await),
+            }
+        };
         // It runs out by itself.
-        let _ = tokio::time::timeout(FAREWELL, self.mapping.try_drop()).await;
+        let _ = timeout(FAREWELL, giving).await;
     }
 }
 
@@ -191,7 +218,8 @@ impl Place {
         Some(Self { router, own: source_to((router, GATEWAY_PORT).into())? })
     }
 
-    /// Asks by PCP, and by NAT-PMP where PCP is not known or not answered.
+    /// Asks by PCP, and by NAT-PMP where PCP is not known or not answered; by UPnP beside them once they are late. The first
+    /// port that is given is taken.
     async fn ask(
         &self,
         port: u16,
@@ -199,12 +227,55 @@ impl Place {
         lifetime: Duration,
     ) -> Result<Held, MappingFailure> {
         let port = NonZeroU16::new(port).ok_or(MappingFailure::Refused)?;
+        let mapping = match held {
+            Some(Held::Upnp(held)) => {
+                if let Ok(renewed) = held.renew(lifetime).await {
+                    return Ok(Held::Upnp(renewed));
+                }
+                None
+            }
+            Some(Held::Asked { mapping, .. }) => Some(mapping),
+            None => None,
+        };
+        let by_request = self.ask_pcp(port, mapping, lifetime);
+        let by_upnp = async {
+            sleep(HEAD_START).await;
+            self.ask_upnp(port, lifetime).await
+        };
+        tokio::pin!(by_request, by_upnp);
+        let (first, other) = tokio::select! {
+            first = &mut by_request => match first {
+                Ok(held) => return Ok(held),
+                Err(failure) => (failure, by_upnp.await),
+            },
+            first = &mut by_upnp => match first {
+                Ok(held) => return Ok(held),
+                Err(failure) => (failure, by_request.await),
+            },
+        };
+        // Silence tells less.
+        other.map_err(|failure| if failure == MappingFailure::Silent { first } else { failure })
+    }
+
+    async fn ask_upnp(&self, port: NonZeroU16, lifetime: Duration) -> Result<Held, MappingFailure> {
+        let IpAddr::V4(own) = self.own else { return Err(MappingFailure::NoRouter) };
+        let asking = upnp::Port::ask(self.router, SocketAddrV4::new(own, port.get()), lifetime);
+        let port = timeout(UPNP_WITHIN, asking).await.unwrap_or(Err(MappingFailure::Silent))?;
+        Ok(Held::Upnp(port))
+    }
+
+    async fn ask_pcp(
+        &self,
+        port: NonZeroU16,
+        held: Option<&PortMapping>,
+        lifetime: Duration,
+    ) -> Result<Held, MappingFailure> {
         let options = PortMappingOptions {
-            external_port: Some(held.map_or(port, |held| held.mapping.external_port())),
+            external_port: Some(held.map_or(port, PortMapping::external_port)),
             lifetime_seconds: u32::try_from(lifetime.as_secs()).ok(),
             timeout_config: Some(PATIENCE),
         };
-        let nonce = match held.map(|held| held.mapping.mapping_type()) {
+        let nonce = match held.map(PortMapping::mapping_type) {
             Some(PortMappingType::NatPmp) => return self.ask_nat_pmp(port, options).await,
             Some(PortMappingType::Pcp { nonce, .. }) => Some(nonce),
             None => None,
@@ -217,7 +288,7 @@ impl Place {
                     return Err(MappingFailure::Refused);
                 };
                 let external = SocketAddr::new(external_ip, mapping.external_port().get());
-                Ok(Held { mapping, external })
+                Ok(Held::Asked { mapping, external })
             }
             Err(pcp::Failure::Timeout | pcp::Failure::UnsupportedVersion(_)) => {
                 self.ask_nat_pmp(port, options).await
@@ -236,7 +307,8 @@ impl Place {
         let mapping = mapping.await.map_err(|error| told(error.into()))?;
         let ip = natpmp::external_address(router, Some(PATIENCE)).await;
         let ip = ip.map_err(|error| told(error.into()))?;
-        Ok(Held { external: SocketAddr::new(ip.into(), mapping.external_port().get()), mapping })
+        let external = SocketAddr::new(ip.into(), mapping.external_port().get());
+        Ok(Held::Asked { mapping, external })
     }
 }
 

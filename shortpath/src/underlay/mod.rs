@@ -36,6 +36,7 @@ mod search;
 mod sockets;
 mod spare;
 mod spread;
+mod upnp;
 mod view;
 mod whereabouts;
 mod wire;

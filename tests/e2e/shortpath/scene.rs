@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use switchback_bench::lab::{self, Lab};
+use switchback_bench::lab::{self, Lab, Topology};
 use tempfile::TempDir;
 
 use crate::support::{Bytes, EchoTarget, Output, Process, Sshd, eventually, switchback};
@@ -33,14 +33,19 @@ impl Scene {
         Self::with_resource(topology, "")
     }
 
+    /// As [`Self::start`], in a topology without a name.
+    pub(super) fn on(topology: &Topology) -> Option<Self> {
+        Self::build(topology, "", &[], &[], false)
+    }
+
     /// As [`Self::start`], with options on the resource (`;udp=off`).
     pub(super) fn with_resource(topology: &str, options: &str) -> Option<Self> {
-        Self::build(topology, options, &[], &[], false)
+        Self::build(&named(topology), options, &[], &[], false)
     }
 
     /// As [`Self::start`], with an SSH server beside the agent as resource `ssh`; `None` also where OpenSSH is missing.
     pub(super) fn with_sshd(topology: &str) -> Option<Self> {
-        Self::build(topology, "", &[], &[], true).filter(|scene| scene.sshd.is_some())
+        Self::build(&named(topology), "", &[], &[], true).filter(|scene| scene.sshd.is_some())
     }
 
     /// As [`Self::start`], with these environment variables for agent and client.
@@ -48,16 +53,16 @@ impl Scene {
         topology: &str,
         ends: &'static [(&'static str, &'static str)],
     ) -> Option<Self> {
-        Self::build(topology, "", ends, &[], false)
+        Self::build(&named(topology), "", ends, &[], false)
     }
 
     /// As [`Self::start`], with these alternate STUN addresses at the gateway.
     pub(super) fn with_alternates(topology: &str, alternates: &[&str]) -> Option<Self> {
-        Self::build(topology, "", &[], alternates, false)
+        Self::build(&named(topology), "", &[], alternates, false)
     }
 
     fn build(
-        topology: &str,
+        topology: &Topology,
         options: &str,
         ends: &'static [(&'static str, &'static str)],
         alternates: &[&str],
@@ -66,8 +71,7 @@ impl Scene {
         if lab::skip(lab::unavailable()) {
             return None;
         }
-        let parsed = topology.parse().unwrap_or_else(|error| panic!("{error}"));
-        let lab = Lab::start(&parsed, 1).expect("a lab starts");
+        let lab = Lab::start(topology, 1).expect("a lab starts");
         let home = TempDir::new().expect("a temporary directory");
         let mut server = serve(&lab, &home, alternates);
         let ready = server.first_json();
@@ -182,6 +186,10 @@ impl Scene {
     pub(super) fn expect_transport(&self, label: &str) {
         assert_eq!(self.transport_within(label, Duration::from_secs(20)).as_deref(), Some(label));
     }
+}
+
+fn named(topology: &str) -> Topology {
+    topology.parse().unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn serve(lab: &Lab, home: &TempDir, alternates: &[&str]) -> Process {
