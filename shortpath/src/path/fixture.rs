@@ -205,6 +205,15 @@ impl World {
         self.start_end(false, &of_b, &of_a);
     }
 
+    /// As [`World::start`], with the client `skew` after the agent; the start is the client's.
+    pub(super) fn start_agent_first(&mut self, skew: Duration) {
+        let (of_a, of_b) = (self.a.candidates(), self.b.candidates());
+        self.start_end(false, &of_b, &of_a);
+        self.run(skew);
+        self.started = self.net.now;
+        self.start_end(true, &of_a, &of_b);
+    }
+
     fn start_end(&mut self, client: bool, ours: &[Candidate], theirs: &[Candidate]) {
         let now = self.net.now;
         let relay = self.a.turn.is_some();

@@ -141,9 +141,16 @@ impl Pair {
 
     /// How long an answer to the check sent now is waited for before the next.
     fn patience(&self, timing: &FinderTiming) -> Duration {
+        let mut grows = self.tries.min(16);
+        if self.rounds == 0 && self.alive().is_none() {
+            if let Some(early) = timing.early.get(self.tries as usize) {
+                return *early;
+            }
+            grows -= timing.early.len() as u32;
+        }
         let first = self.rtt.map_or(timing.first_rto, |rtt| (rtt * 3 / 2).max(timing.first_rto));
         // Factor 1.5: under 20 % loss each way a pair that works is found within five tries, 530 ms, 99 times of 100.
-        let grown = first.mul_f64(1.5_f64.powi(self.tries.min(16).cast_signed()));
+        let grown = first.mul_f64(1.5_f64.powi(grows.cast_signed()));
         grown.min(timing.max_rto.max(first))
     }
 

@@ -32,12 +32,15 @@ pub struct FinderTiming {
     pub pacing: Duration,
     /// Checks that may leave without waiting: as many as TCP's first flight has segments (RFC 6928).
     pub burst: u32,
-    /// Wait for the first answer; grows by half with each try. RFC 8445's 500 ms is meant for links of its days; an
+    /// Waits after the first checks of a pair that nothing has come by. Both ends learn of each other at about the same time, and
+    /// a check that meets the peer's NAT some milliseconds before that has been opened is lost; the one after it is not.
+    pub early: [Duration; 2],
+    /// Wait for the first answer after those; grows by half with each try. RFC 8445's 500 ms is meant for links of its days; an
     /// answer that comes later still counts.
     pub first_rto: Duration,
     /// Largest wait between two checks of a round.
     pub max_rto: Duration,
-    /// Unanswered checks that fail a pair. 12 take 6.8 s.
+    /// Unanswered checks that fail a pair. 14 take 6.8 s.
     pub tries: u32,
     /// Unanswered checks in a later round.
     pub retry_tries: u32,
@@ -63,9 +66,10 @@ impl Default for FinderTiming {
         Self {
             pacing: Duration::from_millis(5),
             burst: 10,
+            early: [Duration::from_millis(5), Duration::from_millis(15)],
             first_rto: Duration::from_millis(40),
             max_rto: Duration::from_secs(1),
-            tries: 12,
+            tries: 14,
             retry_tries: 3,
             retry_first: Duration::from_secs(10),
             retry_last: Duration::from_secs(30),

@@ -57,7 +57,8 @@ impl Session {
             state.bytes_received += len;
             if counted {
                 state.arrives(len, now + self.config.ack_delay);
-                let at_once = self.channels.get(&id).is_none_or(|one| one.ack == AckDue::Now);
+                let due = |one: &Channel| one.ack == AckDue::Now || one.receive.owes_ack();
+                let at_once = self.channels.get(&id).is_none_or(due);
                 if at_once {
                     state.seen_due = AckDue::Now;
                 }
@@ -99,7 +100,7 @@ impl Session {
                 self.peer_open(channel, limit, nature)
             }
             Frame::Data { channel, offset, bytes, mark } => {
-                self.data(now, channel, offset, bytes, mark)
+                self.data(now, leg, channel, offset, bytes, mark)
             }
             Frame::Datagram { channel, bytes, .. } => self.datagram(channel, bytes),
             Frame::Seen { bytes, won } => self.peer_saw(now, leg, bytes, won),
@@ -264,6 +265,7 @@ impl Session {
     fn data(
         &mut self,
         now: Instant,
+        leg: LegId,
         id: ChannelId,
         offset: u64,
         bytes: Bytes,
@@ -272,6 +274,7 @@ impl Session {
         if !self.held_as(id, Nature::Stream)? {
             return Ok(());
         }
+        let selected = self.selected() == Some(leg);
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(()) };
         if !channel.is_live() {
             return Ok(());
@@ -284,8 +287,9 @@ impl Session {
         if mark != Mark::Original && arrival == Arrival::InOrder {
             self.won_here += 1;
         }
+        // What another leg brings is acknowledged there at once; here too, but bulk need not pay for every word of it twice.
         let at_once = arrival != Arrival::InOrder
-            || channel.receive.owes_ack()
+            || (selected && channel.receive.owes_ack())
             || channel.receive.is_complete();
         if at_once {
             channel.ack = AckDue::Now;

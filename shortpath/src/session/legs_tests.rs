@@ -447,6 +447,19 @@ fn bulk_takes_a_leg_that_is_a_fifth_faster_and_stays_for_less_than_a_tenth() {
 }
 
 #[test]
+fn bulk_stays_on_the_faster_leg_though_another_is_nearer() {
+    let (mut pair, leg) = bulk_between(20_000_000, 10_000_000);
+    let channel = pair.open(CLIENT).unwrap();
+    let moves = pair.ends[CLIENT].moves.len();
+    assert_eq!(leg, Some(TcpReverse));
+    bulk(&mut pair, channel, Duration::from_secs(25));
+    assert_eq!(pair.ends[CLIENT].moves.len(), moves, "{:?}", pair.ends[CLIENT].moves);
+    // Without bulk nearness counts again.
+    pair.run(Duration::from_secs(60));
+    assert_eq!(pair.ends[CLIENT].session.figures(pair.now).leg, Some(UdpDirect));
+}
+
+#[test]
 fn another_leg_is_tried_beside_one_that_brings_all_it_has_before_more_comes() {
     let mut pair = Pair::new(&SessionConfig::default());
     let relayed = pair.link_of(TcpReverse, Weather::fair(ms(2)), NOW);

@@ -113,6 +113,7 @@ impl Session {
         let legs = self.legs.iter().filter(|(_, leg)| allowed(leg.kind));
         let mut candidates: Vec<_> =
             legs.map(|(id, leg)| leg.candidate(now, *id, Some(*id) == selected)).collect();
+        self.spare_bulk(now, &mut candidates);
         let mut best = select(selected, &candidates, !self.begun);
         match planned(selected, best, &candidates) {
             None => self.course.wish_since = None,
@@ -141,6 +142,35 @@ impl Session {
         if let Some(left) = left.filter(untrusted) {
             self.reclaim(left);
         }
+    }
+
+    /// While there is bulk, a leg that is known to be slower than the selected one is no better for being nearer: queues of bulk
+    /// are most of what the selected one's round trips take.
+    fn spare_bulk(&self, now: Instant, candidates: &mut [Candidate]) {
+        let Some(selected) = self.selected() else { return };
+        let loaded = self.legs.get(&selected).is_some_and(|leg| leg.meter.is_loaded());
+        if !loaded && self.course.trial.is_none() {
+            return;
+        }
+        let to_beat = self.rate(selected);
+        let slower = |one: &&mut Candidate| {
+            let rate = self.known_rate(now, one.leg);
+            one.leg != selected && rate.is_some_and(|rate| is_faster(to_beat, rate))
+        };
+        let well = candidates.iter_mut().filter(|one| one.standing == Standing::Well);
+        well.filter(slower).for_each(|one| one.standing = Standing::Demoted);
+    }
+
+    /// Bulk has kept the selected leg busy for long enough to judge.
+    fn is_busy(&self, now: Instant) -> bool {
+        let since = self.selected_leg().and_then(|leg| leg.meter.busy_since(now));
+        since.is_some_and(|since| since + BUSY <= now)
+    }
+
+    /// Bytes a second a leg achieved lately.
+    fn known_rate(&self, now: Instant, leg: LegId) -> Option<u64> {
+        let (rate, at) = self.legs.get(&leg)?.meter.rate()?;
+        (now.saturating_duration_since(at) < RATE_FRESH).then_some(rate)
     }
 
     /// Measures the legs that stand by: their answers decide.
@@ -248,19 +278,13 @@ impl Session {
             }
             return;
         }
-        let busy_since = self.selected_leg().and_then(|leg| leg.meter.busy_since(now));
-        if busy_since.is_none_or(|since| since + BUSY > now) {
+        if !self.is_busy(now) {
             return;
         }
-        let known = |id: LegId| {
-            self.legs[&id]
-                .meter
-                .rate()
-                .filter(|(_, at)| now.saturating_duration_since(*at) < RATE_FRESH)
-        };
         let Some(against) = self.selected() else { return };
         let to_beat = self.rate(against);
-        let beats = |id: &LegId| known(*id).is_some() && is_faster(self.rate(*id), to_beat);
+        let beats =
+            |id: &LegId| self.known_rate(now, *id).is_some_and(|rate| is_faster(rate, to_beat));
         let faster = self.rivals().find(beats);
         if let Some(rival) = faster {
             return self.move_bulk(now, rival);
