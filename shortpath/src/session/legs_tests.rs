@@ -1042,6 +1042,22 @@ fn a_better_udp_leg_carries_at_once_both_ways_without_waiting_for_the_peers_hell
 }
 
 #[test]
+fn what_a_new_tcp_leg_holds_back_delays_nothing_on_the_udp_leg_that_follows() {
+    let mut pair = Pair::new(&SessionConfig::default());
+    let tcp = pair.link_of(TcpReverse, Weather::fair(ms(30)), NOW);
+    let mut echo = Echo::new(pair, ms(5));
+    echo.run(ms(40));
+    // Its first ten segments have left: the rest waits for a round trip more.
+    echo.pair.set_delay(tcp, ms(90));
+    echo.run(ms(10));
+    echo.pair.link_of(UdpDirect, Weather::fair(ms(25)), ms(25));
+    let first = echo.sent.len();
+    echo.run(ms(500));
+    let slowest = *echo.latencies(first).last().unwrap();
+    assert!(slowest <= ms(50 + 3), "{slowest:?}");
+}
+
+#[test]
 fn a_leg_that_swallows_all_before_its_hello_is_left_like_any_other() {
     let (echo, first) = gets_direct(true);
     let slowest = *echo.latencies(first).last().unwrap();

@@ -34,6 +34,8 @@ const TRIAL_PAUSE_MAX: Duration = Duration::from_secs(160);
 const RATE_FRESH: Duration = Duration::from_secs(30);
 /// What a leg that moves bulk more slowly still has on its way may hold up the rest for this long, beyond two round trips.
 const BACKLOG: Duration = Duration::from_millis(100);
+/// Ten segments, rounded up.
+const FIRST_FLIGHT: u64 = 16 * 1024;
 
 /// One move of a session from leg to leg, or a stall that ended without one: from a kind to itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,18 +132,33 @@ impl Session {
         }
         self.course.selected = best;
         self.announce(now);
-        self.leave_nothing(selected);
+        self.leave_nothing(now, selected);
     }
 
-    /// A leg in quarantine that had to carry, as there was no other, is not suspected a second time: what it still carries when
-    /// another takes over leaves again there.
-    fn leave_nothing(&mut self, before: Option<LegId>) {
-        let left = before.filter(|id| self.course.selected != Some(*id));
-        let untrusted =
-            |id: &LegId| self.legs.get(id).is_some_and(|leg| leg.health.is_quarantined());
-        if let Some(left) = left.filter(untrusted) {
+    /// What the leg that the session leaves still carries leaves again where it goes, if the leg is not to be trusted with it.
+    fn leave_nothing(&mut self, now: Instant, before: Option<LegId>) {
+        let Some(left) = before.filter(|id| self.course.selected != Some(*id)) else { return };
+        if self.had_to_carry(left) || self.may_hold_back(now, left) {
             self.reclaim(left);
         }
+    }
+
+    /// It is in quarantine, and there was no other: it is not suspected a second time.
+    fn had_to_carry(&self, leg: LegId) -> bool {
+        self.legs.get(&leg).is_some_and(|leg| leg.health.is_quarantined())
+    }
+
+    /// It has hardly begun, and what it carries is little enough to be sent twice: a new TCP connection holds back what is beyond
+    /// its first ten segments (RFC 6928) for a round trip, and what left elsewhere since then would wait for that.
+    fn may_hold_back(&mut self, now: Instant, leg: LegId) -> bool {
+        let Some(limits) = self.config.redundancy else { return false };
+        let Some(leg) = self.legs.get(&leg).filter(|leg| leg.rtt.is_young()) else { return false };
+        let bytes = leg.meter.outstanding();
+        let worth = bytes > 0 && bytes <= FIRST_FLIGHT && self.budget.take(now, &limits, bytes);
+        if worth {
+            self.copies_sent(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
+        worth
     }
 
     /// While there is bulk, a leg that is known to be slower than the selected one is no better for being nearer: queues of bulk
