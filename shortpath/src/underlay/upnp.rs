@@ -28,6 +28,8 @@ use crate::path::MappingFailure;
 const SEARCHES: [Duration; 3] =
     [Duration::ZERO, Duration::from_millis(250), Duration::from_millis(750)];
 const LAST_ANSWER: Duration = Duration::from_millis(1250);
+/// Before the socket is read again after an error.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
 /// One request to the router. Home routers answer in some 10 ms, and in a second when they are busy.
 const EXCHANGE: Duration = Duration::from_secs(2);
 /// Descriptions take some kilobytes.
@@ -106,8 +108,11 @@ async fn search(router: SocketAddrV4, own: Ipv4Addr) -> Option<Place> {
     let hear = async {
         let mut answer = [0; 2048];
         loop {
-            // An error is ICMP's.
-            let Ok((length, from)) = socket.recv_from(&mut answer).await else { continue };
+            let Ok((length, from)) = socket.recv_from(&mut answer).await else {
+                // ICMP's, of one packet; one that stays must not spin.
+                sleep(ERROR_PAUSE).await;
+                continue;
+            };
             let found = location(&answer[..length], *router.ip());
             if let (SocketAddr::V4(from), Some(found)) = (from, found)
                 && from.ip() == router.ip()
